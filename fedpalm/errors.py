@@ -1,0 +1,228 @@
+"""Every error FedPalm raises, a sentence each.
+
+An error says what happened, what is still safe, and what to do next. It carries a stable ``code``
+(crosses the wire, appears in ``--json``), the ``exit_code`` of a CLI that ends on it, and the name of
+the gRPC status that stands for it. Families fix the last two; a concrete error adds only its code.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+_REGISTRY: dict[str, type[FedPalmError]] = {}
+
+
+class FedPalmError(Exception):
+    """Base of all errors. Source of the text: ``what``, then ``safe``, then ``next_step``."""
+
+    code: ClassVar[str] = "internal"
+    exit_code: ClassVar[int] = 1
+    grpc_status: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, what: str, *, safe: str = "", next_step: str = "") -> None:
+        self.what, self.safe, self.next_step = what, safe, next_step
+        super().__init__(what)
+
+    def __init_subclass__(cls) -> None:
+        if "code" in cls.__dict__:
+            if cls.code in _REGISTRY:
+                raise TypeError(f"error code {cls.code!r} is taken by {_REGISTRY[cls.code].__name__}")
+            _REGISTRY[cls.code] = cls
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.safe:
+            parts.append(f"Safe: {self.safe}")
+        if self.next_step:
+            parts.append(f"Next: {self.next_step}")
+        return "\n".join(parts)
+
+
+def error_from_code(code: str, what: str, *, safe: str = "", next_step: str = "") -> FedPalmError:
+    """Rebuild an error that crossed the wire; an unknown code becomes a plain :class:`FedPalmError`."""
+    return _REGISTRY.get(code, FedPalmError)(what, safe=safe, next_step=next_step)
+
+
+def error_codes() -> dict[str, type[FedPalmError]]:
+    """All concrete errors by code (for the documentation and its test)."""
+    return dict(_REGISTRY)
+
+
+# --- families: one exit code and one gRPC status each ---------------------------------------------
+
+
+class ConfigError(FedPalmError):
+    """A settings file, plan or option is wrong."""
+
+    code, exit_code, grpc_status = "config", 3, "INVALID_ARGUMENT"
+
+
+class DataError(FedPalmError):
+    """A data folder, list or image cannot be used."""
+
+    code, exit_code, grpc_status = "data", 4, "INVALID_ARGUMENT"
+
+
+class UnavailableError(FedPalmError):
+    """The other side cannot be reached, or is busy; trying again may help."""
+
+    code, exit_code, grpc_status = "unavailable", 5, "UNAVAILABLE"
+
+
+class IdentityError(FedPalmError):
+    """A certificate, key or name does not prove who its bearer is."""
+
+    code, exit_code, grpc_status = "identity", 6, "UNAUTHENTICATED"
+
+
+class RefusedError(FedPalmError):
+    """The request is understood and not allowed."""
+
+    code, exit_code, grpc_status = "refused", 7, "PERMISSION_DENIED"
+
+
+class StateError(FedPalmError):
+    """The request does not fit the present state."""
+
+    code, exit_code, grpc_status = "state", 8, "FAILED_PRECONDITION"
+
+
+class ProtocolError(FedPalmError):
+    """A message breaks the wire contract."""
+
+    code, exit_code, grpc_status = "protocol", 9, "INVALID_ARGUMENT"
+
+
+class IntegrityError(FedPalmError):
+    """Stored or received bytes are not what their hash, chain or signature says."""
+
+    code, exit_code, grpc_status = "integrity", 10, "DATA_LOSS"
+
+
+class RoundAbortedError(FedPalmError):
+    """A round or run ended without a new global model."""
+
+    code, exit_code, grpc_status = "round_aborted", 11, "ABORTED"
+
+
+class ResourceError(FedPalmError):
+    """Disk, memory or an admission limit is used up."""
+
+    code, exit_code, grpc_status = "resource", 12, "RESOURCE_EXHAUSTED"
+
+
+class NotFoundError(FedPalmError):
+    """The named thing does not exist."""
+
+    code, exit_code, grpc_status = "not_found", 13, "NOT_FOUND"
+
+
+class DeadlineError(FedPalmError):
+    """A deadline passed before the answer came."""
+
+    code, exit_code, grpc_status = "deadline", 14, "DEADLINE_EXCEEDED"
+
+
+# --- concrete errors ------------------------------------------------------------------------------
+
+
+class LayoutMismatchError(ProtocolError):
+    """A vector or tensor set does not have the declared layout."""
+
+    code = "layout_mismatch"
+
+
+class NonFiniteUpdateError(ProtocolError):
+    """A tensor holds NaN or infinity."""
+
+    code = "non_finite"
+
+
+class MessageTooLargeError(ProtocolError):
+    """A field, message or stream is larger than its limit."""
+
+    code = "message_too_large"
+
+
+class VersionMismatchError(ProtocolError):
+    """The two sides speak no common version of the wire contract."""
+
+    code = "version_mismatch"
+
+
+class HashMismatchError(IntegrityError):
+    """Bytes do not hash to the declared value."""
+
+    code = "hash_mismatch"
+
+
+class ChainBrokenError(IntegrityError):
+    """A hash-chained log was altered, reordered or cut."""
+
+    code = "chain_broken"
+
+
+class EgressRefusedError(RefusedError):
+    """The egress gate has no way to encode this payload."""
+
+    code = "egress_refused"
+
+
+class WrongRoleError(RefusedError):
+    """The certificate's role may not make this call."""
+
+    code = "wrong_role"
+
+
+class SenderMismatchError(RefusedError):
+    """A message names another sender than the certificate it came with."""
+
+    code = "sender_mismatch"
+
+
+class NotOnRosterError(RefusedError):
+    """The site is not on the roster of this run."""
+
+    code = "not_on_roster"
+
+
+class KeyFileError(IdentityError):
+    """A private key file is missing, damaged, or readable by others."""
+
+    code = "key_file"
+
+
+class SealedExpertError(IntegrityError):
+    """A sealed expert cannot be opened, or is not for this recipient, run or sender."""
+
+    code = "sealed_expert"
+
+
+class CodecOverflowError(ConfigError):
+    """Fixed-point parameters leave no headroom for the sum."""
+
+    code = "codec_overflow"
+
+
+class IllegalTransitionError(StateError):
+    """An input that this state does not know."""
+
+    code = "illegal_transition"
+
+
+class StaleRoundError(StateError):
+    """The message belongs to a round or attempt that is over, or is not the current one."""
+
+    code = "stale_round"
+
+
+class TooFewSurvivorsError(RoundAbortedError):
+    """Fewer sites than the quorum delivered in time."""
+
+    code = "too_few_survivors"
+
+
+class InterruptedError_(FedPalmError):
+    """The operator pressed Ctrl-C."""
+
+    code, exit_code, grpc_status = "interrupted", 130, "CANCELLED"

@@ -1,0 +1,32 @@
+"""From a plan to the numbers that both sides of a round must share: codec and rounding key."""
+
+from __future__ import annotations
+
+import secrets
+
+from ..canonical import domain_hash
+from ..plan import Plan
+from ..secagg.codec import FixedPointCodec
+from .rules import server_rule
+
+
+def codec_for(plan: Plan) -> FixedPointCodec:
+    """The codec of a plan: same plan, same integers, on every machine."""
+    return FixedPointCodec(
+        sites=len(plan.roster),
+        parameters=plan.model_layout.size,
+        clip_abs=plan.draft.codec.clip_abs,
+        max_weight=plan.draft.codec.max_weight,
+        stats=server_rule(plan.draft.method).stats,
+    )
+
+
+def rounding_key(plan: Plan, site: str, round_number: int) -> bytes:
+    """32 bytes for the stochastic rounding of one contribution.
+
+    Fresh randomness, unless the plan is ``reproducible``: then it is derived from the plan, so that
+    a run gives the same model bit for bit. A retry of a round resends the stored integers.
+    """
+    if not plan.draft.reproducible:
+        return secrets.token_bytes(32)
+    return domain_hash("rounding/v1", plan.hash, site.encode(), round_number.to_bytes(4, "big"))

@@ -1,0 +1,138 @@
+"""The plan: everything that both sides of a run must agree on, and its hash.
+
+``plan.toml`` is what a person writes (:class:`PlanDraft`); with the roster and the model's layout it
+becomes a :class:`Plan`. Its canonical JSON is hashed; whatever is not in there is not part of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from .canonical import canonical_json, domain_hash
+from .errors import ConfigError
+from .layout import Layout
+from .settings import Settings, parse_settings
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,52}[a-z0-9])?$")]
+MAX_SITES = 200
+
+
+class TrainingSettings(Settings):
+    """What a site does in a round; every value is public."""
+
+    backbone: Literal["compnet", "none"] = "compnet"
+    local_epochs: int = Field(2, ge=1, le=100)
+    batch_size: int = Field(16, ge=2, le=4096)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    fusion_learning_rate: float = Field(1e-2, gt=0, le=1)
+    dropout: float = Field(0.25, ge=0, lt=1)
+    cross_entropy_weight: float = Field(0.8, ge=0, le=1)
+    contrast_weight: float = Field(0.2, ge=0, le=1)
+    contrast_temperature: float = Field(0.07, gt=0, le=10)
+    arcface_scale: float = Field(30.0, gt=0, le=1000)
+    arcface_margin: float = Field(0.5, ge=0, lt=1.5)
+    teim_neighbours: int = Field(3, ge=1, le=MAX_SITES)
+    threads: int = Field(1, ge=1, le=64)
+
+
+class CodecSettings(Settings):
+    """Bounds of the fixed-point encoding; together with the roster they fix its scale exactly."""
+
+    clip_abs: float = Field(0.5, gt=0, le=1024)
+    max_weight: int = Field(1000, ge=1, le=1_000_000)
+
+
+class PlanDraft(Settings):
+    """The keys of ``plan.toml``."""
+
+    name: Name
+    method: Literal["fedavg", "fedpalm", "rehearsal"]
+    rounds: int = Field(ge=1, le=10_000)
+    seed: int = Field(0, ge=0, lt=2**53)
+    reproducible: bool = False
+    quorum: int = Field(2, ge=2, le=MAX_SITES)
+    join_deadline_s: float = Field(600, gt=0, le=7 * 86400)
+    round_deadline_s: float = Field(3600, gt=0, le=7 * 86400)
+    max_attempts: int = Field(3, ge=1, le=100)
+    expert_exchange: Literal["deployment", "never"] = "deployment"
+    training: TrainingSettings = TrainingSettings()
+    codec: CodecSettings = CodecSettings()
+
+    @model_validator(mode="after")
+    def _rehearsal_trains_nothing(self) -> PlanDraft:
+        if (self.method == "rehearsal") != (self.training.backbone == "none"):
+            raise ValueError("method 'rehearsal' goes with training.backbone 'none', and only with it")
+        if self.method != "fedpalm" and self.expert_exchange != "never":
+            raise ValueError(f"method {self.method!r} has no experts: set expert_exchange = 'never'")
+        return self
+
+
+class Plan(Settings):
+    """A draft bound to its roster, layouts and initial model: the unit of agreement.
+
+    ``initial_model`` is the hex SHA-256 of the (P,) little-endian float32 vector of round 0.
+    """
+
+    version: Literal[1] = 1
+    federation: Name
+    draft: PlanDraft
+    roster: tuple[Name, ...]
+    layout: tuple[dict[str, Any], ...]
+    expert_layout: tuple[dict[str, Any], ...] = ()
+    initial_model: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("roster")
+    @classmethod
+    def _sorted_roster(cls, roster: tuple[str, ...]) -> tuple[str, ...]:
+        if list(roster) != sorted(set(roster)):
+            raise ValueError("the roster must be sorted and name each site once")
+        if not 2 <= len(roster) <= MAX_SITES:
+            raise ValueError(f"{len(roster)} sites; a roster has 2 to {MAX_SITES}")
+        return roster
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Plan:
+        if self.draft.quorum > len(self.roster):
+            raise ValueError(f"quorum {self.draft.quorum} of {len(self.roster)} sites cannot be met")
+        if not self.model_layout.only("open_set."):
+            raise ValueError("a round shares open_set.* tensors and nothing else")
+        experts = bool(self.expert_layout)
+        if experts != (self.draft.expert_exchange == "deployment"):
+            raise ValueError("an expert layout goes with expert_exchange = 'deployment'")
+        if experts and not self.released_layout.only("closed_set.expert."):
+            raise ValueError("an exchange releases closed_set.expert.* tensors and nothing else")
+        return self
+
+    @cached_property
+    def model_layout(self) -> Layout:
+        """Layout of the shared (P,) vector."""
+        return Layout.from_json(self.layout)
+
+    @cached_property
+    def released_layout(self) -> Layout:
+        """Layout of the expert that the exchange releases (empty if none)."""
+        return Layout.from_json(self.expert_layout)
+
+    @cached_property
+    def hash(self) -> bytes:
+        """32 bytes that name this plan."""
+        return domain_hash("plan/v1", self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON (RFC 8785)."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Plan:
+        """Parse and validate. Raises ConfigError naming every wrong key."""
+        try:
+            values = json.loads(data)
+        except ValueError as error:
+            raise ConfigError(f"plan: not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError("plan: not a JSON object")
+        return parse_settings(cls, values, "plan")

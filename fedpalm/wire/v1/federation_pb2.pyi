@@ -1,0 +1,316 @@
+from fedpalm.wire.v1 import limits_pb2 as _limits_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class HelloRequest(_message.Message):
+    __slots__ = ("protocol_versions", "site_id", "software_version")
+    PROTOCOL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    protocol_versions: _containers.RepeatedScalarFieldContainer[int]
+    site_id: str
+    software_version: str
+    def __init__(self, protocol_versions: _Optional[_Iterable[int]] = ..., site_id: _Optional[str] = ..., software_version: _Optional[str] = ...) -> None: ...
+
+class HelloReply(_message.Message):
+    __slots__ = ("protocol_version", "federation_id", "software_version", "now_ms", "chunk_bytes", "heartbeat_ms")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FEDERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NOW_MS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    federation_id: str
+    software_version: str
+    now_ms: int
+    chunk_bytes: int
+    heartbeat_ms: int
+    def __init__(self, protocol_version: _Optional[int] = ..., federation_id: _Optional[str] = ..., software_version: _Optional[str] = ..., now_ms: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., heartbeat_ms: _Optional[int] = ...) -> None: ...
+
+class FetchPlanRequest(_message.Message):
+    __slots__ = ("run_id",)
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+
+class PlanDocument(_message.Message):
+    __slots__ = ("run_id", "plan", "plan_hash")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    plan: bytes
+    plan_hash: bytes
+    def __init__(self, run_id: _Optional[str] = ..., plan: _Optional[bytes] = ..., plan_hash: _Optional[bytes] = ...) -> None: ...
+
+class JoinRunRequest(_message.Message):
+    __slots__ = ("run_id", "site_id", "plan_hash", "layout_hash")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_HASH_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    site_id: str
+    plan_hash: bytes
+    layout_hash: bytes
+    def __init__(self, run_id: _Optional[str] = ..., site_id: _Optional[str] = ..., plan_hash: _Optional[bytes] = ..., layout_hash: _Optional[bytes] = ...) -> None: ...
+
+class JoinRunReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class InstructionsRequest(_message.Message):
+    __slots__ = ("site_id",)
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    site_id: str
+    def __init__(self, site_id: _Optional[str] = ...) -> None: ...
+
+class Instruction(_message.Message):
+    __slots__ = ("heartbeat", "run_offer", "train", "round_closed", "run_ended", "exchange_proposed", "seal_experts", "fetch_experts", "exchange_closed")
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    RUN_OFFER_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_CLOSED_FIELD_NUMBER: _ClassVar[int]
+    RUN_ENDED_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_PROPOSED_FIELD_NUMBER: _ClassVar[int]
+    SEAL_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    FETCH_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_CLOSED_FIELD_NUMBER: _ClassVar[int]
+    heartbeat: Heartbeat
+    run_offer: RunOffer
+    train: TrainRound
+    round_closed: RoundClosed
+    run_ended: RunEnded
+    exchange_proposed: ExchangeProposed
+    seal_experts: SealExperts
+    fetch_experts: FetchExperts
+    exchange_closed: ExchangeClosed
+    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., run_offer: _Optional[_Union[RunOffer, _Mapping]] = ..., train: _Optional[_Union[TrainRound, _Mapping]] = ..., round_closed: _Optional[_Union[RoundClosed, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., exchange_proposed: _Optional[_Union[ExchangeProposed, _Mapping]] = ..., seal_experts: _Optional[_Union[SealExperts, _Mapping]] = ..., fetch_experts: _Optional[_Union[FetchExperts, _Mapping]] = ..., exchange_closed: _Optional[_Union[ExchangeClosed, _Mapping]] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("now_ms",)
+    NOW_MS_FIELD_NUMBER: _ClassVar[int]
+    now_ms: int
+    def __init__(self, now_ms: _Optional[int] = ...) -> None: ...
+
+class RunOffer(_message.Message):
+    __slots__ = ("run_id", "plan_hash")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    plan_hash: bytes
+    def __init__(self, run_id: _Optional[str] = ..., plan_hash: _Optional[bytes] = ...) -> None: ...
+
+class RoundRef(_message.Message):
+    __slots__ = ("run_id", "round", "attempt")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    round: int
+    attempt: int
+    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class TrainRound(_message.Message):
+    __slots__ = ("ref", "model_hash", "deadline_ms")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    ref: RoundRef
+    model_hash: bytes
+    deadline_ms: int
+    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., model_hash: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+
+class RoundClosed(_message.Message):
+    __slots__ = ("ref", "committed", "model_hash", "reason")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ref: RoundRef
+    committed: bool
+    model_hash: bytes
+    reason: str
+    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., committed: _Optional[bool] = ..., model_hash: _Optional[bytes] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RunEnded(_message.Message):
+    __slots__ = ("run_id", "completed", "model_hash", "reason")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    completed: bool
+    model_hash: bytes
+    reason: str
+    def __init__(self, run_id: _Optional[str] = ..., completed: _Optional[bool] = ..., model_hash: _Optional[bytes] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DownloadModelRequest(_message.Message):
+    __slots__ = ("run_id", "model_hash", "offset")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    model_hash: bytes
+    offset: int
+    def __init__(self, run_id: _Optional[str] = ..., model_hash: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("offset", "data")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    data: bytes
+    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class UpdateHeader(_message.Message):
+    __slots__ = ("ref", "site_id", "plan_hash", "model_hash", "payload_hash", "payload_bytes")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_HASH_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ref: RoundRef
+    site_id: str
+    plan_hash: bytes
+    model_hash: bytes
+    payload_hash: bytes
+    payload_bytes: int
+    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., site_id: _Optional[str] = ..., plan_hash: _Optional[bytes] = ..., model_hash: _Optional[bytes] = ..., payload_hash: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ...) -> None: ...
+
+class OffsetReply(_message.Message):
+    __slots__ = ("offset", "receipt")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    receipt: Receipt
+    def __init__(self, offset: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
+class UploadRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: UpdateHeader
+    chunk: Chunk
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("payload_hash", "payload_bytes", "received_ms")
+    PAYLOAD_HASH_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_MS_FIELD_NUMBER: _ClassVar[int]
+    payload_hash: bytes
+    payload_bytes: int
+    received_ms: int
+    def __init__(self, payload_hash: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., received_ms: _Optional[int] = ...) -> None: ...
+
+class ExchangeRef(_message.Message):
+    __slots__ = ("run_id", "exchange_id")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    exchange_id: str
+    def __init__(self, run_id: _Optional[str] = ..., exchange_id: _Optional[str] = ...) -> None: ...
+
+class ExchangeProposed(_message.Message):
+    __slots__ = ("ref", "plan_hash")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
+    ref: ExchangeRef
+    plan_hash: bytes
+    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ..., plan_hash: _Optional[bytes] = ...) -> None: ...
+
+class SealExperts(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: ExchangeRef
+    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ...) -> None: ...
+
+class FetchExperts(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: ExchangeRef
+    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ...) -> None: ...
+
+class ExchangeClosed(_message.Message):
+    __slots__ = ("ref", "completed", "reason")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ref: ExchangeRef
+    completed: bool
+    reason: str
+    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ..., completed: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ConsentRequest(_message.Message):
+    __slots__ = ("ref", "site_id", "consent", "refusal")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    CONSENT_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    ref: ExchangeRef
+    site_id: str
+    consent: SignedConsent
+    refusal: str
+    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ..., site_id: _Optional[str] = ..., consent: _Optional[_Union[SignedConsent, _Mapping]] = ..., refusal: _Optional[str] = ...) -> None: ...
+
+class ConsentReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SignedConsent(_message.Message):
+    __slots__ = ("statement", "signature", "chain")
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    statement: bytes
+    signature: bytes
+    chain: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, statement: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., chain: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class SealedExpertRef(_message.Message):
+    __slots__ = ("exchange", "sender", "recipient")
+    EXCHANGE_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    RECIPIENT_FIELD_NUMBER: _ClassVar[int]
+    exchange: ExchangeRef
+    sender: str
+    recipient: str
+    def __init__(self, exchange: _Optional[_Union[ExchangeRef, _Mapping]] = ..., sender: _Optional[str] = ..., recipient: _Optional[str] = ...) -> None: ...
+
+class SealedExpertHeader(_message.Message):
+    __slots__ = ("ref", "payload_hash", "payload_bytes")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_HASH_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ref: SealedExpertRef
+    payload_hash: bytes
+    payload_bytes: int
+    def __init__(self, ref: _Optional[_Union[SealedExpertRef, _Mapping]] = ..., payload_hash: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ...) -> None: ...
+
+class UploadExpertRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: SealedExpertHeader
+    chunk: Chunk
+    def __init__(self, header: _Optional[_Union[SealedExpertHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class ConfirmExpertsRequest(_message.Message):
+    __slots__ = ("ref", "site_id")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    ref: ExchangeRef
+    site_id: str
+    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ..., site_id: _Optional[str] = ...) -> None: ...
+
+class ConfirmExpertsReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
