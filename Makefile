@@ -1,0 +1,46 @@
+# Everything a newcomer needs: `make demo` and `make test`. Each target makes what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := coordinator participant fedpalm
+PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: env demo test unit check proto fmt clean bench-round
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[site,dev]"
+	touch $@
+
+demo: env
+	$(BIN)/fedpalm demo $(ARGS)
+
+test: env
+	$(BIN)/python -m pytest $(ARGS)
+
+unit: env
+	$(BIN)/python -m pytest tests/unit tests/machines $(ARGS)
+
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check $(PACKAGES) tests scripts
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_proto.py --check
+
+proto: env
+	$(BIN)/python scripts/generate_proto.py
+
+fmt: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format $(PACKAGES) tests scripts
+
+bench-round: env
+	$(BIN)/python -m fedpalm bench round $(ARGS)
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
