@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import importlib.resources
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +18,8 @@ PACKAGE = Path("fedpalm/wire/v1")
 
 def generate(into: Path) -> None:
     """Write the message, stub and typing modules of every .proto file below ``into``."""
-    arguments = ["protoc", f"-I{ROOT / 'proto'}"]
+    well_known = importlib.resources.files("grpc_tools") / "_proto"
+    arguments = ["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}"]
     arguments += [f"--{kind}={into}" for kind in ("python_out", "pyi_out", "grpc_python_out")]
     if protoc.main([*arguments, *map(str, SOURCES)]) != 0:
         raise SystemExit("protoc failed")
