@@ -1,0 +1,146 @@
+"""A federation of real processes on loopback, driven only through the commands a person would type."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PATIENCE_S = 240.0
+
+
+def run_cli(module: str, *arguments: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end; with ``ok`` a non-zero exit fails the test with its output."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env=_environment(),
+    )
+    if ok:
+        assert done.returncode == 0, f"{module} {arguments}: {done.stdout}\n{done.stderr}"
+    return done
+
+
+def run_json(module: str, *arguments: str | Path) -> Any:
+    """Run one command with --json and parse what it prints."""
+    return json.loads(run_cli(module, *arguments, "--json").stdout)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@dataclass
+class RealFederation:
+    """One coordinator and its sites, each with a home below ``root``."""
+
+    root: Path
+    sites: tuple[str, ...]
+    federation: str = "trial"
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def coordinator_home(self) -> Path:
+        return self.root / "coordinator"
+
+    def site_home(self, site: str) -> Path:
+        return self.root / site
+
+    def found(self) -> None:
+        """Make the coordinator's home (CA, identities)."""
+        run_cli(
+            "coordinator", "init", "--home", self.coordinator_home,
+            "--federation", self.federation, "--listen", "127.0.0.1:0",
+        )  # fmt: skip
+
+    def enrol(self, site: str, data: Path, address: str | None = None) -> None:
+        """The file path of enrolment: request at the site, admission, installation."""
+        home, bundle = self.site_home(site), self.root / f"{site}.bundle"
+        run_cli(
+            "participant", "join", site, "--home", home, "--federation", self.federation,
+            "--coordinator", address or self.address, "--data", data,
+        )  # fmt: skip
+        run_cli(
+            "coordinator", "sites", "admit", home / "request.pem",
+            "--home", self.coordinator_home, "--out", bundle,
+        )  # fmt: skip
+        run_cli("participant", "join", "--install", bundle, "--home", home)
+
+    @property
+    def address(self) -> str:
+        return (self.coordinator_home / "listen").read_text().strip()
+
+    def serve(self) -> None:
+        """Start the coordinator and wait until it listens."""
+        self._start("coordinator", "coordinator", "serve", "--home", self.coordinator_home)
+        self.wait_for(lambda: self.status_or_none() is not None, "the coordinator to listen")
+
+    def run_site(self, site: str) -> None:
+        self._start(site, "participant", "run", "--home", self.site_home(site))
+
+    def _start(self, name: str, module: str, *arguments: str | Path) -> None:
+        log = (self.root / f"{name}.log").open("ab")
+        self.processes[name] = subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=_environment(),
+        )
+        log.close()
+
+    def submit(self, plan: Path, model: Path) -> str:
+        reply = self.operator("plan", "submit", plan, "--model", model)
+        return str(reply["run_id"])
+
+    def operator(self, *arguments: str | Path) -> Any:
+        return run_json("coordinator", *arguments, "--home", self.coordinator_home)
+
+    def status_or_none(self) -> Any:
+        done = run_cli(
+            "coordinator", "status", "--home", self.coordinator_home, "--json", ok=False
+        )
+        return json.loads(done.stdout) if done.returncode == 0 else None
+
+    def kill(self, name: str) -> None:
+        """kill -9, no goodbye."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def wait_for(self, condition: Any, what: str, patience_s: float = PATIENCE_S) -> Any:
+        """Poll until ``condition()`` is truthy; a dead process or lost patience fails with the logs."""
+        until = time.monotonic() + patience_s
+        while time.monotonic() < until:
+            if value := condition():
+                return value
+            for name, process in self.processes.items():
+                code = process.poll()
+                assert code in (None, 0), f"{name} died ({code}) waiting for {what}\n{self.logs()}"
+            time.sleep(0.1)
+        raise AssertionError(f"gave up waiting for {what}\n{self.logs()}")
+
+    def logs(self) -> str:
+        tails = []
+        for log in sorted(self.root.glob("*.log")):
+            tails.append(f"--- {log.name}\n" + log.read_text(errors="replace")[-3000:])
+        return "\n".join(tails)
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.processes.clear()
