@@ -1,0 +1,1 @@
+"""Who is who: keys, requests, certificates, and signatures that name their purpose."""

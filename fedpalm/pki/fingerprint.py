@@ -1,0 +1,14 @@
+"""The short text by which two people compare what they each see."""
+
+from __future__ import annotations
+
+import hashlib
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+
+def fingerprint(document: x509.Certificate | x509.CertificateSigningRequest) -> str:
+    """SHA-256 of the DER bytes: 64 hex digits in 16 groups of 4, to be read aloud."""
+    digest = hashlib.sha256(document.public_bytes(Encoding.DER)).hexdigest()
+    return " ".join(digest[at : at + 4] for at in range(0, 64, 4))
