@@ -1,0 +1,1 @@
+"""Images in: readers, checks, splits, loading, augmentation, and synthetic palms. Torch-free."""

@@ -1,0 +1,175 @@
+"""Synthetic palms on disk: deterministic per seed, made once, kept in a cache.
+
+Sites are non-IID: each has its own sensor. Every random choice has its own Philox stream, keyed by
+seed, site, identity and sample, so an image is the same whatever else is generated with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..canonical import canonical_json, domain_hash
+from ..errors import DataError
+from .palm_anatomy import grow_palm
+from .palm_capture import capture, draw_sensor
+from .records import ImageRecord
+
+GENERATOR_VERSION = 1
+"""Raised whenever the same parameters would draw other pixels; it is part of the cache key."""
+
+DEFAULT_DIFFICULTY = 1.0
+_MANIFEST = "manifest.json"
+_SENSOR, _ANATOMY, _SAMPLE = 1, 2, 3
+
+
+def cache_root() -> Path:
+    """``$FEDPALM_CACHE``, else ``$XDG_CACHE_HOME/fedpalm``, else ``~/.cache/fedpalm``."""
+    if own := os.environ.get("FEDPALM_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "fedpalm"
+    return Path.home() / ".cache" / "fedpalm"
+
+
+def synthetic_palms(
+    cache: Path,
+    sites: int,
+    identities_per_site: int,
+    images_per_identity: int,
+    seed: int,
+    difficulty: float = DEFAULT_DIFFICULTY,
+) -> list[list[ImageRecord]]:
+    """Records of every site's palms, generated on the first call and reused afterwards.
+
+    Args:
+        cache: folder for generated sets; each set lies in a sub-folder named by its parameters.
+        difficulty: 0..3, scales what differs between two images of one palm (pose, crease shift,
+            light, blur, noise); 1 is the default of demo and benchmark.
+    Returns:
+        One list a site; images are 8-bit grey 128x128 PNG files.
+    Raises:
+        DataError: a parameter is out of range, or the cache cannot be written.
+    """
+    if min(sites, identities_per_site, images_per_identity) < 1 or seed < 0:
+        raise DataError("sites, identities and images must be 1 or more, the seed 0 or more")
+    if max(sites, identities_per_site, images_per_identity) > 9999:
+        raise DataError("at most 9999 sites, identities a site and images an identity")
+    if not 0.0 <= difficulty <= 3.0:
+        raise DataError(f"difficulty {difficulty} is not between 0 and 3")
+    parameters = {
+        "generator": GENERATOR_VERSION,
+        "sites": sites,
+        "identities_per_site": identities_per_site,
+        "images_per_identity": images_per_identity,
+        "seed": str(seed),
+        "difficulty": float(difficulty),
+    }
+    key = domain_hash("synthetic-palms/v1", canonical_json(parameters)).hex()[:20]
+    names = [
+        [
+            (_identity_name(site, identity), f"{sample:04d}.png")
+            for identity in range(identities_per_site)
+            for sample in range(images_per_identity)
+        ]
+        for site in range(sites)
+    ]
+    target = cache / f"synthetic-palm-{key}"
+    wanted = {f"{identity}/{file}" for site in names for identity, file in site}
+    try:
+        if not _intact(target, wanted):
+            _generate(target, sites, identities_per_site, images_per_identity, seed, difficulty)
+    except OSError as error:
+        raise DataError(
+            f"{cache}: synthetic palms cannot be written ({error})",
+            safe="no half-made set is ever read",
+            next_step="free some space or set FEDPALM_CACHE to a folder you can write",
+        ) from error
+    return [
+        [ImageRecord(target / identity / file, identity) for identity, file in site]
+        for site in names
+    ]
+
+
+def contact_sheet(
+    records: Sequence[ImageRecord], path: Path, columns: int, side_px: int = 128
+) -> None:
+    """Write the images, in order and ``columns`` a row, as one grey PNG."""
+    if not records or columns < 1:
+        raise DataError("a contact sheet needs an image and a column")
+    rows = -(-len(records) // columns)
+    sheet = Image.new("L", (columns * side_px, rows * side_px), 255)
+    for at, record in enumerate(records):
+        with Image.open(record.path) as image:
+            tile = image.convert("L").resize((side_px, side_px), Image.Resampling.LANCZOS)
+        sheet.paste(tile, (at % columns * side_px, at // columns * side_px))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG", optimize=True)
+
+
+def _identity_name(site: int, identity: int) -> str:
+    return f"s{site:04d}-p{identity:04d}"
+
+
+def _stream(purpose: int, *key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([purpose, *key])))
+
+
+def _generate(
+    target: Path, sites: int, identities: int, samples: int, seed: int, difficulty: float
+) -> None:
+    """Write a whole set beside the target, then rename: a reader sees all of it or nothing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        hashes: dict[str, str] = {}
+        for site in range(sites):
+            sensor = draw_sensor(_stream(_SENSOR, seed, site))
+            for identity in range(identities):
+                palm = grow_palm(_stream(_ANATOMY, seed, site, identity))
+                folder = scratch / _identity_name(site, identity)
+                folder.mkdir()
+                for sample in range(samples):
+                    rng = _stream(_SAMPLE, seed, site, identity, sample)
+                    file = folder / f"{sample:04d}.png"
+                    pixels = capture(palm, sensor, rng, difficulty)
+                    Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
+                    hashes[f"{folder.name}/{file.name}"] = _digest(file)
+        (scratch / _MANIFEST).write_text(json.dumps(hashes), encoding="utf-8")
+        scratch.chmod(0o755)
+        if target.exists() and not _intact(target, set(hashes)):
+            shutil.rmtree(target)
+        try:
+            scratch.rename(target)
+        except OSError:
+            # Another process finished the same set first; its files are the same as ours.
+            if not _intact(target, set(hashes)):
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _intact(target: Path, wanted: set[str]) -> bool:
+    """True if exactly the wanted files are there and hash to their manifest.
+
+    Nothing is fsynced when a set is made: what a crash spoils is found here and made again.
+    """
+    try:
+        hashes = json.loads((target / _MANIFEST).read_text(encoding="utf-8"))
+        return set(hashes) == wanted and all(
+            _digest(target / name) == digest for name, digest in hashes.items()
+        )
+    except (OSError, ValueError):
+        return False
