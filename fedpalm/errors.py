@@ -26,7 +26,9 @@ class FedPalmError(Exception):
     def __init_subclass__(cls) -> None:
         if "code" in cls.__dict__:
             if cls.code in _REGISTRY:
-                raise TypeError(f"error code {cls.code!r} is taken by {_REGISTRY[cls.code].__name__}")
+                raise TypeError(
+                    f"error code {cls.code!r} is taken by {_REGISTRY[cls.code].__name__}"
+                )
             _REGISTRY[cls.code] = cls
 
     def __str__(self) -> str:
@@ -220,6 +222,12 @@ class TooFewSurvivorsError(RoundAbortedError):
     """Fewer sites than the quorum delivered in time."""
 
     code = "too_few_survivors"
+
+
+class ChildFailedError(FedPalmError):
+    """A process that this one started ended, or never became ready."""
+
+    code, exit_code, grpc_status = "child_failed", 15, "INTERNAL"
 
 
 class InterruptedError_(FedPalmError):
