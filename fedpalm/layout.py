@@ -57,13 +57,17 @@ class Layout:
         names = [spec.name for spec in self.tensors]
         for spec in self.tensors:
             if not _NAME.fullmatch(spec.name):
-                raise LayoutMismatchError(f"{spec.name[:120]!r} is not a name that may leave a site")
+                raise LayoutMismatchError(
+                    f"{spec.name[:120]!r} is not a name that may leave a site"
+                )
             if any(d < 0 for d in spec.shape) or len(spec.shape) > 8:
                 raise LayoutMismatchError(f"{spec.name}: impossible shape {spec.shape}")
         if len(set(names)) != len(names):
             raise LayoutMismatchError("a tensor name occurs twice in the layout")
         if len(names) > MAX_TENSORS or self.size > MAX_PARAMETERS:
-            raise LayoutMismatchError(f"{len(names)} tensors, {self.size} parameters: more than allowed")
+            raise LayoutMismatchError(
+                f"{len(names)} tensors, {self.size} parameters: more than allowed"
+            )
 
     @cached_property
     def size(self) -> int:

@@ -36,6 +36,8 @@ class TrainingSettings(Settings):
     arcface_scale: float = Field(30.0, gt=0, le=1000)
     arcface_margin: float = Field(0.5, ge=0, lt=1.5)
     teim_neighbours: int = Field(3, ge=1, le=MAX_SITES)
+    teim_alpha: float = Field(0.7, ge=-10, le=10)
+    teim_beta: float = Field(0.3, ge=-10, le=10)
     threads: int = Field(1, ge=1, le=64)
 
 
@@ -65,9 +67,13 @@ class PlanDraft(Settings):
     @model_validator(mode="after")
     def _rehearsal_trains_nothing(self) -> PlanDraft:
         if (self.method == "rehearsal") != (self.training.backbone == "none"):
-            raise ValueError("method 'rehearsal' goes with training.backbone 'none', and only with it")
+            raise ValueError(
+                "method 'rehearsal' goes with training.backbone 'none', and only with it"
+            )
         if self.method != "fedpalm" and self.expert_exchange != "never":
-            raise ValueError(f"method {self.method!r} has no experts: set expert_exchange = 'never'")
+            raise ValueError(
+                f"method {self.method!r} has no experts: set expert_exchange = 'never'"
+            )
         return self
 
 
@@ -97,7 +103,9 @@ class Plan(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
         if self.draft.quorum > len(self.roster):
-            raise ValueError(f"quorum {self.draft.quorum} of {len(self.roster)} sites cannot be met")
+            raise ValueError(
+                f"quorum {self.draft.quorum} of {len(self.roster)} sites cannot be met"
+            )
         if not self.model_layout.only("open_set."):
             raise ValueError("a round shares open_set.* tensors and nothing else")
         experts = bool(self.expert_layout)

@@ -122,7 +122,9 @@ class FixedPointCodec:
         for begin, end in _blocks(self.parameters):
             block = delta[begin:end].astype(np.float64)
             if not np.isfinite(block).all():
-                raise NonFiniteUpdateError("the update holds NaN or infinity", safe="nothing was encoded")
+                raise NonFiniteUpdateError(
+                    "the update holds NaN or infinity", safe="nothing was encoded"
+                )
             np.clip(block, -self.clip_abs, self.clip_abs, out=block)
             block *= weight * self.delta_scale
             encoded[begin:end] = _round(block, keystream.update(bytes(4 * (end - begin))))

@@ -14,7 +14,9 @@ print([m for m in ("torch", "opacus", "sklearn", "matplotlib", "PIL", {other!r})
 
 def _loaded(imports: str, other: str) -> str:
     script = LOADED.format(imports=imports, other=other)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 

@@ -15,7 +15,9 @@ from typing import Any
 PATIENCE_S = 240.0
 
 
-def run_cli(module: str, *arguments: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
+def run_cli(
+    module: str, *arguments: str | Path, ok: bool = True
+) -> subprocess.CompletedProcess[str]:
     """Run one command to its end; with ``ok`` a non-zero exit fails the test with its output."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
@@ -105,9 +107,7 @@ class RealFederation:
         return run_json("coordinator", *arguments, "--home", self.coordinator_home)
 
     def status_or_none(self) -> Any:
-        done = run_cli(
-            "coordinator", "status", "--home", self.coordinator_home, "--json", ok=False
-        )
+        done = run_cli("coordinator", "status", "--home", self.coordinator_home, "--json", ok=False)
         return json.loads(done.stdout) if done.returncode == 0 else None
 
     def kill(self, name: str) -> None:

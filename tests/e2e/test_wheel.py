@@ -39,7 +39,10 @@ def test_the_wheel_carries_all_that_a_coordinator_needs_and_no_torch(tmp_path: P
     subprocess.run([python, "-c", SMOKE], check=True, cwd=tmp_path)
     for script in ("fedpalm", "fedpalm-coordinator", "fedpalm-participant"):
         done = subprocess.run(
-            [tmp_path / "env" / "bin" / script, "--help"], capture_output=True, text=True, cwd=tmp_path
+            [tmp_path / "env" / "bin" / script, "--help"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
         )
         assert done.returncode == 0 and "Usage" in done.stdout, done.stderr
     home = tmp_path / "home"

@@ -68,9 +68,7 @@ class WireTap:
         asyncio.set_event_loop(self._loop)
 
         async def listen() -> None:
-            server = await asyncio.start_server(
-                self._relay, "127.0.0.1", 0, ssl=self._server_side
-            )
+            server = await asyncio.start_server(self._relay, "127.0.0.1", 0, ssl=self._server_side)
             self._port = server.sockets[0].getsockname()[1]
             self._ready.set()
 

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fedpalm.errors import ConfigError
+from fedpalm.plan import Plan
+from fedpalm.settings import parse_settings
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    plan: dict[str, Any] = {
+        "federation": "trial",
+        "draft": {"name": "p", "method": "fedavg", "rounds": 3, "expert_exchange": "never"},
+        "roster": ("a", "b", "c"),
+        "layout": ({"name": "open_set.w", "shape": [4]},),
+        "initial_model": "0" * 64,
+    }
+    return {**plan, **changes}
+
+
+def draft(**changes: Any) -> dict[str, Any]:
+    return {"draft": {**values()["draft"], **changes}}
+
+
+def parse(**changes: Any) -> Plan:
+    return parse_settings(Plan, values(**changes), "plan.toml")
+
+
+def test_a_plan_survives_its_bytes_with_the_same_hash() -> None:
+    plan = parse()
+    assert Plan.from_bytes(plan.to_bytes()).hash == plan.hash
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"federation": "other"},
+        {"roster": ("a", "b")},
+        {"layout": ({"name": "open_set.w", "shape": [2, 2]},)},
+        {"initial_model": "1" * 64},
+        draft(rounds=4),
+        draft(seed=1),
+        draft(reproducible=True),
+        draft(training={"learning_rate": 0.002}),
+        draft(codec={"clip_abs": 0.25}),
+    ],
+)
+def test_every_part_of_a_plan_is_in_its_hash(change: dict[str, Any]) -> None:
+    assert parse(**change).hash != parse().hash
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"roster": ("b", "a")}, "sorted"),
+        ({"roster": ("a", "a")}, "once"),
+        ({"roster": ("a",)}, "2 to"),
+        ({"layout": ()}, "open_set"),
+        ({"layout": ({"name": "closed_set.expert.w", "shape": [4]},)}, "open_set"),
+        ({"expert_layout": ({"name": "closed_set.expert.w", "shape": [4]},)}, "exchange"),
+        ({"initial_model": "xyz"}, "initial_model"),
+        ({"surprise": 1}, "surprise"),
+        (draft(quorum=4), "quorum"),
+        (draft(rounds=0), "rounds"),
+        (draft(method="rehearsal"), "backbone"),
+        (draft(expert_exchange="deployment"), "expert"),
+        (draft(round_deadline_s=-1), "round_deadline_s"),
+        (draft(training={"dropout": 2}), "dropout"),
+    ],
+)
+def test_a_wrong_plan_is_refused_and_the_key_is_named(change: dict[str, Any], names: str) -> None:
+    with pytest.raises(ConfigError, match=names):
+        parse(**change)
+
+
+def test_all_errors_are_reported_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(initial_model="x", federation="NO", surprise=1)
+    assert all(key in str(caught.value) for key in ("initial_model", "federation", "surprise"))
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"{", b"null"])
+def test_bytes_that_are_no_plan_are_refused(data: bytes) -> None:
+    with pytest.raises(ConfigError):
+        Plan.from_bytes(data)
