@@ -32,7 +32,7 @@ from ..errors import FedPalmError, IdentityError
 from ..ids import federation_id
 from .bundle import chain_from_pem, pem_of
 from .files import read_public, write_public
-from .identity import PARSE_ERRORS, Identity, Role
+from .identity import PARSE_ERRORS, Identity, Role, coordinator_dns_name
 from .keys import TlsKey, new_tls_key, read_tls_key, write_private_key
 from .request import signing_key_extension, subject_name, verify_request
 from .signing import at_time, key_usage_of
@@ -102,6 +102,8 @@ class Authority:
             )
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]
         try:
+            if identity.role is Role.COORDINATOR:
+                dns_names = [coordinator_dns_name(self.federation), *dns_names]
             names += [x509.DNSName(name) for name in dns_names]
         except ValueError as error:
             raise IdentityError(f"{dns_names!r}: not DNS names: {error}") from error

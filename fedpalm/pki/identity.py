@@ -77,6 +77,14 @@ class Identity:
         return cls(federation, Role(role), name)
 
 
+def coordinator_dns_name(federation: str) -> str:
+    """The name that clients demand of the certificate at whatever address they dial.
+
+    It binds a connection to the federation, not to a host: addresses change, and NAT hides them.
+    """
+    return f"coordinator.{federation_id(federation)}.fedpalm.internal"
+
+
 def identity_of(certificate: x509.Certificate) -> Identity:
     """The one identity that a leaf certificate names.
 
