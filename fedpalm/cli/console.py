@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TextIO, TypeVar
 
 import click
 from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.text import Text
 
 from ..errors import FedPalmError, InterruptedError_
 
@@ -74,14 +74,14 @@ def emit(obj: Mapping[str, Any], as_json: bool, human: RenderableType | None = N
     out().print(human if human is not None else _lines(obj))
 
 
-def _lines(obj: Mapping[str, Any]) -> RenderableType:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for key, value in obj.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        grid.add_row(key.replace("_", " "), text)
-    return grid
+def _lines(obj: Mapping[str, Any]) -> Text:
+    width = max((len(key) for key in obj), default=0)
+    values = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in obj.items()
+    }
+    return Text(
+        "\n".join(f"{key.replace('_', ' '):<{width}}  {text}" for key, text in values.items())
+    )
 
 
 def error_json(error: FedPalmError) -> dict[str, Any]:
