@@ -1,0 +1,108 @@
+"""What an entry may say: one closed list of fields for each kind.
+
+A body holds names, hashes, sizes that the plan makes public, and positions in the protocol. There is no
+free text and no field for a count of images or people, a subject, or a metric: such a fact has nowhere
+to go. Hashes are lower-case hex.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+
+from ..errors import ProtocolError
+
+Value = str | int
+Body = Mapping[str, Value]
+MAX_INTEGER = 2**53 - 1
+
+
+class EntryKind(StrEnum):
+    """What an entry records. The text is signed and stored: a name is never reused or changed."""
+
+    EGRESS = "egress"
+    RECEIPT = "receipt"
+    EXCHANGE_APPROVED = "exchange_approved"
+    EXCHANGE_REFUSED = "exchange_refused"
+    EXPERT_RELEASED = "expert_released"
+    EXPERT_RECEIVED = "expert_received"
+
+
+def _hash(value: Value) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+def _signature(value: Value) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{128}", value) is not None
+
+
+def _name(value: Value) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", value) is not None
+
+
+def _identity(value: Value) -> bool:
+    pattern = r"spiffe://[a-z0-9-]{1,63}/[a-z]{1,20}/[a-z0-9-]{1,63}"
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _count(value: Value) -> bool:
+    return type(value) is int and 0 <= value <= MAX_INTEGER
+
+
+Rule = Callable[[Value], bool]
+_PAYLOAD: dict[str, Rule] = {"payload": _name, "payload_hash": _hash, "bytes": _count}
+_IN_ROUND: dict[str, Rule] = {"run": _name, "round": _count, "attempt": _count}
+_IN_EXCHANGE: dict[str, Rule] = {"run": _name, "exchange": _name}
+_IN_RUN: dict[str, Rule] = {"run": _name}
+
+# For each kind, the sets of fields that a body may consist of: exactly one of them.
+FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
+    # A payload that left the site: in a round, in an exchange, in a run at large, or before any run.
+    EntryKind.EGRESS: tuple(
+        {**_PAYLOAD, "recipient": _identity, **layout, **where}
+        for layout in ({"layout_hash": _hash}, {})
+        for where in (_IN_ROUND, _IN_EXCHANGE, _IN_RUN, {})
+    ),
+    # The recipient's signature over what it got; ``egress`` is the seq of the entry it answers.
+    EntryKind.RECEIPT: (
+        {"egress": _count, "payload_hash": _hash, "sender": _identity, "signature": _signature},
+    ),
+    EntryKind.EXCHANGE_APPROVED: (
+        {**_IN_EXCHANGE, "plan_hash": _hash, "consent_hash": _hash, "layout_hash": _hash},
+    ),
+    EntryKind.EXCHANGE_REFUSED: ({**_IN_EXCHANGE, "plan_hash": _hash},),
+    EntryKind.EXPERT_RELEASED: (
+        {
+            **_IN_EXCHANGE,
+            "plan_hash": _hash,
+            "expert_hash": _hash,
+            "sealed_hash": _hash,
+            "recipient": _identity,
+        },
+    ),
+    EntryKind.EXPERT_RECEIVED: (
+        {
+            **_IN_EXCHANGE,
+            "plan_hash": _hash,
+            "expert_hash": _hash,
+            "sealed_hash": _hash,
+            "sender": _identity,
+        },
+    ),
+}
+
+
+def check_body(kind: EntryKind, body: Body) -> None:
+    """Refuse a body that is not one of the kind's forms.
+
+    Raises:
+        ProtocolError: a field is missing, unknown, or holds something else than it should.
+    """
+    for form in FORMS[kind]:
+        if set(form) == set(body):
+            for field, rule in form.items():
+                if not rule(body[field]):
+                    raise ProtocolError(f"{kind.value}: {field} holds {str(body[field])[:80]!r}")
+            return
+    raise ProtocolError(f"a {kind.value} entry has no form with the fields {sorted(body)[:20]}")
