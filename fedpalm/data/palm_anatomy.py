@@ -167,7 +167,8 @@ def smooth_noise(rng: np.random.Generator, sigma_px: float) -> Array:
     spectrum *= np.exp(-2.0 * (np.pi * sigma_px) ** 2 * (fx**2 + fy**2))
     spectrum[0, 0] = 0.0
     field: Array = np.fft.irfft2(spectrum, s=(CANVAS_PX, CANVAS_PX))
-    return field / field.std()
+    field /= field.std()
+    return field
 
 
 _ANGLES = 8
@@ -195,8 +196,8 @@ def _skin(rng: np.random.Generator) -> Array:
     weights = np.cos(wave_angle[None] - directions) ** 8
     ridges: Array = (layers * weights).sum(axis=0)
     ridges *= 1.0 + 0.35 * smooth_noise(rng, 10.0)
-    skin: Array = ridges / ridges.std() + 0.5 * smooth_noise(rng, 2.5) + 0.5 * smooth_noise(rng, 6.0)
-    return (skin - skin.mean()) / skin.std()
+    ridges /= ridges.std()
+    return _normalised(ridges + 0.5 * smooth_noise(rng, 2.5) + 0.5 * smooth_noise(rng, 6.0))
 
 
 def _relief(rng: np.random.Generator) -> Array:
@@ -212,8 +213,16 @@ def _relief(rng: np.random.Generator) -> Array:
     ):
         cx, cy = cx + rng.normal(0.0, 0.07), cy + rng.normal(0.0, 0.07)
         scale = size * rng.uniform(0.85, 1.2)
-        relief += height * rng.uniform(0.6, 1.3) * np.exp(
-            -((x - cx) ** 2 + (y - cy) ** 2) / (2 * scale**2)
+        relief += (
+            height
+            * rng.uniform(0.6, 1.3)
+            * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * scale**2))
         )
     relief += 0.25 * smooth_noise(rng, 20.0)
-    return (relief - relief.mean()) / relief.std()
+    return _normalised(relief)
+
+
+def _normalised(field: Array) -> Array:
+    zero_mean: Array = field - field.mean()
+    zero_mean /= zero_mean.std()
+    return zero_mean

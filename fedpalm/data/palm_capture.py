@@ -65,7 +65,8 @@ def capture(
     """
     warp = _placement(sensor, rng, difficulty)
     height = _draw(palm.creases, warp, rng, difficulty)
-    skin, relief = _sample([palm.skin, palm.relief], np.linalg.inv(warp))
+    back = np.asarray(np.linalg.inv(warp), dtype=np.float64)
+    skin, relief = _sample([palm.skin, palm.relief], back)
 
     light = rng.uniform(0.0, 2 * np.pi)
     slope_y, slope_x = np.gradient(height)
@@ -119,7 +120,9 @@ def _draw(creases: Creases, warp: Array, rng: np.random.Generator, difficulty: f
     principal = creases.kind == PRINCIPAL
     reach = np.where(principal, 10.0, 2.5)[:, None, None] / 256 * difficulty
     own = rng.uniform(-1.0, 1.0, (count, 3, 2)) * reach
-    control = creases.control + own[creases.parent] + np.where(principal, 0.0, 1.0)[:, None, None] * own
+    control = (
+        creases.control + own[creases.parent] + np.where(principal, 0.0, 1.0)[:, None, None] * own
+    )
 
     u = np.linspace(0.0, 1.0, _STEPS)
     along = creases.trim[:, :1] + (creases.trim[:, 1:] - creases.trim[:, :1]) * u
@@ -144,7 +147,9 @@ def _draw(creases: Creases, warp: Array, rng: np.random.Generator, difficulty: f
 
     pixels = _project(warp, points) * SIDE_PX + MARGIN_PX - 0.5
     steps = np.linalg.norm(np.diff(pixels, axis=1), axis=-1)
-    length = np.concatenate([steps[:, :1], (steps[:, 1:] + steps[:, :-1]) / 2, steps[:, -1:]], axis=1)
+    length = np.concatenate(
+        [steps[:, :1], (steps[:, 1:] + steps[:, :-1]) / 2, steps[:, -1:]], axis=1
+    )
 
     fx, fy = frequency_grid()
     square = fx**2 + fy**2
@@ -177,7 +182,7 @@ def _splat(pixels: Array, mass: Array) -> Array:
     index = np.concatenate([at, at + 1, at + CANVAS_PX, at + CANVAS_PX + 1])
     weight = np.concatenate([(1 - dx) * (1 - dy), dx * (1 - dy), (1 - dx) * dy, dx * dy])
     weight *= np.tile(mass, 4)
-    canvas = np.bincount(index, weights=weight, minlength=CANVAS_PX**2)
+    canvas: Array = np.bincount(index, weights=weight, minlength=CANVAS_PX**2)
     return canvas.reshape(CANVAS_PX, CANVAS_PX)
 
 
@@ -189,8 +194,12 @@ def _sample(fields: list[Array], back: Array) -> list[Array]:
     left, top = source[..., 0].astype(np.int64), source[..., 1].astype(np.int64)
     dx, dy = source[..., 0] - left, source[..., 1] - top
     at = top * CANVAS_PX + left
-    corners = ((at, (1 - dx) * (1 - dy)), (at + 1, dx * (1 - dy)))
-    corners += ((at + CANVAS_PX, (1 - dx) * dy), (at + CANVAS_PX + 1, dx * dy))
+    corners = (
+        (at, (1 - dx) * (1 - dy)),
+        (at + 1, dx * (1 - dy)),
+        (at + CANVAS_PX, (1 - dx) * dy),
+        (at + CANVAS_PX + 1, dx * dy),
+    )
     return [sum((f.ravel()[i] * w for i, w in corners), np.zeros(at.shape)) for f in fields]
 
 

@@ -127,9 +127,13 @@ def _read(path: Path) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
                 if width * height > MAX_PIXELS:
                     raise _refuse(path, f"{width}x{height} px is more than {MAX_PIXELS} pixels")
                 if min(width, height) < MIN_SIDE_PX:
-                    raise _refuse(path, f"{width}x{height} px is too small for a region of interest")
+                    raise _refuse(
+                        path, f"{width}x{height} px is too small for a region of interest"
+                    )
                 if max(width, height) > MAX_ASPECT * min(width, height):
-                    raise _refuse(path, f"{width}x{height} px is not near square: not a cropped palm")
+                    raise _refuse(
+                        path, f"{width}x{height} px is not near square: not a cropped palm"
+                    )
                 grey = _grey(path, ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise _refuse(path, "no such file") from None
@@ -160,5 +164,7 @@ def _grey(path: Path, image: Image.Image) -> Image.Image:
         raise _refuse(path, f"pixels of mode {image.mode}; 8 or 16 bits a channel are expected")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("L")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert(
+            "L"
+        )
     return image.convert("L")
