@@ -188,6 +188,12 @@ class NotOnRosterError(RefusedError):
     code = "not_on_roster"
 
 
+class ConsentError(RefusedError):
+    """An exchange lacks a site's yes, or the yes is for other terms."""
+
+    code = "consent"
+
+
 class KeyFileError(IdentityError):
     """A private key file is missing, damaged, or readable by others."""
 

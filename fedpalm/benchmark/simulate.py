@@ -1,0 +1,140 @@
+"""A federation in one process: the method objects, codec and server rule of a real run, no network.
+
+What a site would send is encoded, added as integers, decoded and applied as the coordinator does it;
+with a reproducible plan the result equals that of real processes bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..layout import FloatVector
+from ..methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdate
+from ..methods.contribution import codec_for, rounding_key
+from ..methods.rules import server_rule
+from ..methods.site import build_local, build_site_method
+from ..methods.template import model_template
+from ..plan import Plan
+from ..secagg.codec import add_into
+
+LOCAL = "local"
+"""The method that no plan can name: every site alone."""
+
+RoundMetrics = dict[str, dict[str, float]]
+OnRound = Callable[[int, FloatVector, Mapping[str, SiteMethod], RoundMetrics], None]
+"""Called after every round with its number, the new shared vector, the sites and their metrics."""
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """``shared`` (P,) float32 (empty for ``local``), the trained ``sites``, metrics of each round."""
+
+    shared: FloatVector
+    sites: dict[str, SiteMethod]
+    metrics: tuple[RoundMetrics, ...]
+
+
+def plan_for(plan: Plan, method: str) -> Plan:
+    """The same plan for another method: same roster, seed and training, that method's model.
+
+    Raises:
+        ConfigError: ``method`` is not one that shares a model.
+    """
+    if method == plan.draft.method:
+        return plan
+    template = model_template(method, plan.draft.training, plan.draft.seed)
+    exchange = "deployment" if template.expert_layout.tensors else "never"
+    draft = plan.draft.model_dump() | {"method": method, "expert_exchange": exchange}
+    return Plan.model_validate(
+        plan.model_dump()
+        | {
+            "draft": draft,
+            "layout": tuple(template.layout.to_json()),
+            "expert_layout": tuple(template.expert_layout.to_json()),
+            "initial_model": hashlib.sha256(template.initial.astype("<f4").tobytes()).hexdigest(),
+        }
+    )
+
+
+def simulate(
+    plan: Plan,
+    method: str,
+    sites: Mapping[str, SiteImages],
+    on_round: OnRound | None = None,
+) -> SimulationResult:
+    """Run all rounds of ``plan`` with ``method``, and the exchange if the method has experts.
+
+    Args:
+        method: the plan's own, another one that shares a model, or ``local``.
+        sites: training images by site name; all of the roster, every round.
+        on_round: sees the state after each round, before the exchange.
+
+    Raises:
+        ConfigError: the sites are not the roster.
+    """
+    if sorted(sites) != list(plan.roster):
+        raise ConfigError(f"sites {sorted(sites)} are not the plan's roster {list(plan.roster)}")
+    if method == LOCAL:
+        draft = plan.draft
+        alone = {
+            site: build_local(draft.training, draft.seed, site, sites[site]) for site in plan.roster
+        }
+        return _rounds(plan, alone, np.empty(0, np.float32), _keep, on_round)
+    plan = plan_for(plan, method)
+    methods = {site: build_site_method(plan, site, sites[site]) for site in plan.roster}
+    initial = methods[plan.roster[0]].initial_vector()
+    result = _rounds(plan, methods, initial, _aggregate, on_round)
+    if plan.draft.expert_exchange == "deployment":
+        exchange_experts(methods)
+    return result
+
+
+def exchange_experts(sites: Mapping[str, SiteMethod]) -> None:
+    """Every site's expert to every other site, as after a deployment exchange."""
+    experts = {name: site.expert() for name, site in sites.items()}
+    for name, site in sites.items():
+        for sender in sorted(experts.keys() - {name}):
+            site.receive_expert(sender, experts[sender])
+
+
+def _rounds(
+    plan: Plan,
+    sites: dict[str, SiteMethod],
+    shared: FloatVector,
+    combine: Callable[[Plan, int, FloatVector, dict[str, SiteUpdate]], FloatVector],
+    on_round: OnRound | None,
+) -> SimulationResult:
+    history: list[RoundMetrics] = []
+    for number in range(1, plan.draft.rounds + 1):
+        context = RoundContext(number, plan.draft.rounds)
+        updates = {name: site.train_round(context, shared) for name, site in sites.items()}
+        shared = combine(plan, number, shared, updates)
+        history.append({name: dict(update.metrics) for name, update in updates.items()})
+        if on_round is not None:
+            on_round(number, shared, sites, history[-1])
+    return SimulationResult(shared, sites, tuple(history))
+
+
+def _keep(
+    plan: Plan, number: int, shared: FloatVector, updates: dict[str, SiteUpdate]
+) -> FloatVector:
+    return shared
+
+
+def _aggregate(
+    plan: Plan, number: int, shared: FloatVector, updates: dict[str, SiteUpdate]
+) -> FloatVector:
+    """The deployed path: encode at each site, add integers, decode once, apply the rule."""
+    codec = codec_for(plan)
+    total = np.zeros(codec.length, dtype=np.uint32)
+    for site, update in updates.items():
+        key = rounding_key(plan, site, number)
+        add_into(total, codec.encode(update.delta, update.weight, update.stats, key))
+    stats = codec.decode_stats(total[codec.parameters :])
+    deltas = codec.decode_deltas(total[: codec.parameters])
+    return server_rule(plan.draft.method).step(shared, deltas, stats)

@@ -1,0 +1,236 @@
+"""FedPalm: a personal closed-set model and a shared open-set model that listen to each other.
+
+Source: the FedPalm paper, section IV; equation and line numbers below are the paper's. Readings of it
+that are ours are listed in docs/FEDPALM.md.
+
+Shared: the open-set model M^o = (T^o, TEIM^o, Q^o), averaged with weights n_i (eqs 6 and 7; the sum is
+that of n_i (w_i - w) and of n_i). Stays at the site: the closed-set model M^c = (T^c, TEIM^c, Q^c),
+both ArcFace heads, all templates. The closed-set textural expert T^c is released once, by the
+deployment exchange.
+
+A round at a site (algorithm 1, lines 14 to 27), with L of eq 10 for both models:
+
+    r <= R/3:  f_c = T^c(x), f_g = T^o(x);  train T^c, Q^c on L(Q^c(f_c)) and T^o, Q^o on L(Q^o(f_g))
+    after:     T^c frozen;  f^_c = TEIM^c(f_c, F \\ {f_c}),  f^_g = TEIM^o(f_g, F \\ {f_g});
+               train TEIM^c, Q^c on L(Q^c(f^_c)) and T^o, TEIM^o, Q^o on L(Q^o(f^_g))
+
+F holds the features of all experts at the site: its own, the global one, and after the exchange those
+of the other sites. A routed feature is an input: no gradient runs through it, so nothing of the
+closed-set loss shapes the shared expert.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..errors import LayoutMismatchError
+from ..layout import CLOSED_SET_EXPERT, OPEN_SET, FloatVector
+from ..models.compnet import PalmModel, TexturalExpert
+from ..models.teim import Teim
+from ..plan import TrainingSettings
+from .base import RoundContext, SiteImages, SiteUpdate, Tensors
+from .template import model_template
+from .training import (
+    Learner,
+    batches,
+    check_names,
+    derive_seed,
+    export_tensors,
+    import_tensors,
+    optimiser,
+    spectra,
+    stack,
+    unit,
+)
+
+GLOBAL = "_global"
+"""The shared expert's name in the pool; the others carry their site's, which has no underscore."""
+
+_CLOSED = "closed_set."
+_CLOSED_HEAD, _OPEN_HEAD = "head.closed.", "head.open."
+_RECEIVED = "received."
+_INTERACTING = "progress.interacting"
+_EXPERT = "expert."
+
+Features = dict[str, Tensor]
+
+
+def warm_up_rounds(rounds: int) -> int:
+    """The first third: TEIM is off and closed-set experts learn. One round at least."""
+    return max(1, rounds // 3)
+
+
+class FedPalmSite:
+    """One site's half."""
+
+    def __init__(
+        self, training: TrainingSettings, seed: int, site: str, images: SiteImages
+    ) -> None:
+        template = model_template("fedpalm", training, seed)
+        self.layout, self.expert_layout = template.layout, template.expert_layout
+        self._initial = template.initial
+        self._seed, self._site, self._images, self._training = seed, site, images, training
+        self._open, self._closed = (
+            Learner(PalmModel(Teim(training.teim_neighbours)), training, images.classes)
+            for _ in range(2)
+        )
+        # Both heads and both models begin alike: features of experts that share an origin keep
+        # their channels aligned, which is what makes their mean (eq 4) a feature.
+        for learner in (self._open, self._closed):
+            learner.draw_head(derive_seed(seed, site, 0, "head"))
+            import_tensors(learner.model, OPEN_SET, self.layout.unflatten(self._initial))
+        self._received: dict[str, TexturalExpert] = {}
+        self._interacting = False
+
+    def initial_vector(self) -> FloatVector:
+        return self._initial.copy()
+
+    def train_round(self, context: RoundContext, shared: FloatVector) -> SiteUpdate:
+        torch.set_num_threads(self._training.threads)
+        self._load(shared)
+        self._set_interacting(context.round > warm_up_rounds(context.rounds))
+        adam = optimiser(self._open, self._closed)
+        dropout = [
+            torch.Generator().manual_seed(derive_seed(self._seed, self._site, context.round, name))
+            for name in ("dropout", "dropout-closed")
+        ]
+        chosen: dict[str, Counter[str]] = {"open": Counter(), "closed": Counter()}
+        seed = derive_seed(self._seed, self._site, context.round, "batches")
+        for batch in batches(self._images, self._training, seed):
+            adam.zero_grad()
+            features = self._features(batch.spectrum)
+            for name, learner, anchor, random in (
+                ("open", self._open, GLOBAL, dropout[0]),
+                ("closed", self._closed, self._site, dropout[1]),
+            ):
+                feature = self._enhance(learner, anchor, features, chosen[name])
+                learner.loss(feature, batch.labels, random).total.backward()  # type: ignore[no-untyped-call]
+            adam.step()
+        delta = self.layout.flatten(export_tensors(self._open.model, OPEN_SET)) - shared
+        metrics = self._metrics(chosen) | {"update.max_abs": float(np.abs(delta).max())}
+        return SiteUpdate(delta, float(len(self._images.labels)), metrics=metrics)
+
+    def state(self) -> Tensors:
+        tensors = {_INTERACTING: np.array(self._interacting, dtype=np.uint8)}
+        tensors |= export_tensors(self._closed.model, _CLOSED)
+        tensors |= export_tensors(self._closed.head, _CLOSED_HEAD)
+        tensors |= export_tensors(self._open.head, _OPEN_HEAD)
+        for site, expert in self._received.items():
+            tensors |= export_tensors(expert, f"{_RECEIVED}{site}.{_EXPERT}")
+        return tensors
+
+    def load_state(self, tensors: Tensors) -> None:
+        prefixes = [_INTERACTING, _CLOSED, _CLOSED_HEAD, _OPEN_HEAD, _RECEIVED]
+        check_names(tensors, prefixes)
+        flag = tensors.get(_INTERACTING)
+        if flag is None or flag.dtype != np.uint8 or flag.shape != () or flag > 1:
+            raise LayoutMismatchError(f"{_INTERACTING} is missing or not a flag")
+        import_tensors(self._closed.model, _CLOSED, tensors)
+        import_tensors(self._closed.head, _CLOSED_HEAD, tensors)
+        import_tensors(self._open.head, _OPEN_HEAD, tensors)
+        self._received = {}
+        names = [name.removeprefix(_RECEIVED) for name in tensors if name.startswith(_RECEIVED)]
+        for site in {name.partition(".")[0] for name in names}:
+            self._received[site] = _expert_from(tensors, f"{_RECEIVED}{site}.{_EXPERT}")
+        self._set_interacting(bool(flag))
+
+    def expert(self) -> Tensors:
+        return export_tensors(self._closed.model.expert, CLOSED_SET_EXPERT)
+
+    def receive_expert(self, site: str, tensors: Tensors) -> None:
+        """Raises LayoutMismatchError (names, shapes, dtype), NonFiniteUpdateError."""
+        self.expert_layout.flatten(tensors)
+        if site in (self._site, GLOBAL):
+            raise LayoutMismatchError(f"{site!r} is not another site")
+        self._received[site] = _expert_from(tensors, CLOSED_SET_EXPERT)
+
+    def closed_templates(
+        self, images: npt.NDArray[np.float32], shared: FloatVector
+    ) -> npt.NDArray[np.float32]:
+        """(N, 512), or (N, 1024) with ``closed_set_fusion``.
+
+        Fused templates are [z_c | z_g] / sqrt(2): their cosine is the mean of the two cosines.
+        """
+        if not self._training.closed_set_fusion:
+            return self._templates(images, shared, self._closed, self._site)
+        own = self._templates(images, shared, self._closed, self._site)
+        both = np.concatenate([own, self.open_templates(images, shared)], axis=1)
+        return (both * 2**-0.5).astype(np.float32)
+
+    def open_templates(
+        self, images: npt.NDArray[np.float32], shared: FloatVector
+    ) -> npt.NDArray[np.float32]:
+        return self._templates(images, shared, self._open, GLOBAL)
+
+    def _templates(
+        self, images: npt.NDArray[np.float32], shared: FloatVector, learner: Learner, anchor: str
+    ) -> npt.NDArray[np.float32]:
+        torch.set_num_threads(self._training.threads)
+        self._load(shared)
+        chosen: Counter[str] = Counter()
+        with torch.no_grad():
+            return stack(
+                unit(
+                    learner.model.embed(
+                        self._enhance(learner, anchor, self._features(spectrum), chosen)
+                    )
+                )
+                for spectrum in spectra(images)
+            )
+
+    def _load(self, shared: FloatVector) -> None:
+        import_tensors(self._open.model, OPEN_SET, self.layout.unflatten(shared))
+
+    def _set_interacting(self, interacting: bool) -> None:
+        """Line 20: from R/3 on TEIM is on, and the closed-set expert frozen."""
+        self._interacting = interacting
+        self._closed.model.expert.learn(not interacting)
+
+    def _features(self, spectrum: Tensor) -> Features:
+        """Eq 1: the features F of all experts at this site, the frozen ones without a graph.
+
+        Sorted by site, the global one last: every site sums in the same order.
+        """
+        experts = {self._site: self._closed.model.expert} | (
+            self._received if self._interacting else {}
+        )
+        features = {site: experts[site](spectrum) for site in sorted(experts)}
+        return features | {GLOBAL: self._open.model.expert(spectrum)}
+
+    def _enhance(
+        self, learner: Learner, anchor: str, features: Features, chosen: Counter[str]
+    ) -> Tensor:
+        """Eqs 2 to 5 for one anchor; during warm-up the anchor itself."""
+        if not self._interacting or learner.model.teim is None:
+            return features[anchor]
+        others = [name for name in features if name != anchor]
+        routed = learner.model.teim(
+            features[anchor], torch.stack([features[name].detach() for name in others])
+        )
+        chosen.update(dict(zip(others, routed.chosen.tolist(), strict=True)))
+        feature: Tensor = routed.feature
+        return feature
+
+    def _metrics(self, chosen: dict[str, Counter[str]]) -> dict[str, float]:
+        metrics: dict[str, float] = {"teim.on": float(self._interacting)}
+        for name, learner in (("open", self._open), ("closed", self._closed)):
+            metrics |= learner.take_losses(name)
+            if learner.model.teim is not None:
+                metrics[f"teim.{name}.alpha"] = learner.model.teim.alpha.item()
+                metrics[f"teim.{name}.beta"] = learner.model.teim.beta.item()
+            total = chosen[name].total()
+            for expert, count in chosen[name].items():
+                metrics[f"routing.{name}.{expert}"] = count / total
+        return metrics
+
+
+def _expert_from(tensors: Tensors, prefix: str) -> TexturalExpert:
+    expert = TexturalExpert()
+    import_tensors(expert, prefix, tensors)
+    expert.learn(False)
+    return expert
