@@ -1,0 +1,93 @@
+"""Words that the terminal and the page share: rates, sizes, what was found, what left and what did not."""
+
+from __future__ import annotations
+
+from .figures import LABELS, Estimate, Report
+from .settings import SYNTHETIC
+
+KINDS = {
+    "update": "Round updates",
+    "consent": "Signed consents",
+    "refusal": "Refusals",
+    "sealed_expert": "Sealed experts",
+}
+
+NEVER = (
+    ("Images", "read from the site's own list, never written or sent elsewhere"),
+    ("Names of identities", "the label list stays at the site; no message has a field for one"),
+    ("Templates", "computed and compared at the site"),
+    ("Classification heads", "their rows are prototypes of identities"),
+    ("The closed-set embedding", "the personal model beyond its textural expert"),
+    ("Losses and counts of images", "kept in the site's own store"),
+    ("Private keys", "made at the site, in files only its user can read"),
+)
+
+
+def percent(rate: float, digits: int = 2) -> str:
+    """With a no-break space; the terminal shows it as a space."""
+    return f"{100 * rate:.{digits}f}\u00a0%"
+
+
+def interval(estimate: Estimate) -> str:
+    return f"{100 * estimate.low:.2f} to {100 * estimate.high:.2f}\u00a0%"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units, three figures or so."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{count} B" if unit == "B" else f"{value:.{1 if value < 100 else 0}f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """``3 sites``; numbers below thirteen as words belong to prose, figures to tables."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}".replace(",", "\u202f")
+
+
+def kind_label(kind: str) -> str:
+    return KINDS.get(kind, kind.replace("_", " ").replace("-", " ").capitalize())
+
+
+def subject(report: Report) -> str:
+    return "palms" if report.settings.data == SYNTHETIC else "images"
+
+
+def finding(report: Report) -> str:
+    """The result in two sentences, whichever way it went."""
+    estimates = report.open_set.estimates
+    ours, alone = estimates[report.settings.method], estimates["local"]
+    label = LABELS[report.settings.method]
+    people = f"{report.open_set.identities} people that no site trained on"
+    if report.federation_helps:
+        text = (
+            f"Trained together, the sites verify {people} with an equal error rate of "
+            f"{percent(ours.eer, 1)}; trained alone, with {percent(alone.eer, 1)} on average."
+        )
+    else:
+        text = (
+            f"In this run training together did not pay: on {people} the equal error rate is "
+            f"{percent(ours.eer, 1)}, and {percent(alone.eer, 1)} on average for sites that train "
+            "alone."
+        )
+    if "fedavg" in estimates and report.settings.method != "fedavg":
+        average = estimates["fedavg"]
+        apart = ours.high < average.low or average.high < ours.low
+        text += f" {label} and FedAvg ({percent(average.eer, 1)}) " + (
+            "differ by more than their intervals."
+            if apart
+            else "lie within each other\u2019s intervals: a run this small cannot tell them apart."
+        )
+    return text

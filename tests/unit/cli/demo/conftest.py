@@ -1,0 +1,90 @@
+"""A canned result with the shape of a real one; what is built from it runs through the real code."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fedpalm.cli.demo.figures import (
+    Curve,
+    Egress,
+    Estimate,
+    OpenReport,
+    Point,
+    Report,
+    SiteReport,
+)
+from fedpalm.cli.demo.settings import DemoSettings
+
+
+def estimate(eer: float, pairs: int = 1000) -> Estimate:
+    return Estimate(
+        eer=eer, low=eer * 0.8, high=min(1.0, eer * 1.2), genuine=pairs, impostor=39 * pairs
+    )
+
+
+def curve(eer: float) -> Curve:
+    power = math.log(1 - eer) / math.log(eer)
+    fmr = tuple(10 ** (-4 + 4 * k / 60) for k in range(61))
+    return Curve(fmr=fmr, fnmr=tuple(1 - x**power for x in fmr))
+
+
+def canned_report(eers: dict[str, float], method: str = "fedpalm", rounds: int = 12) -> Report:
+    settings = DemoSettings(method=method, rounds=rounds)
+    names = settings.contenders
+    update = Egress(kind="update", count=rounds, bytes=rounds * 19_975_640)
+    exchange = (
+        (
+            Egress(kind="consent", count=1, bytes=1_200),
+            Egress(kind="sealed_expert", count=3, bytes=3 * 92_000),
+        )
+        if method == "fedpalm"
+        else ()
+    )
+    return Report(
+        name="canned",
+        created="2026-01-02 03:04 UTC",
+        command="fedpalm demo --seed 0",
+        settings=settings,
+        versions={"fedpalm": "0.1.0", "python": "3.11.2", "torch": "2.13.0"},
+        machine={"cpus": 2, "platform": "Linux x86_64"},
+        run_id="demo-0a1b2c3d",
+        plan_hash="ab" * 32,
+        model_hash="cd" * 32,
+        parameters=4_993_909,
+        expert_parameters=22_899 if method == "fedpalm" else 0,
+        confidence=0.95,
+        sites=tuple(
+            SiteReport(
+                site=site,
+                training_identities=10,
+                open_identities=10,
+                images=200,
+                closed={name: estimate(eers[name] / 10, 250) for name in names},
+                egress=(update, *exchange),
+            )
+            for site in settings.site_names
+        ),
+        open_set=OpenReport(
+            identities=40,
+            images=400,
+            estimates={name: estimate(eers[name]) for name in names},
+            local_by_site={site: estimate(eers["local"]) for site in settings.site_names},
+            curves={name: curve(eers[name]) for name in names},
+            convergence={
+                name: tuple(
+                    Point(round=r, eer=eers[name] + 0.25 * math.exp(-r / 4))
+                    for r in range(0, rounds + 1, 2)
+                )
+                for name in names
+            },
+        ),
+        timings_s={"training": 151.0, "exchange": 6.2, "comparisons": 80.0, "whole demo": 243.0},
+        files={"figures": "report.json", "global models": "models/round-12.safetensors"},
+    )
+
+
+@pytest.fixture
+def report() -> Report:
+    return canned_report({"fedpalm": 0.121, "fedavg": 0.138, "local": 0.262})
