@@ -38,6 +38,7 @@ class TrainingSettings(Settings):
     teim_neighbours: int = Field(3, ge=1, le=MAX_SITES)
     teim_alpha: float = Field(0.7, ge=-10, le=10)
     teim_beta: float = Field(0.3, ge=-10, le=10)
+    closed_set_fusion: bool = True
     threads: int = Field(1, ge=1, le=64)
 
 
