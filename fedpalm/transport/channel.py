@@ -2,30 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import ipaddress
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import grpc
 from google.protobuf.message import Message
 
+from ..errors import ConfigError, DeadlineError
 from ..pki.bundle import TlsIdentity
+from ..pki.identity import coordinator_dns_name
+from ..wire.limits import parse_message
+from ..wire.v1.federation_pb2_grpc import FederationStub
+from ..wire.v1.operator_pb2_grpc import OperatorStub
+from . import require_tls_1_3
+from .limits import client_options
+from .status import error_of
+
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # not in grpc-stubs
+
+
+@dataclass(frozen=True)
+class Method:
+    """A call of a stub: how to make it, and how to read its replies."""
+
+    call: Callable[..., Any]
+    parse: Callable[[bytes], Message]
 
 
 class Connection:
     """A connection to the coordinator of ``tls.identity.federation`` at ``address`` (``host:port``).
 
-    An async context manager. ``federation`` and ``operator`` are the generated stubs, whose methods
-    go into :meth:`unary`, :meth:`stream` and :meth:`upload`.
+    An async context manager; it connects at the first call, and again at the first call after it was
+    broken. ``federation`` and ``operator`` are stubs, whose methods go into :meth:`unary`,
+    :meth:`stream` and :meth:`upload`. All three raise FedPalmError: what the coordinator raised, or
+    UnavailableError, DeadlineError, IdentityError, VersionMismatchError for what gRPC reports, or
+    ProtocolError for a reply beyond its limits. Nothing is repeated here.
+
+    Whatever the address, the certificate there must lead to the pinned CA and carry the DNS name that
+    the CA gives to this federation's coordinator alone.
     """
 
     federation: Any
     operator: Any
 
     def __init__(self, address: str, tls: TlsIdentity) -> None:
-        raise NotImplementedError
+        require_tls_1_3()
+        self.address = _checked_address(address)
+        self._tls = tls
+        self._channel: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> Connection:
-        raise NotImplementedError
+        tls = self._tls
+        credentials = grpc.ssl_channel_credentials(tls.ca_pem, tls.key_pem, tls.chain_pem)
+        self._channel = grpc.aio.secure_channel(
+            self.address,
+            credentials,
+            options=client_options(
+                coordinator_dns_name(tls.identity.federation), proxy=not _is_loopback(self.address)
+            ),
+        )
+        methods = _MethodFactory(self._channel)
+        self.federation = FederationStub(methods)  # type: ignore[no-untyped-call]
+        self.operator = OperatorStub(methods)  # type: ignore[no-untyped-call]
+        return self
 
     async def __aexit__(
         self,
@@ -33,18 +76,100 @@ class Connection:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        raise NotImplementedError
+        if self._channel is not None:
+            await self._channel.close(None)
+            self._channel = None
 
-    async def unary(self, method: Any, request: Message, *, deadline_s: float) -> Any:
+    async def unary(self, method: Method, request: Message, *, deadline_s: float) -> Any:
         """One request, one reply."""
-        raise NotImplementedError
+        try:
+            wire_bytes = await method.call(request, timeout=deadline_s, wait_for_ready=False)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error, self.address) from error
+        return parse_message(method.parse, wire_bytes)
 
-    def stream(self, method: Any, request: Message, *, idle_s: float) -> AsyncIterator[Any]:
-        """One request, replies as they come; DeadlineError after ``idle_s`` without one."""
-        raise NotImplementedError
+    async def stream(
+        self, method: Method, request: Message, *, idle_s: float
+    ) -> AsyncIterator[Any]:
+        """One request, replies as they come; DeadlineError after ``idle_s`` without one.
+
+        Leaving early ends the call: iterate inside ``contextlib.aclosing`` to do so at once.
+        """
+        call = method.call(request, wait_for_ready=False)
+        try:
+            while True:
+                async with asyncio.timeout(idle_s):
+                    wire_bytes = await call.read()
+                if wire_bytes is _EOF:
+                    return
+                yield parse_message(method.parse, wire_bytes)
+        except TimeoutError:
+            raise DeadlineError(
+                f"{self.address}: nothing came for {idle_s:g} s",
+                next_step="try again; if it stays so, look at the network",
+            ) from None
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error, self.address) from error
+        finally:
+            call.cancel()
 
     async def upload(
-        self, method: Any, requests: AsyncIterator[Message], *, deadline_s: float
+        self, method: Method, requests: AsyncIterable[Message], *, deadline_s: float
     ) -> Any:
-        """Requests as fast as they are taken, one reply."""
-        raise NotImplementedError
+        """Requests as fast as they are taken, one reply; the coordinator may reply before the end."""
+        call = method.call(timeout=deadline_s, wait_for_ready=False)
+        try:
+            try:
+                async for request in requests:
+                    await call.write(request)
+                await call.done_writing()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                pass  # The call is over already; awaiting it says how.
+            wire_bytes = await call
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error, self.address) from error
+        finally:
+            call.cancel()
+        return parse_message(method.parse, wire_bytes)
+
+
+class _MethodFactory:
+    """Stands in for the channel when a stub is made.
+
+    The generated parser is kept aside and replies arrive as bytes: gRPC would turn a reply that does
+    not parse into ``None``.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def __getattr__(self, kind: str) -> Callable[..., Method]:
+        make = getattr(self._channel, kind)
+
+        def method(
+            path: str,
+            request_serializer: Callable[[Message], bytes],
+            response_deserializer: Callable[[bytes], Message],
+            **options: Any,
+        ) -> Method:
+            call = make(path, request_serializer, None, **options)
+            return Method(call, response_deserializer)
+
+        return method
+
+
+def _checked_address(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(
+            f"{address!r} is not HOST:PORT", next_step="for example coordinator.example.org:8443"
+        )
+    return address
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from weakref import WeakKeyDictionary
 
 import grpc
 
+from ..clock import Clock, SystemClock
+from ..errors import UnavailableError
 from ..pki.bundle import TlsIdentity
 from ..pki.identity import Role
+from . import require_tls_1_3
+from .gate import Gate
+from .limits import MAX_CONCURRENT_CALLS, SERVER_OPTIONS
 from .peer import Peer, current_peer
 
 __all__ = ["SERVICE_ROLES", "Peer", "bound_port", "build_server", "current_peer"]
@@ -19,6 +25,8 @@ SERVICE_ROLES: Mapping[str, frozenset[Role]] = {
     OPERATOR_SERVICE: frozenset({Role.OPERATOR}),
 }
 
+_ports: WeakKeyDictionary[grpc.aio.Server, int] = WeakKeyDictionary()
+
 
 def build_server(
     tls: TlsIdentity,
@@ -26,19 +34,43 @@ def build_server(
     *,
     roles: Mapping[str, frozenset[Role]],
     authorise: Callable[[Peer], None],
+    clock: Clock | None = None,
 ) -> grpc.aio.Server:
     """A bound server; add servicers, then ``await server.start()``. Call it inside the event loop.
+
+    A handler finds the caller with :func:`current_peer`, raises FedPalmError to refuse, and takes and
+    gives streams as async iterators (``context.read`` and ``context.write`` would pass by the checks).
 
     Args:
         address: ``host:port``; port 0 lets the system choose, see :func:`bound_port`.
         roles: full service name -> roles that may call it; a service not named is closed to all.
-        authorise: raises a FedPalmError for a peer that may not call (not admitted, revoked).
+        authorise: raises a FedPalmError for a peer that may not call (not admitted, revoked); asked
+            at every call, and every second on a stream with messages.
     Raises:
         UnavailableError: the address cannot be bound.
+        ConfigError: gRPC was loaded before TLS 1.2 was ruled out.
     """
-    raise NotImplementedError
+    require_tls_1_3()
+    gate = Gate(tls.identity.federation, roles, authorise, clock or SystemClock())
+    server = grpc.aio.server(
+        interceptors=(gate,),
+        options=SERVER_OPTIONS,
+        maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+    )
+    credentials = grpc.ssl_server_credentials(
+        [(tls.key_pem, tls.chain_pem)], root_certificates=tls.ca_pem, require_client_auth=True
+    )
+    try:
+        port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise UnavailableError(
+            f"{address}: cannot listen there: {error}",
+            next_step="is a coordinator running already? otherwise choose another address",
+        ) from error
+    _ports[server] = port
+    return server
 
 
 def bound_port(server: grpc.aio.Server) -> int:
     """The port that :func:`build_server` bound."""
-    raise NotImplementedError
+    return _ports[server]

@@ -1,0 +1,63 @@
+"""Figures that both ends of a connection hold to, and what gRPC calls them."""
+
+from __future__ import annotations
+
+CHUNK_BYTES = 1024 * 1024
+MAX_MESSAGE_BYTES = CHUNK_BYTES + 64 * 1024
+# A unary call that the server works on for longer is ended; a stream on which nothing moves, too.
+UNARY_DEADLINE_S = 60.0
+STREAM_IDLE_S = 60.0
+# Certificate dates and the caller's own rules are looked at again this often on an open stream.
+RECHECK_S = 1.0
+MAX_CONCURRENT_CALLS = 4096
+
+_SECOND_MS = 1000
+_KEEPALIVE_S = 20
+_PING_INTERVAL_S = 10
+
+Option = tuple[str, int | str]
+
+_COMMON: tuple[Option, ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", _KEEPALIVE_S * _SECOND_MS),
+    ("grpc.keepalive_timeout_ms", 10 * _SECOND_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+SERVER_OPTIONS: tuple[Option, ...] = (
+    *_COMMON,
+    # Two processes on one port would each have half of the truth.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", 64),
+    ("grpc.server_handshake_timeout_ms", 10 * _SECOND_MS),
+    ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_S * _SECOND_MS),
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.max_connection_idle_ms", 5 * 60 * _SECOND_MS),
+    # A connection is made anew every hour, and its certificate verified with it; what is open then
+    # has ten minutes to end, and both uploads and downloads can be resumed.
+    ("grpc.max_connection_age_ms", 60 * 60 * _SECOND_MS),
+    ("grpc.max_connection_age_grace_ms", 10 * 60 * _SECOND_MS),
+)
+
+
+def client_options(server_name: str, *, proxy: bool) -> tuple[Option, ...]:
+    """Channel options of a site or an operator.
+
+    Args:
+        server_name: the DNS name that the certificate must carry, whatever address is dialled.
+        proxy: obey ``https_proxy`` of the environment.
+    """
+    return (
+        *_COMMON,
+        ("grpc.ssl_target_name_override", server_name),
+        ("grpc.enable_http_proxy", int(proxy)),
+        # Trying again is the caller's decision: it knows what may be repeated.
+        ("grpc.enable_retries", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+        # gRPC answers from its last failure until this has passed; the caller has a back-off already.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 10 * _SECOND_MS),
+        ("grpc.max_reconnect_backoff_ms", 1 * _SECOND_MS),
+    )
