@@ -73,7 +73,8 @@ class Authority:
         Args:
             identity: the name that the operator approved.
             now: seconds since the Unix epoch.
-            dns_names, ip_addresses: where a coordinator is reached; nobody else has them.
+            dns_names, ip_addresses: where a coordinator is reached, beside the fixed name that
+                clients demand (``coordinator_dns_name``); nobody else has any.
         Raises:
             IdentityError: a bad request, another name or federation, host names that do not fit the
                 role, a lifetime out of bounds, or an issuing CA that has expired.
@@ -86,10 +87,8 @@ class Authority:
             )
         if identity.federation != self.federation:
             raise IdentityError(f"{identity}: not of federation {self.federation!r}")
-        if (identity.role is Role.COORDINATOR) != bool(dns_names or ip_addresses):
-            raise IdentityError(
-                f"{identity}: host names and addresses belong to a coordinator, which needs one"
-            )
+        if identity.role is not Role.COORDINATOR and (dns_names or ip_addresses):
+            raise IdentityError(f"{identity}: host names and addresses belong to a coordinator")
         if not timedelta(0) < lifetime <= MAX_LEAF_LIFETIME:
             raise IdentityError(
                 f"a leaf lives at most {MAX_LEAF_LIFETIME.days} days, not {lifetime}"

@@ -72,7 +72,7 @@ def read_secret(path: Path) -> bytes:
     except OSError as error:
         reason = "is a symbolic link" if path.is_symlink() else error.strerror
         raise KeyFileError(f"{path}: {reason}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise KeyFileError(f"{path}: not a plain file")
@@ -83,7 +83,10 @@ def read_secret(path: Path) -> bytes:
                 safe="the key was not loaded",
                 next_step=f"chmod 600 {path}, and replace the key if others have had access",
             )
-        content = file.read(MAX_FILE_BYTES + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_FILE_BYTES:
         raise KeyFileError(f"{path}: larger than {MAX_FILE_BYTES} bytes, not a key")
     return content
