@@ -23,9 +23,7 @@ def build_site_method(plan: Plan, site: str, images: SiteImages) -> SiteMethod:
             return FedPalmSite(training, seed, site, images)
 
 
-def build_local(
-    training: TrainingSettings, seed: int, site: str, images: SiteImages
-) -> SiteMethod:
+def build_local(training: TrainingSettings, seed: int, site: str, images: SiteImages) -> SiteMethod:
     """The baseline without federation; no plan can name it, because it shares nothing."""
     from .local import LocalSite
 

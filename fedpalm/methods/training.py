@@ -94,9 +94,7 @@ class Learner:
         keep = 1 - self.training.dropout
         mask = torch.empty_like(embedding).bernoulli_(keep, generator=dropout) / keep
         loss = hybrid_loss(self.head(embedding * mask, labels), embedding, labels, self.training)
-        self._losses.append(
-            (loss.total.item(), loss.cross_entropy.item(), loss.contrast.item())
-        )
+        self._losses.append((loss.total.item(), loss.cross_entropy.item(), loss.contrast.item()))
         return loss
 
     def take_losses(self, prefix: str) -> dict[str, float]:
