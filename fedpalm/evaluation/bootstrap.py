@@ -24,20 +24,32 @@ def eer_interval(
 ) -> tuple[float, float]:
     """Percentile interval of the EER, 0..1; deterministic in ``seed``.
 
-    Time is O(resamples x pairs), the scores are sorted once.
+    Raises:
+        DataError: ``confidence`` outside (0, 1), or as :func:`eer_resamples`.
+    """
+    if not 0.0 < confidence < 1.0:
+        raise DataError("an interval needs a confidence in (0, 1)")
+    tail = (1.0 - confidence) / 2
+    low, high = np.quantile(
+        eer_resamples(scores, seed=seed, resamples=resamples), [tail, 1.0 - tail]
+    )
+    return float(low), float(high)
+
+
+def eer_resamples(scores: ScoreSet, *, seed: int, resamples: int = 200) -> npt.NDArray[np.float64]:
+    """(resamples,) EERs, one for each draw of identities.
+
+    Draws depend on ``seed`` and the identities alone, so several models scored on the same pairs are
+    resampled alike. Time is O(resamples x pairs), the scores are sorted once.
 
     Raises:
-        DataError: ``resamples`` < 1, ``confidence`` outside (0, 1), or too few identities to draw
-            both genuine and impostor pairs.
+        DataError: ``resamples`` < 1, or too few identities to draw genuine and impostor pairs.
     """
-    if resamples < 1 or not 0.0 < confidence < 1.0:
-        raise DataError("an interval needs one resample or more and a confidence in (0, 1)")
+    if resamples < 1:
+        raise DataError("an interval needs one resample or more")
     rng = np.random.Generator(np.random.Philox(seed))
     levels = _Levels(scores)
-    drawn = [levels.eer(_draw(scores, rng)) for _ in range(resamples)]
-    tail = (1.0 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1.0 - tail])
-    return float(low), float(high)
+    return np.array([levels.eer(_draw(scores, rng)) for _ in range(resamples)])
 
 
 def _draw(scores: ScoreSet, rng: np.random.Generator) -> npt.NDArray[np.float64]:
