@@ -118,7 +118,11 @@ class SpoolWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
+        try:
+            if self._writing is not None:
+                await asyncio.wait({self._writing})
+        finally:
+            self._close()
 
     async def append(self, chunk: Chunk) -> None:
         """Take the next chunk; returns when the one before it is written.

@@ -1,0 +1,57 @@
+"""A federation's CA in memory, and identities of it as a process would load them."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from datetime import timedelta
+
+from cryptography import x509
+
+from fedpalm.pki.authority import create_authority
+from fedpalm.pki.bundle import TlsIdentity, pem_of
+from fedpalm.pki.identity import Identity, Role
+from fedpalm.pki.keys import new_signing_key, new_tls_key, private_key_pem
+from fedpalm.pki.request import create_request
+
+
+class TestAuthority:
+    """A CA of ``federation``, valid now."""
+
+    __test__ = False
+
+    def __init__(self, federation: str) -> None:
+        self.authority, self.root_key = create_authority(federation, time.time())
+
+    def enrol(
+        self,
+        role: Role,
+        name: str,
+        *,
+        now: float | None = None,
+        lifetime: timedelta = timedelta(days=30),
+    ) -> TlsIdentity:
+        """A new identity; ``now`` in the past makes an expired one."""
+        identity = Identity(self.authority.federation, role, name)
+        tls_key, signing_key = new_tls_key(), new_signing_key()
+        serves = role is Role.COORDINATOR
+        leaf = self.authority.issue(
+            create_request(identity, tls_key, signing_key),
+            identity,
+            now=time.time() if now is None else now,
+            lifetime=lifetime,
+            ip_addresses=[ipaddress.ip_address("127.0.0.1")] if serves else [],
+        )
+        return self.assemble(identity, leaf, private_key_pem(tls_key))
+
+    def assemble(self, identity: Identity, leaf: x509.Certificate, key_pem: bytes) -> TlsIdentity:
+        """Any leaf and key as an identity of this federation, unchecked."""
+        return TlsIdentity(
+            identity=identity,
+            chain_pem=pem_of([leaf, self.authority.issuing]),
+            key_pem=key_pem,
+            ca_pem=pem_of([self.authority.root]),
+            signing_key=new_signing_key(),
+            chain=(leaf, self.authority.issuing),
+            root=self.authority.root,
+        )
