@@ -29,7 +29,7 @@ _VARIABLES = {
 }
 _RC: Any = {
     "font.family": "sans-serif",
-    "font.size": 10.5,
+    "font.size": 11.5,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
     "axes.spines.top": False,

@@ -1,0 +1,157 @@
+"""The folder of a demo: where everything lies, and which steps are done.
+
+A step is done when the journal says so; its line is written (durably) after its effect. So every step
+must bear being taken twice, and a demo that was cut off anywhere goes on at the first open step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...errors import ConfigError, IntegrityError
+from ...settings import parse_settings
+from .settings import DemoSettings
+
+_JOURNAL = "demo.json"
+
+
+class Workspace:
+    """Paths below ``root``, and the journal."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.steps: dict[str, Any] = {}
+
+    @property
+    def coordinator(self) -> Path:
+        return self.root / "coordinator"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.toml"
+
+    @property
+    def initial_model(self) -> Path:
+        return self.root / "models" / "initial.safetensors"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.json"
+
+    @property
+    def page(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def plots(self) -> Path:
+        return self.root / "plots"
+
+    @property
+    def sample(self) -> Path:
+        return self.root / "plots" / "sample.png"
+
+    def site(self, name: str) -> Path:
+        return self.root / "sites" / name
+
+    def bundle(self, name: str) -> Path:
+        return self.root / "sites" / f"{name}.bundle"
+
+    def images(self, name: str) -> Path:
+        """The site's ``path label`` list."""
+        return self.root / "data" / f"{name}.txt"
+
+    def model(self, round_number: int) -> Path:
+        return self.root / "models" / f"round-{round_number:04d}.safetensors"
+
+    def result(self, name: str) -> Path:
+        return self.root / "results" / f"{name}.json"
+
+    def open(self, settings: DemoSettings) -> bool:
+        """Make the folder, or take up the demo that is in it. True if there was one.
+
+        Raises:
+            ConfigError: it holds other things, or a demo with other settings.
+        """
+        if (self.root / _JOURNAL).exists():
+            self._take_up(settings)
+            return True
+        if self.root.exists() and any(self.root.iterdir()):
+            raise ConfigError(
+                f"{self.root} is not empty and holds no demo",
+                safe="nothing in it was touched",
+                next_step="choose another --out",
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._settings = settings
+        self._save()
+        return False
+
+    def load(self) -> DemoSettings:
+        """The settings of the demo that is in the folder. Raises IntegrityError, ConfigError."""
+        journal = self.root / _JOURNAL
+        try:
+            stored = json.loads(journal.read_text(encoding="utf-8"))
+            steps, values = dict(stored["steps"]), dict(stored["settings"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(
+                f"{journal} cannot be read: {error!r}", next_step="choose another --out"
+            ) from error
+        self.steps = steps
+        self._settings = parse_settings(DemoSettings, values, str(journal))
+        return self._settings
+
+    def _take_up(self, settings: DemoSettings) -> None:
+        ours, theirs = settings.model_dump(), self.load().model_dump()
+        odd = [
+            f"{key} {theirs[key]!r}, now {ours[key]!r}" for key in ours if ours[key] != theirs[key]
+        ]
+        if odd:
+            raise ConfigError(
+                f"{self.root} holds a demo with other settings: {'; '.join(odd)}",
+                safe="it was not touched",
+                next_step="repeat its settings to continue it, or choose another --out",
+            )
+
+    def done(self, step: str) -> bool:
+        return step in self.steps
+
+    def record(self, step: str, result: Any = True) -> Any:
+        """Mark a step as done, with what it yielded (JSON)."""
+        self.steps[step] = result
+        self._save()
+        return result
+
+    def once(self, step: str, act: Callable[[], Any]) -> Any:
+        """The step's recorded result, or that of ``act``, recorded."""
+        return self.steps[step] if self.done(step) else self.record(step, act())
+
+    def write_json(self, path: Path, value: Any) -> None:
+        write_durably(path, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
+
+    def _save(self) -> None:
+        value = {"settings": self._settings.model_dump(mode="json"), "steps": self.steps}
+        self.write_json(self.root / _JOURNAL, value)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Whole or not at all, and there after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
