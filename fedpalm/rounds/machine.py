@@ -1,0 +1,333 @@
+"""One attempt of one round, as a transition table: (state, input) -> (new state, effects).
+
+    open --all joined, or quorum at the join deadline--> cohort_sealed --persisted--> collecting
+    collecting --all delivered, or quorum at the round deadline--> aggregating --> committed
+    open, cohort_sealed, collecting, aggregating --too few, failure, abort--> aborted
+
+A round is an immutable value; :func:`step` returns the next one and the effects that its keeper
+carries out *after* it has stored the value. Whatever the table does not name is an error. An update is
+accepted once: again with the same hash is answered alike, with another hash it is refused, and after
+the survivor set is fixed it is stale. Who is present is not stored: after a restart nobody is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from ..errors import IllegalTransitionError, NotOnRosterError, StaleRoundError, StateError
+from .events import (
+    Abort,
+    Acknowledge,
+    Aggregate,
+    Aggregated,
+    AggregationFailed,
+    CloseRound,
+    CohortPersisted,
+    Effects,
+    JoinDeadline,
+    PersistCohort,
+    PublishModel,
+    Restarted,
+    RoundDeadline,
+    RoundInput,
+    RoundRef,
+    SendTrain,
+    SiteJoined,
+    SiteLeft,
+    StartTimer,
+    TimerKind,
+    UpdateAccepted,
+)
+
+
+class RoundState(StrEnum):
+    OPEN = "open"
+    COHORT_SEALED = "cohort_sealed"
+    COLLECTING = "collecting"
+    AGGREGATING = "aggregating"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True)
+class RoundTerms:
+    """What the plan says about every round; times in milliseconds."""
+
+    roster: frozenset[str]
+    quorum: int
+    join_deadline_ms: int
+    round_deadline_ms: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """One attempt. ``model_hash`` is the model it starts from; ``result`` the one it committed."""
+
+    terms: RoundTerms
+    ref: RoundRef
+    model_hash: str
+    state: RoundState = RoundState.OPEN
+    present: frozenset[str] = frozenset()
+    cohort: tuple[str, ...] = ()
+    delivered: Mapping[str, str] = field(default_factory=dict)
+    deadline_ms: int = 0
+    result: str = ""
+    reason: str = ""
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """Sites whose update counts, sorted."""
+        return tuple(sorted(self.delivered))
+
+    @property
+    def over(self) -> bool:
+        return self.state in (RoundState.COMMITTED, RoundState.ABORTED)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is stored: everything but the terms (the plan has them) and who is present."""
+        return {
+            "round": self.ref.round,
+            "attempt": self.ref.attempt,
+            "model_hash": self.model_hash,
+            "state": self.state.value,
+            "cohort": list(self.cohort),
+            "delivered": dict(sorted(self.delivered.items())),
+            "deadline_ms": self.deadline_ms,
+            "result": self.result,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], terms: RoundTerms) -> Round:
+        """Inverse of :meth:`to_json`; nobody is present."""
+        return cls(
+            terms=terms,
+            ref=RoundRef(values["round"], values["attempt"]),
+            model_hash=values["model_hash"],
+            state=RoundState(values["state"]),
+            cohort=tuple(values["cohort"]),
+            delivered=dict(values["delivered"]),
+            deadline_ms=values["deadline_ms"],
+            result=values["result"],
+            reason=values["reason"],
+        )
+
+
+Step = tuple[Round, Effects]
+
+
+def open_round(
+    terms: RoundTerms, ref: RoundRef, model_hash: str, present: frozenset[str], at_ms: int
+) -> Step:
+    """A new attempt; the cohort is sealed at once if the whole roster is present."""
+    deadline_ms = at_ms + terms.join_deadline_ms
+    fresh = Round(terms, ref, model_hash, present=present & terms.roster, deadline_ms=deadline_ms)
+    if fresh.present == terms.roster:
+        return _seal(fresh)
+    return fresh, (StartTimer(ref, TimerKind.JOIN, deadline_ms),)
+
+
+def step(current: Round, received: RoundInput) -> Step:
+    """The next round and the effects to carry out once it is stored.
+
+    Raises:
+        IllegalTransitionError: the table has no entry for this state and input.
+        NotOnRosterError, StaleRoundError, StateError: this site or update is refused; the round
+            stays as it is.
+    """
+    handler = _TABLE.get((current.state, type(received)))
+    if handler is None:
+        raise IllegalTransitionError(
+            f"{current.ref}: state {current.state.value} does not take {type(received).__name__}",
+            safe="the round is unchanged",
+        )
+    return handler(current, received)
+
+
+def _seal(current: Round) -> Step:
+    cohort = tuple(sorted(current.present))
+    sealed = replace(current, state=RoundState.COHORT_SEALED, cohort=cohort, deadline_ms=0)
+    return sealed, (PersistCohort(current.ref, cohort),)
+
+
+def _close(current: Round, reason: str) -> Step:
+    aborted = replace(current, state=RoundState.ABORTED, reason=reason, deadline_ms=0)
+    return aborted, (CloseRound(current.ref, False, current.model_hash, reason),)
+
+
+def _aggregate(current: Round) -> Step:
+    closing = replace(current, state=RoundState.AGGREGATING, deadline_ms=0)
+    return closing, (Aggregate(current.ref, current.survivors, current.model_hash),)
+
+
+def _train(current: Round, sites: tuple[str, ...]) -> SendTrain:
+    return SendTrain(current.ref, sites, current.model_hash, current.deadline_ms)
+
+
+def _check_roster(current: Round, site: str) -> None:
+    if site not in current.terms.roster:
+        raise NotOnRosterError(f"site {site} is not on the roster", safe="the round is unchanged")
+
+
+def _ignore(current: Round, _: RoundInput) -> Step:
+    return current, ()
+
+
+def _join_open(current: Round, received: SiteJoined) -> Step:
+    _check_roster(current, received.site)
+    joined = replace(current, present=current.present | {received.site})
+    return _seal(joined) if joined.present == joined.terms.roster else (joined, ())
+
+
+def _join_later(current: Round, received: SiteJoined) -> Step:
+    _check_roster(current, received.site)
+    return replace(current, present=current.present | {received.site}), ()
+
+
+def _join_collecting(current: Round, received: SiteJoined) -> Step:
+    joined, _ = _join_later(current, received)
+    owed = received.site in current.cohort and received.site not in current.delivered
+    return joined, ((_train(current, (received.site,)),) if owed else ())
+
+
+def _leave(current: Round, received: SiteLeft) -> Step:
+    return replace(current, present=current.present - {received.site}), ()
+
+
+def _join_deadline(current: Round, _: JoinDeadline) -> Step:
+    if len(current.present) >= current.terms.quorum:
+        return _seal(current)
+    return _close(
+        current,
+        f"{len(current.present)} of {len(current.terms.roster)} sites joined in time, "
+        f"quorum {current.terms.quorum}",
+    )
+
+
+def _collect(current: Round, received: CohortPersisted) -> Step:
+    deadline_ms = received.at_ms + current.terms.round_deadline_ms
+    collecting = replace(current, state=RoundState.COLLECTING, deadline_ms=deadline_ms)
+    timer = StartTimer(current.ref, TimerKind.ROUND, deadline_ms)
+    return collecting, (timer, _train(collecting, current.cohort))
+
+
+def _accept(current: Round, received: UpdateAccepted) -> Step:
+    site = received.site
+    if site not in current.cohort:
+        raise NotOnRosterError(
+            f"site {site} is not in the cohort of {current.ref}", safe="the round is unchanged"
+        )
+    if site in current.delivered:
+        return _accept_again(current, received)
+    delivered = {**current.delivered, site: received.payload_hash}
+    updated = replace(current, delivered=delivered)
+    receipt = Acknowledge(current.ref, site, received.payload_hash)
+    if len(delivered) < len(current.cohort):
+        return updated, (receipt,)
+    closing, effects = _aggregate(updated)
+    return closing, (receipt, *effects)
+
+
+def _accept_again(current: Round, received: UpdateAccepted) -> Step:
+    """After the first: the same update is answered alike, anything else is refused."""
+    first = current.delivered.get(received.site)
+    if first is None:
+        raise StaleRoundError(
+            f"{current.ref} takes no more updates (it is {current.state.value})",
+            safe="the update of this site does not count in this attempt",
+            next_step="wait for the next round",
+        )
+    if first != received.payload_hash:
+        raise StateError(
+            f"site {received.site} already delivered another update in {current.ref}",
+            safe="the first one stays",
+        )
+    return current, (Acknowledge(current.ref, received.site, first),)
+
+
+def _round_deadline(current: Round, _: RoundDeadline) -> Step:
+    if len(current.delivered) >= current.terms.quorum:
+        return _aggregate(current)
+    return _close(
+        current,
+        f"{len(current.delivered)} of {len(current.cohort)} sites delivered in time, "
+        f"quorum {current.terms.quorum}",
+    )
+
+
+def _commit(current: Round, received: Aggregated) -> Step:
+    done = replace(current, state=RoundState.COMMITTED, result=received.model_hash)
+    return done, (
+        PublishModel(current.ref, received.model_hash),
+        CloseRound(current.ref, True, received.model_hash, ""),
+    )
+
+
+def _fail(current: Round, received: AggregationFailed | Abort) -> Step:
+    return _close(current, received.reason)
+
+
+def _restart_open(current: Round, received: Restarted) -> Step:
+    deadline_ms = max(current.deadline_ms, received.at_ms + received.grace_ms)
+    waiting = replace(current, present=frozenset(), deadline_ms=deadline_ms)
+    return waiting, (StartTimer(current.ref, TimerKind.JOIN, deadline_ms),)
+
+
+def _restart_sealed(current: Round, _: Restarted) -> Step:
+    return replace(current, present=frozenset()), (PersistCohort(current.ref, current.cohort),)
+
+
+def _restart_collecting(current: Round, received: Restarted) -> Step:
+    deadline_ms = max(current.deadline_ms, received.at_ms + received.grace_ms)
+    waiting = replace(current, present=frozenset(), deadline_ms=deadline_ms)
+    return waiting, (StartTimer(current.ref, TimerKind.ROUND, deadline_ms),)
+
+
+def _restart_aggregating(current: Round, _: Restarted) -> Step:
+    return _aggregate(replace(current, present=frozenset()))
+
+
+_Handler = Callable[[Round, Any], Step]
+_O, _S, _C, _A = (
+    RoundState.OPEN,
+    RoundState.COHORT_SEALED,
+    RoundState.COLLECTING,
+    RoundState.AGGREGATING,
+)
+_DONE, _GONE = RoundState.COMMITTED, RoundState.ABORTED
+
+# A timer or a result that arrives after the state moved on is ignored, and the table says where.
+_TABLE: dict[tuple[RoundState, type], _Handler] = {
+    (_O, SiteJoined): _join_open,
+    (_S, SiteJoined): _join_later,
+    (_C, SiteJoined): _join_collecting,
+    (_A, SiteJoined): _join_later,
+    (_DONE, SiteJoined): _join_later,
+    (_GONE, SiteJoined): _join_later,
+    **{(state, SiteLeft): _leave for state in RoundState},
+    (_O, JoinDeadline): _join_deadline,
+    **{(state, JoinDeadline): _ignore for state in RoundState if state is not _O},
+    (_S, CohortPersisted): _collect,
+    (_O, UpdateAccepted): _accept_again,
+    (_S, UpdateAccepted): _accept_again,
+    (_C, UpdateAccepted): _accept,
+    (_A, UpdateAccepted): _accept_again,
+    (_DONE, UpdateAccepted): _accept_again,
+    (_GONE, UpdateAccepted): _accept_again,
+    (_C, RoundDeadline): _round_deadline,
+    **{(state, RoundDeadline): _ignore for state in (_A, _DONE, _GONE)},
+    (_A, Aggregated): _commit,
+    (_A, AggregationFailed): _fail,
+    (_GONE, Aggregated): _ignore,
+    (_GONE, AggregationFailed): _ignore,
+    **{(state, Abort): _fail for state in (_O, _S, _C, _A)},
+    (_O, Restarted): _restart_open,
+    (_S, Restarted): _restart_sealed,
+    (_C, Restarted): _restart_collecting,
+    (_A, Restarted): _restart_aggregating,
+    (_DONE, Restarted): _ignore,
+    (_GONE, Restarted): _ignore,
+}

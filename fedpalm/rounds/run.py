@@ -1,0 +1,335 @@
+"""A run: rounds one after another, attempts at each, and what the operator may do to it.
+
+    created --Start--> running --last round committed--> completed
+    running --an attempt aborted--> running (next attempt) or paused (max_attempts in a row)
+    running --Pause--> paused --Resume--> running;   created, running, paused --AbortRun--> aborted
+
+A run holds its current round, so one stored value is the whole truth and every advance is atomic:
+the commit of round r and the opening of round r + 1 are one transition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from ..errors import IllegalTransitionError, NotOnRosterError, StaleRoundError
+from ..plan import Plan
+from .events import (
+    Abort,
+    Effect,
+    Restarted,
+    RoundInput,
+    RoundRef,
+    SiteJoined,
+    SiteLeft,
+    UpdateAccepted,
+)
+from .machine import Round, RoundState, RoundTerms, open_round, step
+
+
+class RunState(StrEnum):
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True)
+class RunTerms:
+    """What the plan says about the course of a run."""
+
+    rounds: int
+    max_attempts: int
+    round: RoundTerms
+
+    @classmethod
+    def of(cls, plan: Plan) -> RunTerms:
+        draft = plan.draft
+        return cls(
+            rounds=draft.rounds,
+            max_attempts=draft.max_attempts,
+            round=RoundTerms(
+                roster=frozenset(plan.roster),
+                quorum=draft.quorum,
+                join_deadline_ms=round(draft.join_deadline_s * 1000),
+                round_deadline_ms=round(draft.round_deadline_s * 1000),
+            ),
+        )
+
+
+# --- inputs (besides SiteJoined, SiteLeft and Restarted) ------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """The operator starts the run."""
+
+    at_ms: int
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The operator lets a paused run go on with a new attempt of its round."""
+
+    at_ms: int
+
+
+@dataclass(frozen=True)
+class Pause:
+    """The coordinator cannot go on (a full disk); retrying by itself would not help."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class AbortRun:
+    """The operator ends the run for good."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class InRound:
+    """An input for one attempt; for any other attempt than the current one it is late."""
+
+    ref: RoundRef
+    input: RoundInput
+    at_ms: int
+
+
+RunInput = Start | Resume | Pause | AbortRun | InRound | SiteJoined | SiteLeft | Restarted
+
+
+# --- effects (besides the round's) ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OfferRun:
+    """Tell the roster that the run has begun."""
+
+
+@dataclass(frozen=True)
+class RoundOpened:
+    """A new attempt waits for sites."""
+
+    ref: RoundRef
+
+
+@dataclass(frozen=True)
+class RunPaused:
+    """The run waits for its operator."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class EndRun:
+    """Tell the roster that the run is over."""
+
+    completed: bool
+    model_hash: str
+    reason: str
+
+
+RunEffect = Effect | OfferRun | RoundOpened | RunPaused | EndRun
+RunEffects = tuple[RunEffect, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """State of a run. ``failures`` counts aborted attempts in a row since the last resume."""
+
+    terms: RunTerms
+    model_hash: str
+    state: RunState = RunState.CREATED
+    failures: int = 0
+    joined: frozenset[str] = frozenset()
+    present: frozenset[str] = frozenset()
+    current: Round | None = None
+    reason: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.state in (RunState.COMPLETED, RunState.ABORTED)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is stored: everything but the terms (the plan has them) and who is present."""
+        return {
+            "model_hash": self.model_hash,
+            "state": self.state.value,
+            "failures": self.failures,
+            "joined": sorted(self.joined),
+            "current": self.current.to_json() if self.current else None,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], terms: RunTerms) -> Run:
+        """Inverse of :meth:`to_json`; nobody is present."""
+        current = values["current"]
+        return cls(
+            terms=terms,
+            model_hash=values["model_hash"],
+            state=RunState(values["state"]),
+            failures=values["failures"],
+            joined=frozenset(values["joined"]),
+            current=Round.from_json(current, terms.round) if current else None,
+            reason=values["reason"],
+        )
+
+
+Advance = tuple[Run, RunEffects]
+
+
+def advance(run: Run, received: RunInput) -> Advance:
+    """The next state of the run, and the effects to carry out once it is stored.
+
+    Raises:
+        IllegalTransitionError: this state does not take this input.
+        StaleRoundError: an update for an attempt that is not the current one.
+        NotOnRosterError, StateError: as :func:`fedpalm.rounds.machine.step`.
+    """
+    handler = _TABLE.get((run.state, type(received)))
+    if handler is None:
+        raise IllegalTransitionError(
+            f"a run that is {run.state.value} does not take {type(received).__name__}",
+            safe="the run is unchanged",
+            next_step=_NEXT_STEPS.get(run.state, ""),
+        )
+    return handler(run, received)
+
+
+def _open(run: Run, ref: RoundRef, at_ms: int) -> Advance:
+    current, effects = open_round(run.terms.round, ref, run.model_hash, run.present, at_ms)
+    return replace(run, current=current), (RoundOpened(ref), *effects)
+
+
+def _current(run: Run) -> Round:
+    if run.current is None:
+        raise IllegalTransitionError(f"a run that is {run.state.value} has no round")
+    return run.current
+
+
+def _start(run: Run, received: Start) -> Advance:
+    running = replace(run, state=RunState.RUNNING)
+    opened, effects = _open(running, RoundRef(1, 1), received.at_ms)
+    return opened, (OfferRun(), *effects)
+
+
+def _resume(run: Run, received: Resume) -> Advance:
+    last = _current(run).ref
+    running = replace(run, state=RunState.RUNNING, failures=0, reason="")
+    opened, effects = _open(running, RoundRef(last.round, last.attempt + 1), received.at_ms)
+    return opened, (OfferRun(), *effects)
+
+
+def _stop_round(run: Run, reason: str) -> Advance:
+    current = _current(run)
+    if current.over:
+        return run, ()
+    stopped, effects = step(current, Abort(reason))
+    return replace(run, current=stopped), effects
+
+
+def _pause(run: Run, received: Pause) -> Advance:
+    stopped, effects = _stop_round(run, received.reason)
+    paused = replace(stopped, state=RunState.PAUSED, reason=received.reason)
+    return paused, (*effects, RunPaused(received.reason))
+
+
+def _abort(run: Run, received: AbortRun) -> Advance:
+    stopped, effects = _stop_round(run, received.reason) if run.current else (run, ())
+    aborted = replace(stopped, state=RunState.ABORTED, reason=received.reason)
+    return aborted, (*effects, EndRun(False, run.model_hash, received.reason))
+
+
+def _join(run: Run, received: SiteJoined) -> Advance:
+    site = received.site
+    if site not in run.terms.round.roster:
+        raise NotOnRosterError(f"site {site} is not on the roster", safe="the run is unchanged")
+    if site in run.present:
+        return run, ()
+    joined = replace(run, joined=run.joined | {site}, present=run.present | {site})
+    if joined.current is None:
+        return joined, ()
+    current, effects = step(joined.current, received)
+    return replace(joined, current=current), effects
+
+
+def _leave(run: Run, received: SiteLeft) -> Advance:
+    left = replace(run, present=run.present - {received.site})
+    if left.current is None:
+        return left, ()
+    current, effects = step(left.current, received)
+    return replace(left, current=current), effects
+
+
+def _in_round(run: Run, received: InRound) -> Advance:
+    current = _current(run)
+    if received.ref != current.ref:
+        return _late(run, received)
+    moved, effects = step(current, received.input)
+    after = replace(run, current=moved)
+    if moved.over and not current.over:
+        after, more = _settle(after, moved, received.at_ms)
+        return after, (*effects, *more)
+    return after, effects
+
+
+def _settle(run: Run, ended: Round, at_ms: int) -> Advance:
+    """What follows a round that has just ended."""
+    if ended.state is RoundState.COMMITTED:
+        advanced = replace(run, model_hash=ended.result, failures=0)
+        if ended.ref.round < run.terms.rounds:
+            return _open(advanced, RoundRef(ended.ref.round + 1, 1), at_ms)
+        completed = replace(advanced, state=RunState.COMPLETED)
+        return completed, (EndRun(True, ended.result, ""),)
+    failed = replace(run, failures=run.failures + 1)
+    if failed.failures < run.terms.max_attempts:
+        return _open(failed, RoundRef(ended.ref.round, ended.ref.attempt + 1), at_ms)
+    reason = f"round {ended.ref.round} failed {failed.failures} times, last: {ended.reason}"
+    return replace(failed, state=RunState.PAUSED, reason=reason), (RunPaused(reason),)
+
+
+def _late(run: Run, received: InRound) -> Advance:
+    """A timer or a result of an earlier attempt means nothing; an update is told so."""
+    if isinstance(received.input, UpdateAccepted):
+        raise StaleRoundError(
+            f"{received.ref} is not the current attempt",
+            safe="the update does not count, and nothing was stored",
+            next_step="wait for the next instruction",
+        )
+    return run, ()
+
+
+def _restart(run: Run, received: Restarted) -> Advance:
+    alone = replace(run, present=frozenset())
+    if run.state is not RunState.RUNNING:
+        return alone, ()
+    current, effects = step(_current(run), received)
+    return replace(alone, current=current), effects
+
+
+_NEXT_STEPS = {
+    RunState.CREATED: "start it: fedpalm-coordinator start",
+    RunState.PAUSED: "fedpalm-coordinator resume, or abort",
+    RunState.COMPLETED: "the run is over; submit a new plan",
+    RunState.ABORTED: "the run is over; submit a new plan",
+}
+_Handler = Callable[[Run, Any], Advance]
+_TABLE: dict[tuple[RunState, type], _Handler] = {
+    (RunState.CREATED, Start): _start,
+    (RunState.CREATED, AbortRun): _abort,
+    (RunState.RUNNING, AbortRun): _abort,
+    (RunState.PAUSED, AbortRun): _abort,
+    (RunState.RUNNING, Pause): _pause,
+    (RunState.PAUSED, Resume): _resume,
+    **{(state, SiteJoined): _join for state in RunState},
+    **{(state, SiteLeft): _leave for state in RunState},
+    **{(state, InRound): _in_round for state in RunState if state is not RunState.CREATED},
+    **{(state, Restarted): _restart for state in RunState},
+}
