@@ -1,0 +1,30 @@
+"""``fedpalm-coordinator``: found a federation, serve it, and operate it."""
+
+from __future__ import annotations
+
+import click
+
+from fedpalm import __version__
+
+from .exchange import exchange
+from .export import export
+from .plans import plan
+from .runs import abort, resume, start, status, watch
+from .setup import init, serve
+from .sites import sites
+
+
+@click.group()
+@click.version_option(__version__, prog_name="fedpalm-coordinator")
+def main() -> None:
+    """Coordinate a federation: found it, admit sites, run plans.
+
+    All but init, serve and `sites admit` talk to the running coordinator over mutual TLS, with the
+    operator's certificate in the home folder.
+    """
+
+
+for _command in (
+    init, serve, sites, plan, start, status, watch, abort, resume, export, exchange,
+):  # fmt: skip
+    main.add_command(_command)

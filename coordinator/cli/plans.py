@@ -1,0 +1,137 @@
+"""``plan submit`` and ``plan show``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import click
+from safetensors import SafetensorError, safe_open
+
+from fedpalm.cli.console import command_errors, emit, home_option, json_option
+from fedpalm.errors import ConfigError, NotFoundError
+from fedpalm.layout import FloatVector, Layout
+from fedpalm.methods.contribution import codec_for
+from fedpalm.plan import Plan, PlanDraft
+from fedpalm.settings import load_toml, parse_settings
+from fedpalm.transport.channel import Connection
+from fedpalm.transport.chunks import send_buffer
+from fedpalm.wire.v1 import operator_pb2 as pb
+
+from .link import UNARY_DEADLINE_S, coordinator_option, with_operator
+
+SUBMIT_DEADLINE_S = 600.0
+
+
+@click.group()
+def plan() -> None:
+    """Bind a plan.toml to a roster and a model, and submit it."""
+
+
+@plan.command()
+@click.argument("draft", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--model",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Initial model, from `fedpalm model init`.",
+)
+@click.option(
+    "--site", "chosen", multiple=True, help="On the roster; left out, every admitted site."
+)
+@home_option("the coordinator")
+@coordinator_option
+@json_option
+@command_errors
+def submit(
+    draft: Path,
+    model: Path,
+    chosen: tuple[str, ...],
+    home: Path,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Submit DRAFT with its initial model; the run waits for `start`."""
+    settings = load_toml(PlanDraft, draft)
+    layout, expert_layout, vector = read_model(model)
+
+    async def work(connection: Connection) -> tuple[Plan, pb.SubmitPlanReply]:
+        known = await connection.unary(
+            connection.operator.ListSites, pb.ListSitesRequest(), deadline_s=UNARY_DEADLINE_S
+        )
+        admitted = [site.site_id for site in known.sites]
+        if unknown := sorted(set(chosen) - set(admitted)):
+            raise NotFoundError(
+                f"not admitted: {', '.join(unknown)}",
+                safe="nothing was submitted",
+                next_step="fedpalm-coordinator sites admit",
+            )
+        bound = parse_settings(
+            Plan,
+            {
+                "federation": known.federation_id,
+                "draft": settings,
+                "roster": sorted(set(chosen or admitted)),
+                "layout": layout.to_json(),
+                "expert_layout": expert_layout.to_json(),
+                "initial_model": hashlib.sha256(vector.tobytes()).hexdigest(),
+            },
+            str(draft),
+        )
+        codec_for(bound)
+        reply = await connection.upload(
+            connection.operator.SubmitPlan, _parts(bound, vector), deadline_s=SUBMIT_DEADLINE_S
+        )
+        return bound, reply
+
+    bound, reply = with_operator(home, address, work)
+    emit(
+        {
+            "run_id": reply.run_id,
+            "plan_hash": reply.plan_hash.hex(),
+            "roster": list(bound.roster),
+            "parameters": layout.size,
+            "next": f"fedpalm-coordinator start --run {reply.run_id}",
+        },
+        as_json,
+    )
+
+
+@plan.command()
+@click.argument("draft", type=click.Path(dir_okay=False, path_type=Path))
+@json_option
+@command_errors
+def show(draft: Path, as_json: bool) -> None:
+    """Check DRAFT and show every setting, defaults included."""
+    settings = load_toml(PlanDraft, draft)
+    emit(json.loads(settings.model_dump_json()), as_json)
+
+
+async def _parts(bound: Plan, vector: FloatVector) -> AsyncIterator[pb.SubmitPlanRequest]:
+    yield pb.SubmitPlanRequest(plan=bound.to_bytes())
+    async for chunk in send_buffer(vector.tobytes()):
+        yield pb.SubmitPlanRequest(chunk=chunk)
+
+
+def read_model(path: Path) -> tuple[Layout, Layout, FloatVector]:
+    """Layout, expert layout and (P,) vector of an initial model file.
+
+    Raises:
+        ConfigError: not such a file.
+        LayoutMismatchError, NonFiniteUpdateError: its tensors are not those it declares.
+    """
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        layout = Layout.from_json(json.loads(metadata["layout"]))
+        expert_layout = Layout.from_json(json.loads(metadata["expert_layout"]))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file", next_step="fedpalm model init") from None
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{path}: not an initial model: {error}", next_step="fedpalm model init"
+        ) from error
+    return layout, expert_layout, layout.flatten(tensors).astype("<f4")

@@ -1,0 +1,93 @@
+"""A run as JSON and as text."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fedpalm.wire.v1 import operator_pb2 as pb
+
+
+def when(moment_ms: int) -> str:
+    """Local time of a wire timestamp; 0 is never."""
+    if not moment_ms:
+        return "never"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment_ms / 1000))
+
+
+def run_json(status: pb.RunStatus) -> dict[str, Any]:
+    """What ``--json`` prints of a run."""
+    return {
+        "run_id": status.run_id,
+        "plan_name": status.plan_name,
+        "plan_hash": status.plan_hash.hex(),
+        "method": status.method,
+        "state": status.state,
+        "round": status.round,
+        "rounds": status.rounds,
+        "attempt": status.attempt,
+        "round_state": status.round_state,
+        "joined": list(status.joined),
+        "cohort": list(status.cohort),
+        "delivered": list(status.delivered),
+        "deadline_ms": status.deadline_ms,
+        "model_hash": status.model_hash.hex(),
+        "reason": status.reason,
+        "exchange": {
+            "exchange_id": status.exchange.exchange_id,
+            "state": status.exchange.state,
+            "consented": list(status.exchange.consented),
+            "delivered": list(status.exchange.delivered),
+            "reason": status.exchange.reason,
+        },
+    }
+
+
+def run_text(status: pb.RunStatus) -> RenderableType:
+    """What a person sees of a run."""
+    table = Table.grid(padding=(0, 2))
+    rows = [
+        ("run", f"{status.run_id}  ({status.method}, plan {status.plan_hash.hex()[:16]})"),
+        ("state", status.state + (f": {status.reason}" if status.reason else "")),
+    ]
+    if status.round:
+        rows.append(
+            ("round", f"{status.round} of {status.rounds}, attempt {status.attempt}, "
+             f"{status.round_state.replace('_', ' ')}")
+        )  # fmt: skip
+    rows.append(("joined", ", ".join(status.joined) or "nobody yet"))
+    if status.cohort:
+        rows.append(("delivered", f"{len(status.delivered)} of {len(status.cohort)}"))
+    if status.deadline_ms:
+        rows.append(("deadline", when(status.deadline_ms)))
+    rows.append(("model", status.model_hash.hex()))
+    if status.exchange.state:
+        exchange = status.exchange
+        said = f"{exchange.state}, yes from {', '.join(exchange.consented) or 'nobody yet'}"
+        rows.append(("exchange", said + (f": {exchange.reason}" if exchange.reason else "")))
+    for name, value in rows:
+        table.add_row(Text(name, style="bold"), Text(value))
+    return table
+
+
+def run_line(status: pb.RunStatus) -> str:
+    """One line for logs and pipes."""
+    parts = [f"{status.run_id} {status.state}"]
+    if status.round:
+        parts.append(f"round {status.round}/{status.rounds}.{status.attempt} {status.round_state}")
+    if status.cohort:
+        parts.append(f"delivered {len(status.delivered)}/{len(status.cohort)}")
+    if status.exchange.state:
+        parts.append(f"exchange {status.exchange.state}")
+    return ", ".join(parts)
+
+
+def runs_text(statuses: list[pb.RunStatus]) -> RenderableType:
+    """Several runs, one below the other."""
+    if not statuses:
+        return Text("no runs; submit one: fedpalm-coordinator plan submit plan.toml --model FILE")
+    return Group(*(part for s in statuses for part in (run_text(s), Text())))
