@@ -211,14 +211,14 @@ def _relief(rng: np.random.Generator) -> Array:
         ((0.95, 0.25), 0.28, 0.5),
         ((0.58, 0.55), 0.25, -0.7),
     ):
-        cx, cy = cx + rng.normal(0.0, 0.07), cy + rng.normal(0.0, 0.07)
-        scale = size * rng.uniform(0.85, 1.2)
+        cx, cy = cx + rng.normal(0.0, 0.03), cy + rng.normal(0.0, 0.03)
+        scale = size * rng.uniform(0.9, 1.1)
         relief += (
             height
-            * rng.uniform(0.6, 1.3)
+            * rng.uniform(0.85, 1.15)
             * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * scale**2))
         )
-    relief += 0.25 * smooth_noise(rng, 20.0)
+    relief += 0.1 * smooth_noise(rng, 20.0)
     return _normalised(relief)
 
 

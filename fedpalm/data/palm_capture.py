@@ -72,7 +72,7 @@ def capture(
     slope_y, slope_x = np.gradient(height)
     edge = slope_x * np.cos(light) + slope_y * np.sin(light)
     skin_level = 5.5 * sensor.skin_gain * np.exp(rng.normal(0.0, 0.25 * difficulty))
-    relief_level = 13.0 * np.exp(rng.normal(0.0, 0.25 * difficulty))
+    relief_level = 12.0 * np.exp(rng.normal(0.0, 0.25 * difficulty))
     image = skin_level * skin + relief_level * relief - 78.0 * height + 30.0 * edge
 
     y, x = np.mgrid[0:SIDE_PX, 0:SIDE_PX] / SIDE_PX - 0.5
@@ -80,9 +80,10 @@ def capture(
         x * np.cos(sensor.gradient_angle) + y * np.sin(sensor.gradient_angle)
     )
     turn = rng.uniform(0.0, 2 * np.pi)
-    across += 24.0 * difficulty * rng.uniform(0.0, 1.0) * (x * np.cos(turn) + y * np.sin(turn))
-    blotches = smooth_noise(rng, 9.0)[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]
-    image += across + 3.5 * difficulty * blotches
+    across += 40.0 * difficulty * rng.uniform(0.0, 1.0) * (x * np.cos(turn) + y * np.sin(turn))
+    # Pressure and light change the shading of the mounds from touch to touch.
+    shading = 8.0 * smooth_noise(rng, 18.0) + 4.0 * smooth_noise(rng, 8.0)
+    image += across + difficulty * shading[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]
 
     image *= sensor.contrast * np.exp(rng.normal(0.0, 0.12 * difficulty))
     image += sensor.brightness + rng.normal(0.0, 8.0 * difficulty)
@@ -182,7 +183,7 @@ def _splat(pixels: Array, mass: Array) -> Array:
     index = np.concatenate([at, at + 1, at + CANVAS_PX, at + CANVAS_PX + 1])
     weight = np.concatenate([(1 - dx) * (1 - dy), dx * (1 - dy), (1 - dx) * dy, dx * dy])
     weight *= np.tile(mass, 4)
-    canvas: Array = np.bincount(index, weights=weight, minlength=CANVAS_PX**2)
+    canvas = np.bincount(index, weights=weight, minlength=CANVAS_PX**2).astype(np.float64)
     return canvas.reshape(CANVAS_PX, CANVAS_PX)
 
 

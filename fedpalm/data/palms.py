@@ -23,7 +23,7 @@ from .palm_anatomy import grow_palm
 from .palm_capture import capture, draw_sensor
 from .records import ImageRecord
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raised whenever the same parameters would draw other pixels; it is part of the cache key."""
 
 DEFAULT_DIFFICULTY = 1.0

@@ -125,7 +125,7 @@ def _read(path: Path) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
             with Image.open(path, formats=_FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
-                    raise _refuse(path, f"{width}x{height} px is more than {MAX_PIXELS} pixels")
+                    raise _refuse(path, f"{width}x{height} px, more than {MAX_PIXELS} pixels")
                 if min(width, height) < MIN_SIDE_PX:
                     raise _refuse(
                         path, f"{width}x{height} px is too small for a region of interest"
@@ -139,7 +139,9 @@ def _read(path: Path) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
         raise _refuse(path, "no such file") from None
     except UnidentifiedImageError:
         raise _refuse(path, "not a png, jpg, bmp or tif image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise _refuse(path, f"more than {MAX_PIXELS} pixels") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise _refuse(path, f"damaged or unreadable image ({error})") from error
     small = np.asarray(
         grey.resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR, reducing_gap=3.0),

@@ -16,8 +16,6 @@ from ..errors import DataError
 from .metrics import crossing
 from .pairs import ScoreSet
 
-_MAX_REDRAWS = 1000
-
 
 def eer_interval(
     scores: ScoreSet, *, seed: int, resamples: int = 200, confidence: float = 0.95
@@ -53,20 +51,21 @@ def eer_resamples(scores: ScoreSet, *, seed: int, resamples: int = 200) -> npt.N
 
 
 def _draw(scores: ScoreSet, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """How often each identity was drawn, (identities,); drawn anew until both kinds of pair occur."""
-    for _ in range(_MAX_REDRAWS):
+    """How often each identity was drawn, (identities,), both kinds of pair among the drawn.
+
+    A draw without either kind has no EER and is made again. That ends: a score set holds a genuine
+    and an impostor pair, which need three identities at most, and every draw has a fair chance
+    (2/9 in the worst case) of holding three given ones.
+    """
+    pairs = scores.impostor_identities
+    while True:
         times = np.zeros(scores.identities)
         for site in np.unique(scores.site_of_identity):
             members = np.flatnonzero(scores.site_of_identity == site)
             picks = rng.integers(0, len(members), len(members))
             times[members] += np.bincount(picks, minlength=len(members))
-        pairs = scores.impostor_identities
         if times[scores.genuine_identity].any() and (times[pairs[:, 0]] * times[pairs[:, 1]]).any():
             return times
-    raise DataError(
-        "resampling never drew a genuine and an impostor pair",
-        next_step="evaluate more identities",
-    )
 
 
 class _Levels:
