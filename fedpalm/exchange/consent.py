@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..canonical import canonical_json, domain_hash
 from ..errors import ConsentError, FedPalmError, IdentityError, NotOnRosterError, ProtocolError
-from ..pki.identity import Identity, Role
+from ..pki.identity import PARSE_ERRORS, Identity, Role
 from ..pki.keys import SigningKey, VerifyingKey
 from ..pki.request import signing_key_of
 from ..pki.signing import MAX_INTERMEDIATES, sign, verify_signed_by
@@ -112,7 +112,7 @@ class SignedConsent:
                 bytes.fromhex(values["signature"]),
                 tuple(x509.load_der_x509_certificate(der) for der in ders),
             )
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (*PARSE_ERRORS, KeyError, RecursionError) as error:
             raise ProtocolError(f"malformed consent: {error!r}") from error
         if signed.to_bytes() != data:
             raise ProtocolError("malformed consent: not in canonical form")

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..errors import IdentityError, KeyFileError
 from .files import read_public, write_public
-from .identity import Identity, identity_of
+from .identity import PARSE_ERRORS, Identity, identity_of
 from .keys import (
     SigningKey,
     TlsKey,
@@ -107,7 +107,7 @@ def chain_from_pem(pem: bytes, origin: str) -> tuple[x509.Certificate, ...]:
     """At least one certificate of a PEM file. Raises KeyFileError naming ``origin``."""
     try:
         return tuple(x509.load_pem_x509_certificates(pem))
-    except ValueError as error:
+    except PARSE_ERRORS as error:
         raise KeyFileError(f"{origin}: damaged, or not PEM certificates") from error
 
 

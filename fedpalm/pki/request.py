@@ -77,7 +77,7 @@ def parse_request(pem: bytes) -> x509.CertificateSigningRequest:
         )
     try:
         return x509.load_pem_x509_csr(pem)
-    except ValueError as error:
+    except PARSE_ERRORS as error:
         raise IdentityError(f"not a certificate signing request: {error}") from error
 
 

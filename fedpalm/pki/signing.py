@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ..canonical import domain_hash
 from ..errors import IdentityError, WrongRoleError
-from .identity import Identity, Role, identity_of
+from .identity import PARSE_ERRORS, Identity, Role, identity_of
 from .keys import SigningKey, VerifyingKey
 from .request import signing_key_of
 
@@ -79,37 +79,10 @@ def verify_chain(
         WrongRoleError: a good certificate of another role.
     """
     identity = identity_of(leaf)
-    moment = at_time(now)
-    if moment > leaf.not_valid_after_utc:
-        raise IdentityError(
-            f"{identity}: the certificate expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
-            next_step="renew the certificate",
-        )
-    if moment < leaf.not_valid_before_utc:
-        raise IdentityError(
-            f"{identity}: the certificate is not valid before "
-            f"{leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC",
-            next_step="compare the clocks of both machines",
-        )
-    if len(intermediates) > MAX_INTERMEDIATES:
-        raise IdentityError(f"{identity}: {len(intermediates)} certificates above the leaf")
-    verifier = (
-        verification.PolicyBuilder()
-        .store(verification.Store([root]))
-        .time(moment)
-        .max_chain_depth(MAX_INTERMEDIATES)
-        .extension_policies(
-            ca_policy=verification.ExtensionPolicy.webpki_defaults_ca(), ee_policy=_leaf_policy()
-        )
-        .build_client_verifier()
-    )
     try:
-        verifier.verify(leaf, list(intermediates))
-    except (verification.VerificationError, ValueError) as error:
-        raise IdentityError(
-            f"{identity}: the certificate does not lead to this federation's CA: {error}",
-            next_step="compare the CA fingerprint on both ends",
-        ) from error
+        _check_path(identity, leaf, intermediates, root, at_time(now))
+    except PARSE_ERRORS as error:
+        raise IdentityError(f"{identity}: the certificate cannot be read: {error}") from error
     if identity.federation != federation:
         raise IdentityError(f"{identity}: not of federation {federation!r}")
     if identity.role is not role:
@@ -144,6 +117,45 @@ def verify_signed_by(
     identity = verify_chain(chain[0], chain[1:], root, now=now, role=role, federation=federation)
     verify(signing_key_of(chain[0]), domain, message, signature)
     return identity
+
+
+def _check_path(
+    identity: Identity,
+    leaf: x509.Certificate,
+    intermediates: Sequence[x509.Certificate],
+    root: x509.Certificate,
+    moment: datetime,
+) -> None:
+    if moment > leaf.not_valid_after_utc:
+        raise IdentityError(
+            f"{identity}: the certificate expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
+            next_step="renew the certificate",
+        )
+    if moment < leaf.not_valid_before_utc:
+        raise IdentityError(
+            f"{identity}: the certificate is not valid before "
+            f"{leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC",
+            next_step="compare the clocks of both machines",
+        )
+    if len(intermediates) > MAX_INTERMEDIATES:
+        raise IdentityError(f"{identity}: {len(intermediates)} certificates above the leaf")
+    verifier = (
+        verification.PolicyBuilder()
+        .store(verification.Store([root]))
+        .time(moment)
+        .max_chain_depth(MAX_INTERMEDIATES)
+        .extension_policies(
+            ca_policy=verification.ExtensionPolicy.webpki_defaults_ca(), ee_policy=_leaf_policy()
+        )
+        .build_client_verifier()
+    )
+    try:
+        verifier.verify(leaf, list(intermediates))
+    except (verification.VerificationError, ValueError) as error:
+        raise IdentityError(
+            f"{identity}: the certificate does not lead to this federation's CA: {error}",
+            next_step="compare the CA fingerprint on both ends",
+        ) from error
 
 
 def _leaf_policy() -> verification.ExtensionPolicy:

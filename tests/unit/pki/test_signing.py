@@ -6,13 +6,14 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpalm.errors import IdentityError, WrongRoleError
 from fedpalm.pki.authority import Authority
-from fedpalm.pki.identity import Identity, Role
+from fedpalm.pki.identity import PARSE_ERRORS, Identity, Role
 from fedpalm.pki.keys import TlsKey, new_signing_key, new_tls_key
 from fedpalm.pki.request import signing_key_extension, signing_key_of, subject_name
 from fedpalm.pki.signing import at_time, key_id, sign, verify, verify_chain, verify_signed_by
@@ -262,6 +263,19 @@ def test_a_leaf_outside_the_profile_is_refused_even_if_the_ca_signed_it(
 ):
     with pytest.raises(IdentityError):
         check(federation, careless.leaf(**changes))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_no_flipped_byte_of_a_certificate_goes_unnoticed(federation, site, data: st.DataObject):
+    der = bytearray(site.leaf.public_bytes(Encoding.DER))
+    der[data.draw(st.integers(0, len(der) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        mutated = x509.load_der_x509_certificate(bytes(der))
+    except PARSE_ERRORS:
+        return
+    with pytest.raises(IdentityError):
+        check(federation, mutated)
 
 
 def test_a_signed_message_names_its_signer(federation, site):
