@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def _oracle(genuine, impostor) -> list[tuple[Fraction, Fraction]]:
 
 
 def _oracle_eer(points) -> Fraction:
-    for (fmr0, fnmr0), (fmr1, fnmr1) in zip(points, points[1:], strict=False):
+    for (fmr0, fnmr0), (fmr1, fnmr1) in pairwise(points):
         if fnmr1 <= fmr1:
             # fmr0 + t (fmr1 - fmr0) = fnmr0 + t (fnmr1 - fnmr0)
             t = (fnmr0 - fmr0) / ((fmr1 - fmr0) - (fnmr1 - fnmr0))
