@@ -1,0 +1,122 @@
+"""The one thing the coordinator computes: the exact sum of the survivors' integers, and the step.
+
+Block by block from the spooled files, so that memory does not grow with the model or the number of
+sites; addition modulo 2**32, so that order does not matter; the result is on disk before its hash is
+told. Files are read with ``preadv`` into one buffer: mapped pages would count as memory in use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from fedpalm.errors import FedPalmError, IntegrityError, NonFiniteUpdateError, ResourceError
+from fedpalm.methods.rules import ServerRule
+from fedpalm.secagg.codec import BYTES_PER_VALUE, Encoded, FixedPointCodec, add_into
+
+from .spool import sync_folder
+
+BLOCK_VALUES = 1 << 16
+"""Values added at a time: three blocks of 256 KiB stay in a core's cache."""
+
+
+def aggregate(
+    codec: FixedPointCodec,
+    rule: ServerRule,
+    model: Path,
+    updates: Sequence[Path],
+    result: Callable[[str], Path],
+) -> str:
+    """Step a global model by the sum of ``updates`` and store the new one.
+
+    Args:
+        model: (P,) little-endian float32, the global model that the updates start from.
+        updates: (P + k,) little-endian uint32 each, the survivors' payloads in any order.
+        result: where a model of this hex SHA-256 belongs.
+
+    Returns:
+        Hex SHA-256 of the new model, which is durable then.
+
+    Raises:
+        IntegrityError: a file does not have the size that the plan gives it.
+        NonFiniteUpdateError: the step leaves the range of float32.
+        ResourceError: the disk is full.
+    """
+    try:
+        with ExitStack() as stack:
+            base = _open(stack, model, codec.parameters * BYTES_PER_VALUE)
+            parts = [_open(stack, path, codec.payload_bytes) for path in updates]
+            tail = _sum_block(parts, codec.parameters, codec.length)
+            stats = codec.decode_stats(tail)
+            partial = model.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.partial")
+            stack.callback(partial.unlink, missing_ok=True)
+            digest = hashlib.sha256()
+            with partial.open("wb") as out:
+                for begin, end in _blocks(codec.parameters):
+                    params = _read(base, begin, end).view("<f4")
+                    total = codec.decode_deltas(_sum_block(parts, begin, end))
+                    block = rule.step(params, total, stats).astype("<f4", copy=False)
+                    if not np.isfinite(block).all():
+                        raise NonFiniteUpdateError("the step makes a parameter NaN or infinite")
+                    digest.update(block)
+                    out.write(block)
+                out.flush()
+                os.fsync(out.fileno())
+            new_hash = digest.hexdigest()
+            partial.replace(result(new_hash))
+            sync_folder(model.parent)
+            return new_hash
+    except FedPalmError:
+        raise
+    except OSError as error:
+        raise ResourceError(
+            f"the sum could not be formed: {error}",
+            safe="every accepted update is kept",
+            next_step="look at free space and permissions, then: fedpalm-coordinator resume",
+        ) from error
+
+
+def _open(stack: ExitStack, path: Path, size: int) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, descriptor)
+    found = os.fstat(descriptor).st_size
+    if found != size:
+        raise IntegrityError(
+            f"{path.name}: {found} bytes where the plan needs {size}", safe="nothing was summed"
+        )
+    return descriptor
+
+
+def _sum_block(parts: Sequence[int], begin: int, end: int) -> Encoded:
+    total = np.zeros(end - begin, dtype=np.uint32)
+    buffer = np.empty(end - begin, dtype="<u4")
+    for descriptor in parts:
+        _read_into(descriptor, buffer, begin)
+        add_into(total, buffer)
+    return total
+
+
+def _read(descriptor: int, begin: int, end: int) -> Encoded:
+    buffer = np.empty(end - begin, dtype="<u4")
+    _read_into(descriptor, buffer, begin)
+    return buffer
+
+
+def _read_into(descriptor: int, buffer: Encoded, begin: int) -> None:
+    view = memoryview(buffer).cast("B")
+    offset = begin * BYTES_PER_VALUE
+    while view:
+        got = os.preadv(descriptor, [view], offset)
+        if got == 0:
+            raise IntegrityError("a spooled file ended early", safe="nothing was committed")
+        view, offset = view[got:], offset + got
+
+
+def _blocks(length: int) -> Iterator[tuple[int, int]]:
+    for begin in range(0, length, BLOCK_VALUES):
+        yield begin, min(begin + BLOCK_VALUES, length)
