@@ -19,6 +19,7 @@ from ..wire.limits import parse_message
 from ..wire.v1.federation_pb2_grpc import FederationStub
 from ..wire.v1.operator_pb2_grpc import OperatorStub
 from . import require_tls_1_3
+from .ending import Ending
 from .limits import client_options
 from .status import error_of
 
@@ -118,6 +119,7 @@ class Connection:
     ) -> Any:
         """Requests as fast as they are taken, one reply; the coordinator may reply before the end."""
         call = method.call(timeout=deadline_s, wait_for_ready=False)
+        ending = Ending(call)
         try:
             try:
                 async for request in requests:
@@ -127,7 +129,7 @@ class Connection:
                 pass  # The call is over already; awaiting it says how.
             wire_bytes = await call
         except grpc.aio.AioRpcError as error:
-            raise error_of(error, self.address) from error
+            raise error_of(await ending.of(error), self.address) from error
         finally:
             call.cancel()
         return parse_message(method.parse, wire_bytes)

@@ -37,8 +37,9 @@ MAX_ERROR_BYTES = 4096
 _MAX_PART_CHARS = {"what": 2000, "safe": 400, "next_step": 400}
 _MAX_DETAILS_CHARS = 300
 _CONTROL = re.compile(r"[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-# What gRPC says, under whatever status, when a connection ends in the middle of a call.
+# What gRPC says beside UNKNOWN or INTERNAL when a connection ends in the middle of a call.
 _BROKEN = ("rst_stream", "stream removed", "goaway", "connection reset")
+_VAGUE = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 
 _FAMILIES: dict[grpc.StatusCode, type[FedPalmError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: ProtocolError,
@@ -99,7 +100,8 @@ def _grpc_error(status: grpc.StatusCode, details: str, address: str) -> FedPalmE
     said = details.lower()
     if "larger than max" in said:
         return MessageTooLargeError(f"{address}: {details}")
-    if status is grpc.StatusCode.UNAVAILABLE or any(mark in said for mark in _BROKEN):
+    broken = status in _VAGUE and any(mark in said for mark in _BROKEN)
+    if broken or status is grpc.StatusCode.UNAVAILABLE:
         return _unreachable(said, details, address)
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(

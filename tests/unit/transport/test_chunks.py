@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpalm.errors import (
@@ -75,15 +76,13 @@ async def test_an_interrupted_payload_goes_on_where_it_stopped(target: Path) -> 
     assert partial_bytes(target, HASH) == 0
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_whatever_the_cuts_and_restarts_the_payload_arrives(
-    tmp_path: Path, data: st.DataObject
-) -> None:
+def test_whatever_the_cuts_and_restarts_the_payload_arrives(data: st.DataObject) -> None:
     payload = data.draw(st.binary(max_size=400))
-    target, digest = tmp_path / "drawn", hashlib.sha256(payload).digest()
+    digest = hashlib.sha256(payload).digest()
 
-    async def attempt(until: int) -> None:
+    async def attempt(target: Path, until: int) -> None:
         async with SpoolWriter(target, len(payload), digest) as spool:
             while spool.offset < until:
                 step = data.draw(st.integers(1, until - spool.offset))
@@ -92,13 +91,13 @@ def test_whatever_the_cuts_and_restarts_the_payload_arrives(
             if until == len(payload):
                 await spool.finish()
 
-    for until in sorted(data.draw(st.lists(st.integers(0, len(payload)), max_size=3))):
-        if not target.exists():
-            asyncio.run(attempt(until))
-    if not target.exists():
-        asyncio.run(attempt(len(payload)))
-    assert target.read_bytes() == payload
-    target.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "payload"
+        for until in sorted(data.draw(st.sets(st.integers(0, len(payload)), max_size=3))):
+            if until < len(payload):
+                asyncio.run(attempt(target, until))
+        asyncio.run(attempt(target, len(payload)))
+        assert target.read_bytes() == payload
 
 
 @in_loop

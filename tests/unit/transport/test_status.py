@@ -107,6 +107,7 @@ def test_a_concrete_error_keeps_its_exit_code() -> None:
         (Status.INTERNAL, "Received RST_STREAM with error code 2", UnavailableError, "reached"),
         (Status.CANCELLED, "", UnavailableError, "ended the call"),
         (Status.DEADLINE_EXCEEDED, "Deadline Exceeded", DeadlineError, "deadline"),
+        (Status.DEADLINE_EXCEEDED, "Stream removed (Deadline)", DeadlineError, "deadline"),
         (
             Status.RESOURCE_EXHAUSTED,
             "SERVER: Received message larger than max (9 vs. 1)",
