@@ -64,9 +64,11 @@ FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
         for layout in ({"layout_hash": _hash}, {})
         for where in (_IN_ROUND, _IN_EXCHANGE, _IN_RUN, {})
     ),
-    # The recipient's signature over what it got; ``egress`` is the seq of the entry it answers.
+    # What the recipient says it got, with its signature or, as the wire has it today, on the word of
+    # the authenticated channel; ``egress`` is the seq of the entry it answers.
     EntryKind.RECEIPT: (
         {"egress": _count, "payload_hash": _hash, "sender": _identity, "signature": _signature},
+        {"egress": _count, "payload_hash": _hash, "sender": _identity},
     ),
     EntryKind.EXCHANGE_APPROVED: (
         {**_IN_EXCHANGE, "plan_hash": _hash, "consent_hash": _hash, "layout_hash": _hash},

@@ -1,0 +1,24 @@
+"""``fedpalm-participant``: join a federation, train with it, and see what left the site."""
+
+from __future__ import annotations
+
+import click
+
+from fedpalm import __version__
+
+from .data import evaluate, preflight
+from .egress import egress
+from .exchange import exchange
+from .join import join
+from .run import run
+from .status import status
+
+
+@click.group()
+@click.version_option(__version__, prog_name="fedpalm-participant")
+def main() -> None:
+    """Take part in a federation as a site; images, heads and closed-set models stay here."""
+
+
+for _command in (join, run, status, egress, exchange, evaluate, preflight):
+    main.add_command(_command)

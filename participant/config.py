@@ -1,0 +1,104 @@
+"""``participant.toml`` and the folder it lies in: who this site is, whom it dials, where its images are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from fedpalm.plan import Name
+from fedpalm.settings import Settings, load_toml
+
+from .files import private_folder, write_durably
+
+Address = Annotated[
+    str, StringConstraints(pattern=r"^[^\s:/]+:[0-9]{1,5}$|^\[[0-9a-fA-F:]+\]:[0-9]{1,5}$")
+]
+SourceKind = Literal["auto", "folder", "list", "cross-media-signatures"]
+
+
+class DataSettings(Settings):
+    """Where the site's images are and how they are split; none of it is ever sent."""
+
+    source: str = Field(min_length=1)
+    kind: SourceKind = "auto"
+    cap_per_identity: int | None = Field(None, ge=2)
+    split_seed: int = Field(0, ge=0, lt=2**53)
+
+
+class ParticipantConfig(Settings):
+    """The keys of ``participant.toml``. Without ``[data]`` a site can rehearse but not train."""
+
+    federation: Name
+    site: Name
+    coordinator: Address
+    data: DataSettings | None = None
+    keep_models: int = Field(3, ge=1, le=10_000)
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder of a site (0700) and the places in it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "participant.toml"
+
+    @property
+    def tls(self) -> Path:
+        return self.path / "tls"
+
+    @property
+    def request(self) -> Path:
+        return self.path / "request.pem"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "site.sqlite3"
+
+    @property
+    def state(self) -> Path:
+        """Private tensors, encoded updates and sealed experts."""
+        return self.path / "state"
+
+    @property
+    def models(self) -> Path:
+        """Global models, by hash: public to the federation."""
+        return self.path / "models"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "agent.lock"
+
+    def make(self) -> None:
+        """Create the folders that are missing, all of them 0700."""
+        for folder in (self.path, self.state, self.models):
+            private_folder(folder)
+
+    def load(self) -> ParticipantConfig:
+        """Raises ConfigError: the file is missing or wrong."""
+        return load_toml(ParticipantConfig, self.config)
+
+    def save(self, config: ParticipantConfig) -> None:
+        """Write ``participant.toml``, durably."""
+        write_durably(self.config, to_toml(config).encode())
+
+
+def to_toml(config: ParticipantConfig) -> str:
+    """The settings as TOML; what is unset is left out."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    data = values.pop("data", None)
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+    if data is not None:
+        lines += ["", "[data]", *(f"{key} = {_toml(value)}" for key, value in data.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: str | int) -> str:
+    # A JSON string is a TOML basic string, but for the one control character that JSON lets pass.
+    return json.dumps(value).replace("\x7f", "\\u007f")

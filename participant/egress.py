@@ -1,0 +1,498 @@
+"""The egress gate: the one way out of a site.
+
+Whatever leaves is built here from an allow-list and written to the site's log before the first byte of
+it can be sent: in rounds the delta of exactly the plan's ``open_set.*`` layout, in an exchange that this
+site's person approved and every site consented to its expert, sealed; beside them messages of names,
+hashes and offsets that the gate composes itself. A head, a closed-set embedding or an expert outside an
+exchange has no way to become an :class:`OutgoingPayload`, and the link sends nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from google.protobuf.message import Message
+
+from fedpalm import __version__
+from fedpalm.errors import EgressRefusedError, HashMismatchError, NotFoundError, StaleRoundError
+from fedpalm.exchange.consent import SignedConsent, verify_consents
+from fedpalm.exchange.sealing import seal_expert
+from fedpalm.exchange.site import ExpertsSealed, SiteExchange, SiteState
+from fedpalm.layout import CLOSED_SET_EXPERT, OPEN_SET, FloatVector, Layout, TensorSpec
+from fedpalm.ledger.bodies import EntryKind
+from fedpalm.methods.base import SiteUpdate
+from fedpalm.methods.contribution import codec_for, rounding_key
+from fedpalm.pki.bundle import TlsIdentity
+from fedpalm.pki.identity import Identity, Role
+from fedpalm.plan import Plan
+from fedpalm.wire.v1 import federation_pb2 as wire
+
+from .consents import terms_of, to_wire
+from .exchange_book import ExchangeBook
+from .log import SiteLog
+from .outgoing import PASSPORT, OutgoingPayload, PayloadKind, Place, message_bytes
+from .private_content import refuse_private_content
+from .store import NewUpdate, SiteStore, StoredUpdate
+
+PROTOCOL_VERSIONS = (1,)
+COORDINATOR_NAME = "coordinator"
+
+
+class EgressGate:
+    """Makes every :class:`OutgoingPayload` of a site.
+
+    Args:
+        identity: who this site is; its signing key signs consents, sealed experts and the log.
+    """
+
+    def __init__(self, store: SiteStore, log: SiteLog, identity: TlsIdentity) -> None:
+        self._store, self._log, self._identity = store, log, identity
+        self._book = ExchangeBook(store)
+        self.site = identity.identity.name
+        self.federation = identity.identity.federation
+        self.coordinator = Identity(self.federation, Role.COORDINATOR, COORDINATOR_NAME).uri
+
+    # --- rounds -----------------------------------------------------------------------------------
+
+    def encode_update(
+        self,
+        run_id: str,
+        round_number: int,
+        model_hash: bytes,
+        layout: Layout,
+        update: SiteUpdate,
+        *,
+        shared: FloatVector,
+        private: Mapping[str, np.ndarray],
+    ) -> NewUpdate:
+        """The wire bytes of a round's update, if it is one; nothing is stored or sent yet.
+
+        The plan is read back from the store, as it was agreed: an altered plan or layout in memory
+        changes nothing.
+
+        Args:
+            layout: the layout that the method says its delta has.
+            shared: (P,) the global vector it was trained from.
+            private: the site's private state, to compare with what would leave.
+        Raises:
+            EgressRefusedError: another layout than the plan's, a tensor that is not ``open_set.*``,
+                foreign types, or values that are a private tensor's.
+            NonFiniteUpdateError, CodecOverflowError: as in the codec.
+        """
+        plan = self._agreed_plan(run_id)
+        agreed = plan.model_layout
+        if not agreed.only(OPEN_SET) or _specs(layout) != agreed.tensors:
+            raise _refused("the update's layout is not the open_set.* layout of the plan")
+        if type(update) is not SiteUpdate or type(update.delta) is not np.ndarray:
+            raise _refused(f"{type(update).__name__} is not a site's update")
+        if update.delta.shape != (agreed.size,) or update.delta.dtype != np.float32:
+            raise _refused(
+                f"the delta is {update.delta.dtype} {update.delta.shape}, the plan's float32 "
+                f"({agreed.size},)"
+            )
+        codec = codec_for(plan)
+        if set(update.stats) != set(codec.stats[1:]):
+            raise _refused(f"statistics {sorted(update.stats)[:5]} are not those of the method")
+        delta = update.delta.copy()
+        refuse_private_content(agreed, delta, shared, private)
+        encoded = codec.encode(
+            delta, update.weight, update.stats, rounding_key(plan, self.site, round_number)
+        )
+        return NewUpdate(model_hash, agreed.hash, encoded.astype("<u4", copy=False).data)
+
+    def log_update(
+        self, db: sqlite3.Connection, update: StoredUpdate, attempt: int
+    ) -> OutgoingPayload:
+        """Write the entry for sending ``update`` in an attempt of its round, unless it is there."""
+        place = Place(update.run_id, update.round, attempt)
+        known = db.execute(
+            "SELECT seq FROM releases WHERE place = ? AND payload = ? AND payload_hash = ?",
+            (str(place), PayloadKind.UPDATE.value, update.payload_hash),
+        ).fetchone()
+        return self._outgoing(
+            db,
+            PayloadKind.UPDATE,
+            place,
+            payload_hash=update.payload_hash,
+            size=update.payload_bytes,
+            path=update.path,
+            layout_hash=update.layout_hash,
+            known_seq=known["seq"] if known else None,
+        )
+
+    def release_update(self, run_id: str, round_number: int, attempt: int) -> OutgoingPayload:
+        """The stored update of a round, for this attempt: the same bytes as in every other one.
+
+        Raises:
+            NotFoundError: nothing is stored for this round.
+            StaleRoundError: the round is past, its bytes are gone.
+            HashMismatchError: the file is not what was stored.
+        """
+        update = self._store.update(run_id, round_number)
+        if update is None:
+            raise NotFoundError(f"{run_id}: nothing was trained for round {round_number}")
+        if update.path is None:
+            raise StaleRoundError(f"{run_id}: round {round_number} is past")
+        _check_file(update.path, update.payload_hash)
+        with self._store.transaction() as db:
+            return self.log_update(db, update, attempt)
+
+    # --- the deployment exchange ------------------------------------------------------------------
+
+    def release_sealed_experts(
+        self,
+        exchange_id: str,
+        consents: Iterable[SignedConsent],
+        layout: Layout,
+        expert: Mapping[str, np.ndarray],
+    ) -> list[OutgoingPayload]:
+        """This site's expert, sealed to each other site of the exchange: the one sanctioned release.
+
+        Sealed once: asked again, the stored bytes are released again.
+
+        Args:
+            consents: of every site of the roster; all are verified here, against the pinned CA.
+        Raises:
+            EgressRefusedError: this site did not approve the exchange, its own consent is not among
+                them, or the layout is not the agreed expert's.
+            ConsentError: a yes is missing or does not hold.
+        """
+        exchange = self._exchange(exchange_id)
+        if exchange is None or exchange.state not in (SiteState.APPROVED, SiteState.SEALED):
+            raise _refused(f"this site has not approved exchange {exchange_id[:63]!r}")
+        plan = self._agreed_plan(exchange.terms.run)
+        agreed = plan.released_layout
+        if not agreed.only(CLOSED_SET_EXPERT) or _specs(layout) != agreed.tensors:
+            raise _refused(
+                "only the plan's closed_set.expert.* tensors are released in an exchange"
+            )
+        terms = terms_of(plan, exchange.terms.run, exchange_id)
+        if terms != exchange.terms:
+            raise _refused("the exchange is not about the plan that this site agreed to")
+        consents = list(consents)
+        agreement = verify_consents(
+            consents, terms, self._identity.root, now=self._store.clock.now()
+        )
+        if agreement.party(self.site).consent_hash != exchange.consent_hash:
+            raise _refused("the consent that came back under this site's name is not its own")
+        if exchange.state is SiteState.SEALED:
+            return self._stored_sealed(exchange_id)
+        vector = agreed.flatten(expert)
+        place = Place(terms.run, exchange=exchange_id)
+        released: list[OutgoingPayload] = []
+        hashes: dict[str, bytes] = {}
+        with self._store.files(), self._store.transaction() as db:
+            if self._exchange(exchange_id) != exchange:
+                raise _refused("the exchange has changed while this site was sealing")
+            for recipient in terms.others(self.site):
+                sealed = seal_expert(
+                    vector,
+                    agreed,
+                    agreement,
+                    sender=self.site,
+                    recipient=recipient,
+                    signing_key=self._identity.signing_key,
+                )
+                data = sealed.to_bytes()
+                hashes[recipient] = sealed.hash
+                payload_hash = hashlib.sha256(data).digest()
+                name = self._store.write_private(exchange_id, "sealed", data)
+                db.execute(
+                    "INSERT INTO sealed_experts VALUES (?, ?, ?, ?, ?)",
+                    (exchange_id, recipient, payload_hash, len(data), name),
+                )
+                uri = Identity(self.federation, Role.PARTICIPANT, recipient).uri
+                self._log.append(
+                    db,
+                    EntryKind.EXPERT_RELEASED,
+                    {
+                        **place.body(),
+                        "plan_hash": plan.hash.hex(),
+                        "expert_hash": sealed.header.expert_hash,
+                        "sealed_hash": sealed.hash.hex(),
+                        "recipient": uri,
+                    },
+                )
+                released.append(
+                    self._outgoing(
+                        db,
+                        PayloadKind.SEALED_EXPERT,
+                        place,
+                        payload_hash=payload_hash,
+                        size=len(data),
+                        path=self._store.home.state / name,
+                        layout_hash=agreed.hash,
+                        recipient=uri,
+                    )
+                )
+            sealed_now, _ = exchange.step(ExpertsSealed(agreement, hashes))
+            self._book.put(db, sealed_now)
+            self._book.put_agreed(db, exchange_id, consents)
+        return released
+
+    def release_answer(self, exchange_id: str) -> OutgoingPayload:
+        """The answer that this site's person gave: the signed yes, or the refusal.
+
+        Raises:
+            EgressRefusedError: no answer was given, or the exchange is over.
+        """
+        exchange = self._exchange(exchange_id)
+        if exchange is None or exchange.state in (SiteState.ASKED, SiteState.CANCELLED):
+            raise _refused(f"nobody at this site has answered exchange {exchange_id[:63]!r}")
+        place = Place(exchange.terms.run, exchange=exchange_id)
+        request = wire.ConsentRequest(ref=self._exchange_ref(place), site_id=self.site)
+        if exchange.state is SiteState.DECLINED:
+            request.refusal = exchange.reason or "no reason given"
+            return self._release(PayloadKind.REFUSAL, request, place)
+        consent = self._book.consent(exchange_id)
+        if consent is None or consent.consent.hash != exchange.consent_hash:
+            raise _refused("the stored consent is not the one that was approved")
+        request.consent.CopyFrom(to_wire(consent))
+        return self._release(PayloadKind.CONSENT, request, place)
+
+    def sealed_header(self, payload: OutgoingPayload) -> wire.SealedExpertHeader:
+        """What goes before the chunks of a sealed expert."""
+        return wire.SealedExpertHeader(
+            ref=wire.SealedExpertRef(
+                exchange=self._exchange_ref(payload.place),
+                sender=self.site,
+                recipient=Identity.from_uri(payload.recipient).name,
+            ),
+            payload_hash=payload.payload_hash,
+            payload_bytes=payload.size,
+        )
+
+    # --- messages of names, hashes and offsets ----------------------------------------------------
+
+    def release_hello(self) -> OutgoingPayload:
+        request = wire.HelloRequest(
+            protocol_versions=PROTOCOL_VERSIONS, site_id=self.site, software_version=__version__
+        )
+        return self._release(PayloadKind.HELLO, request)
+
+    def release_fetch_plan(self, run_id: str) -> OutgoingPayload:
+        request = wire.FetchPlanRequest(run_id=run_id)
+        return self._release(PayloadKind.FETCH_PLAN, request, Place(run_id))
+
+    def release_join(self, run_id: str) -> OutgoingPayload:
+        """Raises NotFoundError: the run is not stored, so there is nothing to join."""
+        plan = self._agreed_plan(run_id)
+        request = wire.JoinRunRequest(
+            run_id=run_id,
+            site_id=self.site,
+            plan_hash=plan.hash,
+            layout_hash=plan.model_layout.hash,
+        )
+        return self._release(PayloadKind.JOIN_RUN, request, Place(run_id))
+
+    def release_instructions(self) -> OutgoingPayload:
+        request = wire.InstructionsRequest(site_id=self.site)
+        return self._release(PayloadKind.INSTRUCTIONS, request)
+
+    def release_download(self, run_id: str, model_hash: bytes, offset: int) -> OutgoingPayload:
+        request = wire.DownloadModelRequest(run_id=run_id, model_hash=model_hash, offset=offset)
+        return self._release(PayloadKind.DOWNLOAD_MODEL, request, Place(run_id))
+
+    def release_update_offset(self, payload: OutgoingPayload) -> OutgoingPayload:
+        """The question how much of a released update has arrived."""
+        return self._release(PayloadKind.UPDATE_OFFSET, self.update_header(payload), payload.place)
+
+    def update_header(self, payload: OutgoingPayload) -> wire.UpdateHeader:
+        """What goes before the chunks of a released update."""
+        place = payload.place
+        update = self._store.update(place.run, place.round or 0)
+        if update is None or update.payload_hash != payload.payload_hash:
+            raise _refused("this payload is not the update of its round")
+        return wire.UpdateHeader(
+            ref=wire.RoundRef(run_id=place.run, round=place.round, attempt=place.attempt),
+            site_id=self.site,
+            plan_hash=self._agreed_plan(place.run).hash,
+            model_hash=update.model_hash,
+            payload_hash=payload.payload_hash,
+            payload_bytes=payload.size,
+        )
+
+    def release_fetch_consents(self, run_id: str, exchange_id: str) -> OutgoingPayload:
+        place = Place(run_id, exchange=exchange_id)
+        return self._release(PayloadKind.FETCH_CONSENTS, self._exchange_ref(place), place)
+
+    def release_download_expert(
+        self, run_id: str, exchange_id: str, sender: str
+    ) -> OutgoingPayload:
+        place = Place(run_id, exchange=exchange_id)
+        request = wire.SealedExpertRef(
+            exchange=self._exchange_ref(place), sender=sender, recipient=self.site
+        )
+        return self._release(PayloadKind.DOWNLOAD_EXPERT, request, place)
+
+    def release_confirm(self, run_id: str, exchange_id: str) -> OutgoingPayload:
+        place = Place(run_id, exchange=exchange_id)
+        request = wire.ConfirmExpertsRequest(ref=self._exchange_ref(place), site_id=self.site)
+        return self._release(PayloadKind.CONFIRM_EXPERTS, request, place)
+
+    # --- receipts ---------------------------------------------------------------------------------
+
+    def record_receipt(self, payload: OutgoingPayload, receipt: wire.Receipt) -> None:
+        """Check a receipt against what was sent and log it, once.
+
+        Raises:
+            HashMismatchError: it is a receipt for other bytes.
+        """
+        if (receipt.payload_hash, receipt.payload_bytes) != (payload.payload_hash, payload.size):
+            raise HashMismatchError(
+                f"the receipt is not for the {payload.kind.value} that was sent",
+                safe="the sent bytes are kept",
+                next_step="ask the operator of the coordinator",
+            )
+        with self._store.transaction() as db:
+            row = db.execute(
+                "SELECT receipt_seq FROM releases WHERE seq = ?", (payload.seq,)
+            ).fetchone()
+            if row["receipt_seq"] is None:
+                entry = self._log.append(
+                    db,
+                    EntryKind.RECEIPT,
+                    {
+                        "egress": payload.seq,
+                        "payload_hash": payload.payload_hash.hex(),
+                        "sender": self.coordinator,
+                    },
+                )
+                db.execute(
+                    "UPDATE releases SET receipt_seq = ? WHERE seq = ?", (entry.seq, payload.seq)
+                )
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _agreed_plan(self, run_id: str) -> Plan:
+        run = self._store.run(run_id)
+        if run is None:
+            raise NotFoundError(f"this site has not joined run {run_id[:63]!r}")
+        return run.plan
+
+    def _exchange(self, exchange_id: str) -> SiteExchange | None:
+        return self._book.get(exchange_id)
+
+    def _exchange_ref(self, place: Place) -> wire.ExchangeRef:
+        return wire.ExchangeRef(run_id=place.run, exchange_id=place.exchange)
+
+    def _stored_sealed(self, exchange_id: str) -> list[OutgoingPayload]:
+        rows = self._store.rows(
+            "SELECT s.*, e.run_id FROM sealed_experts s JOIN exchanges e USING (exchange_id) "
+            "WHERE exchange_id = ? ORDER BY recipient",
+            exchange_id,
+        )
+        released = []
+        with self._store.transaction() as db:
+            for row in rows:
+                if row["file"] is None:
+                    raise _refused("this exchange is over")
+                path = self._store.home.state / row["file"]
+                _check_file(path, row["payload_hash"])
+                uri = Identity(self.federation, Role.PARTICIPANT, row["recipient"]).uri
+                seq = db.execute(
+                    "SELECT seq FROM releases WHERE payload = ? AND payload_hash = ? "
+                    "AND recipient = ?",
+                    (PayloadKind.SEALED_EXPERT.value, row["payload_hash"], uri),
+                ).fetchone()["seq"]
+                released.append(
+                    self._outgoing(
+                        db,
+                        PayloadKind.SEALED_EXPERT,
+                        Place(row["run_id"], exchange=exchange_id),
+                        payload_hash=row["payload_hash"],
+                        size=row["payload_bytes"],
+                        path=path,
+                        recipient=uri,
+                        known_seq=seq,
+                    )
+                )
+        return released
+
+    def _release(
+        self, kind: PayloadKind, message: Message, place: Place | None = None
+    ) -> OutgoingPayload:
+        data = message_bytes(message)
+        with self._store.transaction() as db:
+            return self._outgoing(
+                db,
+                kind,
+                place or Place(),
+                payload_hash=hashlib.sha256(data).digest(),
+                size=len(data),
+                message=message,
+            )
+
+    def _outgoing(
+        self,
+        db: sqlite3.Connection,
+        kind: PayloadKind,
+        place: Place,
+        *,
+        payload_hash: bytes,
+        size: int,
+        message: Message | None = None,
+        path: Path | None = None,
+        layout_hash: bytes | None = None,
+        recipient: str | None = None,
+        known_seq: int | None = None,
+    ) -> OutgoingPayload:
+        recipient = recipient or self.coordinator
+        if known_seq is None:
+            layout = {"layout_hash": layout_hash.hex()} if layout_hash else {}
+            entry = self._log.append(
+                db,
+                EntryKind.EGRESS,
+                {
+                    "payload": kind.value,
+                    "payload_hash": payload_hash.hex(),
+                    "bytes": size,
+                    "recipient": recipient,
+                    **layout,
+                    **place.body(),
+                },
+            )
+            db.execute(
+                "INSERT INTO releases (seq, payload, place, recipient, payload_hash) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (entry.seq, kind.value, str(place), recipient, payload_hash),
+            )
+            known_seq = entry.seq
+        return OutgoingPayload(
+            PASSPORT,
+            kind=kind,
+            place=place,
+            recipient=recipient,
+            payload_hash=payload_hash,
+            size=size,
+            seq=known_seq,
+            message=message,
+            path=path,
+        )
+
+
+def _specs(layout: Layout) -> tuple[TensorSpec, ...]:
+    """Names and shapes as they are now, whatever the object says of its own hash."""
+    if type(layout) is not Layout or any(type(spec) is not TensorSpec for spec in layout.tensors):
+        raise _refused(f"{type(layout).__name__} is not a layout")
+    return tuple(TensorSpec(spec.name, tuple(spec.shape)) for spec in layout.tensors)
+
+
+def _check_file(path: Path, payload_hash: bytes) -> None:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    except OSError as error:
+        raise HashMismatchError(f"{path}: {error.strerror}", safe="nothing was sent") from error
+    if digest.digest() != payload_hash:
+        raise HashMismatchError(
+            f"{path}: the bytes are not those that were stored", safe="nothing was sent"
+        )
+
+
+def _refused(why: str) -> EgressRefusedError:
+    return EgressRefusedError(f"egress gate: {why}", safe="nothing was encoded, stored or sent")

@@ -1,0 +1,232 @@
+"""The site's end of the line: it dials, and it sends what the egress gate released and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Protocol
+
+from google.protobuf.message import Message
+
+from fedpalm.errors import HashMismatchError, IdentityError, ProtocolError, VersionMismatchError
+from fedpalm.exchange.consent import SignedConsent
+from fedpalm.exchange.sealing import MAX_HEADER_BYTES, SealedExpert
+from fedpalm.plan import Plan
+from fedpalm.transport.chunks import SpoolWriter, send_file
+from fedpalm.wire.v1 import federation_pb2 as wire
+
+from .consents import from_wire
+from .egress import PROTOCOL_VERSIONS, EgressGate
+from .outgoing import OutgoingPayload, PayloadKind, require_outgoing
+
+CALL_DEADLINE_S = 30.0
+UPLOAD_DEADLINE_S = 3600.0
+CHUNK_IDLE_S = 60.0
+MISSED_HEARTBEATS = 3
+_SEAL_OVERHEAD_BYTES = 4096 + MAX_HEADER_BYTES
+
+
+class ConnectionLike(Protocol):
+    """What the link uses of :class:`fedpalm.transport.channel.Connection`."""
+
+    federation: Any
+
+    async def unary(self, method: Any, request: Message, *, deadline_s: float) -> Any: ...
+
+    def stream(self, method: Any, request: Message, *, idle_s: float) -> AsyncIterator[Any]: ...
+
+    async def upload(
+        self, method: Any, requests: AsyncIterator[Message], *, deadline_s: float
+    ) -> Any: ...
+
+
+class Link:
+    """Calls on one connection. Every request is an :class:`OutgoingPayload`, logged before it is sent.
+
+    All methods raise what the connection raises: FedPalmError of the coordinator, UnavailableError,
+    DeadlineError, IdentityError, ProtocolError.
+    """
+
+    def __init__(self, connection: ConnectionLike, gate: EgressGate) -> None:
+        self._connection, self._gate = connection, gate
+        self._heartbeat_s = 10.0
+
+    async def hello(self) -> wire.HelloReply:
+        """Agree on a version; must be the first call.
+
+        Raises:
+            VersionMismatchError: the coordinator chose a version that was not offered.
+            IdentityError: it is the coordinator of another federation.
+        """
+        reply: wire.HelloReply = await self._call("Hello", self._gate.release_hello())
+        if reply.protocol_version not in PROTOCOL_VERSIONS:
+            raise VersionMismatchError(
+                f"the coordinator speaks version {reply.protocol_version} of the contract, "
+                f"this site {', '.join(map(str, PROTOCOL_VERSIONS))}",
+                next_step="bring both sides to a common release",
+            )
+        if reply.federation_id != self._gate.federation:
+            raise IdentityError(
+                f"this is the coordinator of {reply.federation_id[:63]!r}, not of "
+                f"{self._gate.federation!r}"
+            )
+        if reply.heartbeat_ms:
+            self._heartbeat_s = reply.heartbeat_ms / 1000
+        return reply
+
+    async def instructions(self) -> AsyncIterator[wire.Instruction]:
+        """What the coordinator wants, for as long as it is heard.
+
+        Raises:
+            DeadlineError: no instruction or heartbeat for MISSED_HEARTBEATS periods.
+        """
+        message = self._message(self._gate.release_instructions(), PayloadKind.INSTRUCTIONS)
+        idle_s = MISSED_HEARTBEATS * self._heartbeat_s
+        method = self._connection.federation.Instructions
+        async with aclosing(self._connection.stream(method, message, idle_s=idle_s)) as stream:  # type: ignore[type-var]
+            async for instruction in stream:
+                yield instruction
+
+    async def fetch_plan(self, run_id: str, plan_hash: bytes) -> Plan:
+        """The plan of a run, if its bytes are the canonical ones of the offered hash.
+
+        Raises:
+            HashMismatchError: another plan than was offered.
+            ConfigError: not a plan.
+        """
+        reply = await self._call("FetchPlan", self._gate.release_fetch_plan(run_id))
+        plan = Plan.from_bytes(reply.plan)
+        if plan.to_bytes() != reply.plan or not plan.hash == reply.plan_hash == plan_hash:
+            raise HashMismatchError(
+                f"run {run_id}: the plan that came is not the one that was offered",
+                safe="this site has not joined",
+                next_step="ask the operator of the coordinator",
+            )
+        return plan
+
+    async def join_run(self, run_id: str) -> None:
+        await self._call("JoinRun", self._gate.release_join(run_id))
+
+    async def download_model(self, run_id: str, model_hash: bytes, size: int, path: Path) -> None:
+        """Bring a global vector of ``size`` bytes to ``path``, going on where an earlier try ended.
+
+        Raises:
+            HashMismatchError: other bytes than the hash says; they are deleted.
+        """
+        if path.exists():
+            return
+        async with SpoolWriter(path, size, model_hash) as spool:
+            payload = self._gate.release_download(run_id, model_hash, spool.offset)
+            await spool.receive(self._chunks("DownloadModel", payload))
+
+    async def upload_update(self, payload: OutgoingPayload) -> wire.Receipt:
+        """Send a released update from where an earlier try ended; the receipt is checked and logged."""
+        require_outgoing(payload, PayloadKind.UPDATE)
+        header = self._gate.update_header(payload)
+        question = self._gate.release_update_offset(payload)
+        reply = await self._call("UpdateOffset", question)
+        if reply.HasField("receipt"):
+            receipt: wire.Receipt = reply.receipt
+        else:
+            receipt = await self._connection.upload(
+                self._connection.federation.UploadUpdate,
+                self._parts(wire.UploadRequest, header, payload, reply.offset),
+                deadline_s=UPLOAD_DEADLINE_S,
+            )
+        self._gate.record_receipt(payload, receipt)
+        return receipt
+
+    # --- the deployment exchange ------------------------------------------------------------------
+
+    async def send_answer(self, payload: OutgoingPayload) -> None:
+        """Send this site's yes or no."""
+        require_outgoing(payload, PayloadKind.CONSENT, PayloadKind.REFUSAL)
+        await self._call("SendConsent", payload)
+
+    async def fetch_consents(self, run_id: str, exchange_id: str) -> list[SignedConsent]:
+        """Every site's consent, of the right form; whether it is true is the gate's question.
+
+        Raises:
+            ProtocolError: malformed, or more than a roster can have.
+        """
+        payload = self._gate.release_fetch_consents(run_id, exchange_id)
+        message = self._message(payload, PayloadKind.FETCH_CONSENTS)
+        method = self._connection.federation.FetchConsents
+        consents: list[SignedConsent] = []
+        async with aclosing(
+            self._connection.stream(method, message, idle_s=CHUNK_IDLE_S)  # type: ignore[type-var]
+        ) as stream:
+            async for item in stream:
+                consents.append(from_wire(item))
+                if len(consents) > 1000:
+                    raise ProtocolError("more consents than a roster can have")
+        return consents
+
+    async def upload_sealed(self, payload: OutgoingPayload) -> wire.Receipt:
+        """Send one sealed expert; the receipt is checked and logged."""
+        require_outgoing(payload, PayloadKind.SEALED_EXPERT)
+        receipt: wire.Receipt = await self._connection.upload(
+            self._connection.federation.UploadSealedExpert,
+            self._parts(wire.UploadExpertRequest, self._gate.sealed_header(payload), payload, 0),
+            deadline_s=UPLOAD_DEADLINE_S,
+        )
+        self._gate.record_receipt(payload, receipt)
+        return receipt
+
+    async def download_sealed(
+        self, run_id: str, exchange_id: str, sender: str, expert_bytes: int
+    ) -> SealedExpert:
+        """One sealed expert of ``expert_bytes`` of plaintext, not yet verified.
+
+        Raises:
+            ProtocolError: chunks out of order, or more bytes than an expert of this size can have.
+            SealedExpertError: not the bytes of a sealed expert.
+        """
+        limit = expert_bytes + _SEAL_OVERHEAD_BYTES
+        data = bytearray()
+        payload = self._gate.release_download_expert(run_id, exchange_id, sender)
+        async for chunk in self._chunks("DownloadSealedExpert", payload):
+            if chunk.offset != len(data) or len(data) + len(chunk.data) > limit:
+                raise ProtocolError(
+                    f"the sealed expert of {sender} is out of order or larger than {limit} bytes"
+                )
+            data += chunk.data
+        return SealedExpert.from_bytes(bytes(data))
+
+    async def confirm_experts(self, run_id: str, exchange_id: str) -> None:
+        await self._call("ConfirmExperts", self._gate.release_confirm(run_id, exchange_id))
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    async def _call(self, method: str, payload: OutgoingPayload) -> Any:
+        message = self._message(payload, payload.kind)
+        return await self._connection.unary(
+            getattr(self._connection.federation, method), message, deadline_s=CALL_DEADLINE_S
+        )
+
+    @staticmethod
+    def _message(payload: OutgoingPayload, kind: PayloadKind) -> Message:
+        message = require_outgoing(payload, kind).message
+        if message is None:
+            raise ProtocolError(f"a {kind.value} is not a single message")
+        return message
+
+    async def _chunks(self, method: str, payload: OutgoingPayload) -> AsyncIterator[wire.Chunk]:
+        message = self._message(payload, payload.kind)
+        call = getattr(self._connection.federation, method)
+        async with aclosing(
+            self._connection.stream(call, message, idle_s=CHUNK_IDLE_S)  # type: ignore[type-var]
+        ) as stream:
+            async for chunk in stream:
+                yield chunk
+
+    @staticmethod
+    async def _parts(
+        request: type[Message], header: Message, payload: OutgoingPayload, offset: int
+    ) -> AsyncIterator[Message]:
+        if payload.path is None:
+            raise ProtocolError(f"a {payload.kind.value} has no file to send")
+        yield request(header=header)
+        async for chunk in send_file(payload.path, offset, payload.size):
+            yield request(chunk=chunk)

@@ -1,0 +1,125 @@
+"""What may leave: the one type that the link takes, which only the egress gate can make."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NoReturn, final
+
+from google.protobuf.message import Message
+
+from fedpalm.errors import EgressRefusedError
+
+
+class PayloadKind(StrEnum):
+    """Everything that a site ever sends, by the name that its log shows."""
+
+    UPDATE = "update"
+    SEALED_EXPERT = "sealed_expert"
+    CONSENT = "consent"
+    REFUSAL = "refusal"
+    HELLO = "hello"
+    FETCH_PLAN = "fetch_plan"
+    JOIN_RUN = "join_run"
+    INSTRUCTIONS = "instructions"
+    DOWNLOAD_MODEL = "download_model"
+    UPDATE_OFFSET = "update_offset"
+    FETCH_CONSENTS = "fetch_consents"
+    DOWNLOAD_EXPERT = "download_expert"
+    CONFIRM_EXPERTS = "confirm_experts"
+
+
+DATA_KINDS = frozenset({PayloadKind.UPDATE, PayloadKind.SEALED_EXPERT})
+"""Kinds that carry model weights; all others carry names, hashes, offsets and consents."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the protocol a payload belongs: a round, an exchange, a run, or none of them."""
+
+    run: str = ""
+    round: int | None = None
+    attempt: int | None = None
+    exchange: str = ""
+
+    def body(self) -> dict[str, str | int]:
+        """The fields that a log entry has for it."""
+        if self.exchange:
+            return {"run": self.run, "exchange": self.exchange}
+        if self.round is not None and self.attempt is not None:
+            return {"run": self.run, "round": self.round, "attempt": self.attempt}
+        return {"run": self.run} if self.run else {}
+
+    def __str__(self) -> str:
+        return "/".join(str(value) for value in self.body().values())
+
+
+PASSPORT = object()
+"""Held by the egress gate (``egress.py``) and by nobody else; a test keeps watch."""
+
+
+@final
+class OutgoingPayload:
+    """A payload with its log entry: logged durably before the first byte of it can leave.
+
+    ``message`` is the whole of a small payload; ``path`` holds the ``size`` bytes of an update or a
+    sealed expert. Immutable, and not to be subclassed.
+
+    Raises:
+        EgressRefusedError: on construction by anybody but the egress gate.
+    """
+
+    __slots__ = ("kind", "message", "path", "payload_hash", "place", "recipient", "seq", "size")
+
+    kind: PayloadKind
+    place: Place
+    recipient: str
+    payload_hash: bytes
+    size: int
+    seq: int
+    message: Message | None
+    path: Path | None
+
+    def __init__(self, passport: object, **values: Any) -> None:
+        if passport is not PASSPORT:
+            raise EgressRefusedError(
+                "a payload is made by the egress gate and by nothing else", safe="nothing was sent"
+            )
+        for name in self.__slots__:
+            object.__setattr__(self, name, values[name])
+
+    def __init_subclass__(cls) -> NoReturn:
+        raise TypeError("OutgoingPayload has no subclasses")
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("an OutgoingPayload does not change")
+
+
+def require_outgoing(payload: object, *kinds: PayloadKind) -> OutgoingPayload:
+    """What stands before every send: the exact type, of one of the kinds, with unaltered bytes.
+
+    Raises:
+        EgressRefusedError: anything else.
+    """
+    if type(payload) is not OutgoingPayload or payload.kind not in kinds:
+        raise EgressRefusedError(
+            f"{type(payload).__name__} was not released by the egress gate for this call",
+            safe="nothing was sent",
+        )
+    if payload.message is not None and message_hash(payload.message) != payload.payload_hash:
+        raise EgressRefusedError(
+            f"the {payload.kind.value} is not the one that was logged", safe="nothing was sent"
+        )
+    return payload
+
+
+def message_bytes(message: Message) -> bytes:
+    """The bytes of a small message, the same on every call."""
+    return message.SerializeToString(deterministic=True)
+
+
+def message_hash(message: Message) -> bytes:
+    """32 bytes, SHA-256 of :func:`message_bytes`."""
+    return hashlib.sha256(message_bytes(message)).digest()

@@ -1,0 +1,503 @@
+"""What a site must not forget: one SQLite file (WAL, synchronous=FULL) and files that rows point at.
+
+A file (private state, encoded update, sealed expert) is written whole and fsynced first; the row that
+names it is the commit. A file that no row names is what a crash left behind: it is removed on opening.
+``kill -9`` between any two instructions leaves the state before or after a commit, never between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from fedpalm.clock import Clock, SystemClock
+from fedpalm.errors import IntegrityError, ResourceError, StateError
+from fedpalm.methods.base import Tensors
+from fedpalm.plan import Plan
+
+from .config import Home
+from .files import Buffer, check_owner_only, erase, sync_folder, write_durably
+
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT_S = 30.0
+
+_SCHEMA = """
+-- A run that this site takes part in. state: joined -> completed | aborted | left.
+CREATE TABLE runs (
+  run_id TEXT PRIMARY KEY,
+  plan BLOB NOT NULL,              -- the exact canonical JSON that was agreed
+  state TEXT NOT NULL CHECK (state IN ('joined', 'completed', 'aborted', 'left')),
+  model_hash BLOB,                 -- the final global model, once the run has ended
+  reason TEXT NOT NULL DEFAULT '',
+  joined_ms INTEGER NOT NULL
+) STRICT;
+
+-- Global models that were downloaded, so that evaluation can find them by round.
+CREATE TABLE models (
+  run_id TEXT NOT NULL REFERENCES runs (run_id),
+  round INTEGER NOT NULL,
+  model_hash BLOB NOT NULL,
+  PRIMARY KEY (run_id, round)
+) STRICT;
+
+-- The private state of a run after a round; one row a run, replaced as the run goes on.
+CREATE TABLE states (
+  run_id TEXT PRIMARY KEY REFERENCES runs (run_id),
+  round INTEGER NOT NULL,
+  file TEXT NOT NULL UNIQUE,
+  file_hash BLOB NOT NULL
+) STRICT;
+
+-- What was trained in a round, as it is sent. Older files go; the row stays, so that no round is
+-- ever trained twice.
+CREATE TABLE updates (
+  run_id TEXT NOT NULL REFERENCES runs (run_id),
+  round INTEGER NOT NULL,
+  model_hash BLOB NOT NULL,        -- the global model that it was trained from
+  payload_hash BLOB NOT NULL,
+  payload_bytes INTEGER NOT NULL,
+  layout_hash BLOB NOT NULL,
+  file TEXT,
+  PRIMARY KEY (run_id, round)
+) STRICT;
+
+-- Each permission to send, made in the transaction of its log entry.
+CREATE TABLE releases (
+  seq INTEGER PRIMARY KEY,         -- of the log entry
+  payload TEXT NOT NULL,
+  place TEXT NOT NULL,             -- run/round/attempt, run/exchange, run, or empty
+  recipient TEXT NOT NULL,
+  payload_hash BLOB NOT NULL,
+  receipt_seq INTEGER
+) STRICT;
+CREATE INDEX releases_by_place ON releases (place, payload);
+
+-- Exchanges; machine is fedpalm.exchange.site.SiteExchange as JSON, state a copy of its state.
+CREATE TABLE exchanges (
+  exchange_id TEXT PRIMARY KEY,
+  run_id TEXT NOT NULL REFERENCES runs (run_id),
+  machine TEXT NOT NULL,
+  state TEXT NOT NULL,
+  consent BLOB,                    -- this site's own signed consent
+  agreed TEXT,                     -- JSON array of the consents under which it sealed
+  key_file TEXT,                   -- the recipient key, until the experts are opened
+  answered INTEGER NOT NULL DEFAULT 0,  -- the coordinator has this site's present answer
+  proposed_ms INTEGER NOT NULL
+) STRICT;
+
+-- This site's expert as sealed to each other site; sealing is randomised, so it is done once.
+CREATE TABLE sealed_experts (
+  exchange_id TEXT NOT NULL REFERENCES exchanges (exchange_id),
+  recipient TEXT NOT NULL,
+  payload_hash BLOB NOT NULL,
+  payload_bytes INTEGER NOT NULL,
+  file TEXT,
+  PRIMARY KEY (exchange_id, recipient)
+) STRICT;
+
+-- The hash-chained log. Rows are added at the end and never touched again.
+CREATE TABLE log (
+  seq INTEGER PRIMARY KEY,
+  entry BLOB NOT NULL
+) STRICT;
+CREATE TRIGGER log_is_not_updated BEFORE UPDATE ON log
+  BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
+CREATE TRIGGER log_is_not_deleted BEFORE DELETE ON log
+  BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
+CREATE TRIGGER log_grows_at_the_end BEFORE INSERT ON log
+  WHEN NEW.seq != (SELECT COALESCE(MAX(seq), -1) + 1 FROM log)
+  BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
+"""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run and its plan; ``model_hash`` is the final global model of an ended one."""
+
+    run_id: str
+    plan: Plan
+    state: str
+    model_hash: bytes | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class StoredUpdate:
+    """An encoded update as it was committed; ``path`` is None once its round is past."""
+
+    run_id: str
+    round: int
+    model_hash: bytes
+    payload_hash: bytes
+    payload_bytes: int
+    layout_hash: bytes
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class NewUpdate:
+    """An encoded update about to be committed: the wire bytes and what they were made from."""
+
+    model_hash: bytes
+    layout_hash: bytes
+    payload: Buffer
+
+    @property
+    def payload_hash(self) -> bytes:
+        return hashlib.sha256(self.payload).digest()
+
+
+def _nothing(step: str) -> None:
+    """The default of ``on_step``."""
+
+
+class SiteStore:
+    """The database and state folder of a home; safe to use from several threads and processes.
+
+    Args:
+        on_step: called with the name of each step of a durable write just after it is done; a test
+            that raises from it stands for a process killed there.
+    Raises:
+        IntegrityError: the state folder or database is readable by others, or of another version.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        clock: Clock | None = None,
+        on_step: Callable[[str], None] = _nothing,
+    ) -> None:
+        self.home, self.clock, self.on_step = home, clock or SystemClock(), on_step
+        home.make()
+        self._lock, self._writing = threading.RLock(), threading.RLock()
+        if not home.database.exists():
+            os.close(os.open(home.database, os.O_CREAT | os.O_WRONLY, 0o600))
+        check_owner_only(home.database)
+        self._db = sqlite3.connect(
+            home.database,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        self._db.row_factory = sqlite3.Row
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            self._db.execute(f"PRAGMA {pragma}")
+        self._create()
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def now_ms(self) -> int:
+        return int(self.clock.now() * 1000)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Everything inside is committed together, or not at all.
+
+        Raises:
+            ResourceError: the disk is full, or another process holds the database too long.
+        """
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self.on_step("before commit")
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.OperationalError as error:
+                raise ResourceError(
+                    f"{self.home.database}: {error}", safe="nothing of this step was stored"
+                ) from error
+            self.on_step("committed")
+
+    @contextmanager
+    def files(self) -> Iterator[None]:
+        """While held, a file that no row names yet is not taken for an orphan."""
+        with self._writing:
+            yield
+
+    def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    def row(self, query: str, *values: object) -> sqlite3.Row | None:
+        with self._lock:
+            found: sqlite3.Row | None = self._db.execute(query, values).fetchone()
+            return found
+
+    # --- runs -------------------------------------------------------------------------------------
+
+    def run(self, run_id: str) -> StoredRun | None:
+        found = self.row("SELECT * FROM runs WHERE run_id = ?", run_id)
+        return _run(found) if found else None
+
+    def active_run(self) -> StoredRun | None:
+        """The run that is joined and has not ended; there is one at most."""
+        found = self.row("SELECT * FROM runs WHERE state = 'joined'")
+        return _run(found) if found else None
+
+    def latest_run(self) -> StoredRun | None:
+        """The run joined last, ended or not."""
+        found = self.row("SELECT * FROM runs ORDER BY joined_ms DESC, rowid DESC LIMIT 1")
+        return _run(found) if found else None
+
+    def add_run(self, run_id: str, plan: Plan) -> None:
+        """Take part in a run. Raises StateError while another one is going on."""
+        with self.transaction() as db:
+            if db.execute("SELECT 1 FROM runs WHERE state = 'joined'").fetchone():
+                raise StateError("this site takes part in another run already")
+            db.execute(
+                "INSERT INTO runs (run_id, plan, state, joined_ms) VALUES (?, ?, 'joined', ?)",
+                (run_id, plan.to_bytes(), self.now_ms()),
+            )
+
+    def end_run(self, run_id: str, state: str, model_hash: bytes | None, reason: str) -> None:
+        """``state``: completed, aborted, or left (another run began while this site was away)."""
+        with self.transaction() as db:
+            db.execute(
+                "UPDATE runs SET state = ?, model_hash = ?, reason = ? WHERE run_id = ?",
+                (state, model_hash, reason, run_id),
+            )
+
+    # --- global models ----------------------------------------------------------------------------
+
+    def model_path(self, model_hash: bytes) -> Path:
+        return self.home.models / f"{model_hash.hex()}.f32"
+
+    def add_model(self, run_id: str, round_number: int, model_hash: bytes, keep: int) -> None:
+        """Note a downloaded model, and drop all files but those of the last ``keep`` rounds."""
+        with self.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO models VALUES (?, ?, ?)", (run_id, round_number, model_hash)
+            )
+            db.execute(
+                "DELETE FROM models WHERE run_id = ? AND round <= ?", (run_id, round_number - keep)
+            )
+        kept = {f"{row['model_hash'].hex()}.f32" for row in self.rows("SELECT * FROM models")}
+        for path in self.home.models.glob("*.f32"):
+            if path.name not in kept:
+                path.unlink()
+
+    def models(self, run_id: str) -> dict[int, bytes]:
+        """Hash by round of the models that are here."""
+        query = "SELECT round, model_hash FROM models WHERE run_id = ? ORDER BY round"
+        return {row["round"]: row["model_hash"] for row in self.rows(query, run_id)}
+
+    # --- private state and updates ----------------------------------------------------------------
+
+    def state_round(self, run_id: str) -> int:
+        """The last round whose state is stored; 0 before the first."""
+        found = self.row("SELECT round FROM states WHERE run_id = ?", run_id)
+        return int(found["round"]) if found else 0
+
+    def load_state(self, run_id: str) -> Tensors | None:
+        """The private state after :meth:`state_round`, or None before the first round.
+
+        Raises:
+            IntegrityError: the file is missing or is not what was committed.
+        """
+        found = self.row("SELECT * FROM states WHERE run_id = ?", run_id)
+        if found is None:
+            return None
+        path = self.home.state / found["file"]
+        data = self._read(path, found["file_hash"])
+        try:
+            return dict(safetensors.numpy.load(data))
+        except safetensors.SafetensorError as error:
+            raise IntegrityError(f"{path}: not safetensors: {error}") from error
+
+    def update(self, run_id: str, round_number: int) -> StoredUpdate | None:
+        found = self.row(
+            "SELECT * FROM updates WHERE run_id = ? AND round = ?", run_id, round_number
+        )
+        if found is None:
+            return None
+        return StoredUpdate(
+            run_id=found["run_id"],
+            round=found["round"],
+            model_hash=found["model_hash"],
+            payload_hash=found["payload_hash"],
+            payload_bytes=found["payload_bytes"],
+            layout_hash=found["layout_hash"],
+            path=self.home.state / found["file"] if found["file"] else None,
+        )
+
+    def commit_round(
+        self,
+        run_id: str,
+        round_number: int,
+        state: Mapping[str, np.ndarray],
+        update: NewUpdate,
+        within: Callable[[sqlite3.Connection, StoredUpdate], None],
+    ) -> StoredUpdate:
+        """Store the state after a round and its encoded update, and whatever ``within`` adds, at once.
+
+        Raises:
+            StateError: this round, or a later one, is stored already.
+        """
+        with self.files():
+            state_file, state_hash = self._write_state(run_id, round_number, state)
+            update_file = self._new_name(run_id, f"r{round_number}", "update")
+            write_durably(self.home.state / update_file, update.payload)
+            self.on_step("update file written")
+            stored = StoredUpdate(
+                run_id,
+                round_number,
+                update.model_hash,
+                update.payload_hash,
+                memoryview(update.payload).nbytes,
+                update.layout_hash,
+                self.home.state / update_file,
+            )
+            with self.transaction() as db:
+                before = db.execute(
+                    "SELECT round FROM states WHERE run_id = ?", (run_id,)
+                ).fetchone()
+                if before is not None and before["round"] >= round_number:
+                    raise StateError(f"round {before['round']} of {run_id} is stored already")
+                db.execute("UPDATE updates SET file = NULL WHERE run_id = ?", (run_id,))
+                db.execute(
+                    "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        run_id,
+                        round_number,
+                        stored.model_hash,
+                        stored.payload_hash,
+                        stored.payload_bytes,
+                        stored.layout_hash,
+                        update_file,
+                    ),
+                )
+                self._point_state(db, run_id, round_number, state_file, state_hash)
+                within(db, stored)
+        self.remove_orphans()
+        return stored
+
+    def replace_state(
+        self, db: sqlite3.Connection, run_id: str, state: Mapping[str, np.ndarray]
+    ) -> None:
+        """Replace the state of the last round (it took in other sites' experts).
+
+        Inside :meth:`transaction` and :meth:`files`.
+        """
+        round_number = self.state_round(run_id)
+        file, file_hash = self._write_state(run_id, round_number, state)
+        self._point_state(db, run_id, round_number, file, file_hash)
+
+    def write_private(self, purpose: str, suffix: str, data: Buffer) -> str:
+        """Write a file of the state folder and return its name.
+
+        Call it inside :meth:`transaction` or :meth:`files`, and have a row point at it before either
+        ends: until then the file is an orphan.
+        """
+        name = self._new_name(purpose, secrets.token_hex(4), suffix)
+        write_durably(self.home.state / name, data)
+        self.on_step(f"{suffix} file written")
+        return name
+
+    def remove_orphans(self) -> None:
+        """Remove files of the state folder that no row names."""
+        # The transaction keeps out the site's own commands, which write a key file inside theirs.
+        with self.files(), self.transaction() as db:
+            named = {
+                row[0]
+                for query in (
+                    "SELECT file FROM states",
+                    "SELECT file FROM updates",
+                    "SELECT file FROM sealed_experts",
+                    "SELECT key_file FROM exchanges",
+                )
+                for row in db.execute(query)
+            }
+            orphans = [path for path in self.home.state.iterdir() if path.name not in named]
+            for path in orphans:
+                erase(path) if path.suffix == ".key" else path.unlink(missing_ok=True)
+            if orphans:
+                sync_folder(self.home.state)
+
+    def _write_state(
+        self, run_id: str, round_number: int, state: Mapping[str, np.ndarray]
+    ) -> tuple[str, bytes]:
+        data = safetensors.numpy.save({name: np.asarray(v, order="C") for name, v in state.items()})
+        name = self._new_name(run_id, f"r{round_number}", "safetensors")
+        write_durably(self.home.state / name, data)
+        self.on_step("state file written")
+        return name, hashlib.sha256(data).digest()
+
+    @staticmethod
+    def _point_state(
+        db: sqlite3.Connection, run_id: str, round_number: int, file: str, file_hash: bytes
+    ) -> None:
+        db.execute(
+            "INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?)",
+            (run_id, round_number, file, file_hash),
+        )
+
+    @staticmethod
+    def _new_name(stem: str, part: str, suffix: str) -> str:
+        return f"{stem}-{part}-{secrets.token_hex(4)}.{suffix}"
+
+    @staticmethod
+    def _read(path: Path, expected_hash: bytes) -> bytes:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise IntegrityError(
+                f"{path}: {error.strerror}", next_step="restore the site's home from a backup"
+            ) from error
+        if hashlib.sha256(data).digest() != expected_hash:
+            raise IntegrityError(
+                f"{path}: the bytes are not those that were stored",
+                safe="nothing was sent",
+                next_step="restore the site's home from a backup",
+            )
+        return data
+
+    def _create(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == SCHEMA_VERSION:
+            return
+        if version != 0:
+            raise IntegrityError(
+                f"{self.home.database}: schema {version}, this program knows {SCHEMA_VERSION}",
+                next_step="use the program version that wrote it",
+            )
+        with self.transaction() as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _statements(_SCHEMA):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Single statements; ``executescript`` would commit the transaction around it."""
+    pending = ""
+    for line in script.splitlines():
+        pending += line + "\n"
+        if pending.strip() and sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""
+
+
+def _run(row: sqlite3.Row) -> StoredRun:
+    return StoredRun(
+        row["run_id"], Plan.from_bytes(row["plan"]), row["state"], row["model_hash"], row["reason"]
+    )

@@ -1,0 +1,136 @@
+"""Training at the site: data in, method built, a round trained, always from the state that is stored.
+
+The only place of the process that reaches torch, and only once a plan needs it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from fedpalm.errors import ConfigError, LayoutMismatchError
+from fedpalm.layout import FloatVector
+from fedpalm.methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdate, Tensors
+from fedpalm.methods.site import build_site_method
+from fedpalm.plan import Plan
+
+from .config import DataSettings, ParticipantConfig
+from .store import SiteStore
+
+Build = Callable[[Plan, str, SiteImages], SiteMethod]
+
+
+class Trainer:
+    """One method object for one run at a time; its private state never runs ahead of the store's.
+
+    Args:
+        build: makes the method; the benchmark's own by default.
+    """
+
+    def __init__(
+        self, config: ParticipantConfig, store: SiteStore, build: Build = build_site_method
+    ) -> None:
+        self._config, self._store, self._build = config, store, build
+        self._run = ""
+        self._method: SiteMethod | None = None
+        self._fresh: Tensors = {}
+        self._state_round: int | None = None
+        # A call that its caller no longer waits for still runs in its thread; the next one waits.
+        self._busy = threading.RLock()
+
+    def prepare(self, run_id: str, plan: Plan) -> SiteMethod:
+        """Load the images and build the method, unless that is done.
+
+        Raises:
+            LayoutMismatchError: this site's model has another layout than the plan.
+            DataError, ConfigError: the images cannot be used, or are not configured.
+        """
+        if self._method is not None and self._run == run_id:
+            return self._method
+        with self._busy:
+            return self._prepare(run_id, plan)
+
+    def _prepare(self, run_id: str, plan: Plan) -> SiteMethod:
+        if self._method is not None and self._run == run_id:
+            return self._method
+        method = self._build(plan, self._config.site, self._images(plan))
+        for name, own, agreed in (
+            ("model", method.layout, plan.model_layout),
+            ("expert", method.expert_layout, plan.released_layout),
+        ):
+            if own.tensors != agreed.tensors and (name == "model" or agreed.tensors):
+                raise LayoutMismatchError(
+                    f"run {run_id}: this site's {name} has layout {own.hash.hex()[:12]}, the plan "
+                    f"{agreed.hash.hex()[:12]}",
+                    safe="this site has not joined and has sent nothing of its own",
+                    next_step="use the software version that the plan was made with",
+                )
+        self._fresh, self._state_round = method.state(), 0
+        self._run, self._method = run_id, method
+        return method
+
+    def train(
+        self, run_id: str, plan: Plan, round_number: int, shared: FloatVector
+    ) -> tuple[SiteUpdate, Tensors]:
+        """Train one round from the stored state; returns the update and the state after it.
+
+        Until that state is committed, :meth:`committed` is not called and the next call starts from
+        the stored one again: the same bytes in, the same bytes out.
+        """
+        with self._busy:
+            method = self.resume(run_id, plan)
+            self._state_round = None
+            update = method.train_round(RoundContext(round_number, plan.draft.rounds), shared)
+            return update, method.state()
+
+    def committed(self, round_number: int) -> None:
+        """The state after this round is in the store: memory and disk agree."""
+        self._state_round = round_number
+
+    def resume(self, run_id: str, plan: Plan) -> SiteMethod:
+        """The method with the state that the store has for the run.
+
+        Raises:
+            IntegrityError: the stored state is damaged.
+        """
+        with self._busy:
+            method = self._prepare(run_id, plan)
+            stored_round = self._store.state_round(run_id)
+            if self._state_round != stored_round:
+                stored = self._store.load_state(run_id)
+                method.load_state(self._fresh if stored is None else stored)
+                self._state_round = stored_round
+            return method
+
+    def forget(self) -> None:
+        """Memory may differ from the store: load it again before the next use."""
+        self._state_round = None
+
+    def _images(self, plan: Plan) -> SiteImages:
+        if plan.draft.training.backbone == "none":
+            empty = np.empty((0, 1, 128, 128), dtype=np.float32)
+            return SiteImages(empty, np.empty(0, dtype=np.int64), 0)
+        if self._config.data is None:
+            raise ConfigError(
+                "this plan trains, and participant.toml has no [data]",
+                next_step='name the site\'s images there: [data] source = "PATH"',
+            )
+        return training_images(self._config.data, self._config.site)
+
+
+def training_images(data: DataSettings, site: str) -> SiteImages:
+    """The training half of a site's closed identities, as network input.
+
+    Raises:
+        DataError: the images cannot be used; says why and what to do.
+    """
+    from fedpalm.data.loading import load_images
+    from fedpalm.data.readers import open_source
+    from fedpalm.data.splits import split_site
+
+    records = open_source(data.source, data.kind, data.cap_per_identity, data.split_seed)
+    split = split_site(records, data.split_seed, site)
+    loaded = load_images(split.train, split.classes)
+    return SiteImages(loaded.images, loaded.labels, len(loaded.classes))
