@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from cryptography import x509
 
-from fedpalm.pki.authority import create_authority
+from fedpalm.pki.authority import Authority, create_authority
 from fedpalm.pki.bundle import TlsIdentity, pem_of
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.keys import new_signing_key, new_tls_key, private_key_pem
@@ -21,7 +21,14 @@ class TestAuthority:
     __test__ = False
 
     def __init__(self, federation: str) -> None:
-        self.authority, self.root_key = create_authority(federation, time.time())
+        self.authority = create_authority(federation, time.time())[0]
+
+    @classmethod
+    def of(cls, authority: Authority) -> TestAuthority:
+        """The same for a CA that exists, of a running federation for example."""
+        made = cls.__new__(cls)
+        made.authority = authority
+        return made
 
     def enrol(
         self,
