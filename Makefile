@@ -40,7 +40,7 @@ fmt: env
 	$(BIN)/ruff format $(PACKAGES) tests scripts
 
 bench-round: env
-	$(BIN)/python -m fedpalm bench round $(ARGS)
+	$(BIN)/fedpalm bench round $(ARGS)
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
