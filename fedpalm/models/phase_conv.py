@@ -57,7 +57,7 @@ class _PhaseConv(torch.autograd.Function):
         channels, _, side, _ = kernel.shape
         margin = -side % STRIDE
         phases = F.pixel_unshuffle(F.pad(kernel, (0, margin, 0, margin)), STRIDE)
-        real, imag = _matrices(phases).mT.split(_PHASES, dim=1)
+        real, imag = torch.split(_matrices(phases).mT, _PHASES, dim=1)
         weights = torch.cat(
             [torch.cat([real, -imag], dim=2), torch.cat([imag, real], dim=2)], dim=1
         )
@@ -72,7 +72,9 @@ class _PhaseConv(torch.autograd.Function):
         (grad,) = grads
         channels = grad.shape[1]
         product = torch.bmm(_matrices(grad).mT, spectrum)
-        (rr, ri), (ir, ii) = (rows.split(_PHASES, dim=2) for rows in product.split(channels, dim=1))
+        real, imag = torch.split(product, channels, dim=1)
+        rr, ri = torch.split(real, _PHASES, dim=2)
+        ir, ii = torch.split(imag, _PHASES, dim=2)
         phases = _images(torch.cat([rr + ii, ri - ir], dim=2), _PHASES)
         cells = -(-ctx.side // STRIDE)
         kernel = F.pixel_shuffle(phases[..., :cells, :cells], STRIDE)
