@@ -8,6 +8,18 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+_TENSORS = (
+    "gabor.gamma",
+    "gabor.sigma",
+    "gabor.frequency",
+    "competition.scale",
+    "competition.shift",
+    "mix.weight",
+    "mix.bias",
+    "reduce.weight",
+    "reduce.bias",
+)
+
 
 def gabor_kernels(side, gamma, sigma, frequency, orientations=9):
     """(O, side, side) float64 by loops over orientation and pixel."""
@@ -30,20 +42,7 @@ def textural_feature(tensors, prefix, images):
     """(B, 9708) feature of (B, 1, 128, 128) images from tensors by name, differentiable in them."""
     features = []
     for block, side in (("large", 35), ("medium", 17), ("small", 7)):
-        of = {
-            name: tensors[f"{prefix}{block}.{name}"]
-            for name in [
-                "gabor.gamma",
-                "gabor.sigma",
-                "gabor.frequency",
-                "competition.scale",
-                "competition.shift",
-                "mix.weight",
-                "mix.bias",
-                "reduce.weight",
-                "reduce.bias",
-            ]
-        }
+        of = {name: tensors[f"{prefix}{block}.{name}"] for name in _TENSORS}
         axis = torch.arange(side, dtype=torch.float32) - side // 2
         row, column = torch.meshgrid(axis, axis, indexing="ij")
         bank = []
