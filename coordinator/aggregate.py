@@ -63,8 +63,8 @@ def aggregate(
                     block = rule.step(params, total, stats).astype("<f4", copy=False)
                     if not np.isfinite(block).all():
                         raise NonFiniteUpdateError("the step makes a parameter NaN or infinite")
-                    digest.update(block)
-                    out.write(block)
+                    digest.update(block.data)
+                    out.write(block.data)
                 out.flush()
                 os.fsync(out.fileno())
             new_hash = digest.hexdigest()
@@ -108,7 +108,7 @@ def _read(descriptor: int, begin: int, end: int) -> Encoded:
 
 
 def _read_into(descriptor: int, buffer: Encoded, begin: int) -> None:
-    view = memoryview(buffer).cast("B")
+    view = buffer.data.cast("B")
     offset = begin * BYTES_PER_VALUE
     while view:
         got = os.preadv(descriptor, [view], offset)

@@ -61,9 +61,9 @@ class RunRecords:
         for run_id, plan_bytes, state, created_ms in self._store.query(
             "SELECT run_id, plan, state, created_ms FROM runs ORDER BY created_ms, run_id"
         ):
-            plan = Plan.from_bytes(_bytes(plan_bytes))
-            run = Run.from_json(json.loads(str(state)), RunTerms.of(plan))
-            loaded.append(StoredRun(str(run_id), plan, run, _int(created_ms)))
+            plan = Plan.from_bytes(plan_bytes)
+            run = Run.from_json(json.loads(state), RunTerms.of(plan))
+            loaded.append(StoredRun(run_id, plan, run, created_ms))
         return loaded
 
     def save(
@@ -128,9 +128,7 @@ class RunRecords:
         if not rows:
             return None
         payload_hash, payload_bytes, received_ms = rows[0]
-        return UpdateRow(
-            run_id, ref, site, str(payload_hash), _int(payload_bytes), _int(received_ms)
-        )
+        return UpdateRow(run_id, ref, site, payload_hash, payload_bytes, received_ms)
 
     def updates(self, run_id: str, ref: RoundRef) -> dict[str, UpdateRow]:
         """All receipts of an attempt, by site."""
@@ -138,7 +136,7 @@ class RunRecords:
             "SELECT site FROM updates WHERE (run_id, round, attempt) = (?, ?, ?)",
             run_id, ref.round, ref.attempt,
         )  # fmt: skip
-        found = {str(site): self.update(run_id, ref, str(site)) for (site,) in rows}
+        found = {site: self.update(run_id, ref, site) for (site,) in rows}
         return {site: row for site, row in found.items() if row is not None}
 
     def models(self, run_id: str) -> dict[int, str]:
@@ -146,7 +144,7 @@ class RunRecords:
         rows = self._store.query(
             "SELECT round, model_hash FROM models WHERE run_id = ? ORDER BY round", run_id
         )
-        return {_int(number): str(model_hash) for number, model_hash in rows}
+        return dict(rows)
 
     def model(self, run_id: str, round_number: int) -> str:
         """Hash of one round's model. Raises NotFoundError naming the rounds there are."""
@@ -157,15 +155,3 @@ class RunRecords:
                 next_step=f"choose one of 0 to {max(models, default=0)}",
             )
         return models[round_number]
-
-
-def _int(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"the store holds {type(value).__name__} where an integer belongs")
-    return value
-
-
-def _bytes(value: object) -> bytes:
-    if not isinstance(value, bytes):
-        raise TypeError(f"the store holds {type(value).__name__} where bytes belong")
-    return value

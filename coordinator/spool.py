@@ -98,8 +98,13 @@ class Spool:
                 next_step="free some space, then: fedpalm-coordinator resume",
             )
 
+    def drop_models(self, hashes: Iterable[str]) -> None:
+        """Delete these model files; who reads one at the moment reads on."""
+        for model_hash in hashes:
+            self.model(model_hash).unlink(missing_ok=True)
+
     def keep_models_only(self, hashes: Iterable[str]) -> None:
-        """Delete every other model file."""
+        """Delete every other model file, and what was left half written. Only at the start."""
         kept = {self.model(model_hash).name for model_hash in hashes}
         for path in self.models.iterdir():
             if path.name not in kept:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from fedpalm.errors import ConfigError, IntegrityError, NotFoundError, ResourceError
 
@@ -105,8 +106,8 @@ class Store:
                 next_step="look at free space and permissions of the home folder",
             ) from error
 
-    def query(self, sql: str, *values: object) -> list[tuple[object, ...]]:
-        """Rows of a SELECT, as of now."""
+    def query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """Rows of a SELECT, as of now; the tables are STRICT, so columns have their declared types."""
         return self._connection.execute(sql, values).fetchall()
 
     # --- sites ------------------------------------------------------------------------------------

@@ -1,0 +1,384 @@
+"""Feeds the run machines, stores what they say, and only then carries it out.
+
+No clock tick, thread or socket of its own: time comes from a :class:`Clock`, and everything that
+leaves goes through :class:`Outside`. So the server and the simulation conduct with the same code.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedpalm.clock import Clock
+from fedpalm.errors import (
+    FedPalmError,
+    HashMismatchError,
+    LayoutMismatchError,
+    NotFoundError,
+    NotOnRosterError,
+    ProtocolError,
+    ResourceError,
+    StaleRoundError,
+    StateError,
+)
+from fedpalm.methods.contribution import codec_for
+from fedpalm.plan import Plan
+from fedpalm.rounds.events import (
+    Aggregate,
+    Aggregated,
+    AggregationFailed,
+    CloseRound,
+    CohortPersisted,
+    JoinDeadline,
+    PersistCohort,
+    Restarted,
+    RoundDeadline,
+    RoundRef,
+    SendTrain,
+    SiteJoined,
+    SiteLeft,
+    StartTimer,
+    TimerKind,
+    UpdateAccepted,
+)
+from fedpalm.rounds.machine import RoundState
+from fedpalm.rounds.run import (
+    EndRun,
+    InRound,
+    OfferRun,
+    Pause,
+    RoundOpened,
+    Run,
+    RunEffect,
+    RunInput,
+    RunPaused,
+    RunState,
+    advance,
+)
+from fedpalm.secagg.codec import BYTES_PER_VALUE, FixedPointCodec
+from fedpalm.wire.v1 import federation_pb2 as pb
+
+from . import instructions
+from .run_records import RunRecords, UpdateRow
+
+log = logging.getLogger(__name__)
+
+RESTART_GRACE_MS = 60_000
+"""After a restart sites get at least this long to come back before a deadline counts."""
+
+
+@dataclass(frozen=True)
+class UpdateClaim:
+    """What a site says of an update that it wants to send. Hashes are hex SHA-256."""
+
+    run_id: str
+    ref: RoundRef
+    site: str
+    plan_hash: str
+    model_hash: str
+    payload_hash: str
+    payload_bytes: int
+
+
+class Outside(Protocol):
+    """What happens elsewhere, after the reason for it is stored."""
+
+    def instruct(self, site: str, instruction: pb.Instruction) -> None:
+        """Tell a site, if it is connected; it is told again what it needs when it comes back."""
+
+    def set_timer(self, run_id: str, ref: RoundRef, kind: TimerKind, at_ms: int) -> None:
+        """Call :meth:`Conductor.timer_rang` then; replaces the run's earlier timer."""
+
+    def aggregate(self, run_id: str, effect: Aggregate) -> None:
+        """Form the sum, then call :meth:`Conductor.aggregated` or ``aggregation_failed``."""
+
+    def require_room(self, needed_bytes: int, what: str) -> None:
+        """Raises ResourceError if the disk has not so much."""
+
+    def round_closed(self, run_id: str, ref: RoundRef) -> None:
+        """The attempt's updates are not needed any more."""
+
+    def changed(self, run_id: str) -> None:
+        """The status of the run is another one."""
+
+
+class _Conducted:
+    """A run in memory, with what follows from its plan."""
+
+    def __init__(self, plan: Plan, run: Run) -> None:
+        self.plan, self.run = plan, run
+        self.codec: FixedPointCodec = codec_for(plan)
+        self.roster = frozenset(plan.roster)
+
+
+class Conductor:
+    """All runs of a coordinator.
+
+    Args:
+        records: where they are stored; read on construction, see :meth:`restart`.
+        outside: carries out effects.
+    """
+
+    def __init__(self, records: RunRecords, outside: Outside, clock: Clock) -> None:
+        self._records, self._outside, self._clock = records, outside, clock
+        self._runs = {one.run_id: _Conducted(one.plan, one.run) for one in records.load()}
+        self._connected: set[str] = set()
+
+    def restart(self) -> None:
+        """Take up every unfinished run where the store says it is."""
+        for run_id in self._runs:
+            self.feed(run_id, Restarted(self._now_ms(), RESTART_GRACE_MS))
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    def run_ids(self) -> list[str]:
+        """Oldest first."""
+        return list(self._runs)
+
+    def run(self, run_id: str) -> Run:
+        return self._conducted(run_id).run
+
+    def plan(self, run_id: str) -> Plan:
+        return self._conducted(run_id).plan
+
+    def codec(self, run_id: str) -> FixedPointCodec:
+        return self._conducted(run_id).codec
+
+    # --- what operators do ------------------------------------------------------------------------
+
+    def create(self, run_id: str, plan: Plan) -> None:
+        """A new run, whose initial model is durable."""
+        stored = self._records.create(run_id, plan, self._now_ms())
+        self._runs[run_id] = _Conducted(plan, stored.run)
+        self._outside.changed(run_id)
+
+    # --- what sites do ----------------------------------------------------------------------------
+
+    def site_connected(self, site: str) -> None:
+        """Tell the site everything that the present state demands of it."""
+        self._connected.add(site)
+        for run_id, conducted in list(self._runs.items()):
+            if site in conducted.roster and not conducted.run.over:
+                self._offer(run_id, (site,))
+                if site in conducted.run.joined:
+                    self.feed(run_id, SiteJoined(site))
+        ended = [
+            (run_id, conducted.run)
+            for run_id, conducted in self._runs.items()
+            if site in conducted.run.joined and conducted.run.over
+        ]
+        for run_id, run in ended[-1:]:
+            ending = EndRun(run.state is RunState.COMPLETED, run.model_hash, run.reason)
+            self._outside.instruct(site, instructions.run_ended(run_id, ending))
+
+    def site_disconnected(self, site: str) -> None:
+        self._connected.discard(site)
+        for run_id, conducted in list(self._runs.items()):
+            if site in conducted.run.present:
+                self.feed(run_id, SiteLeft(site))
+
+    def join(self, run_id: str, site: str, plan_hash: bytes, layout_hash: bytes) -> None:
+        """The site has the plan and a model of its layout.
+
+        Raises:
+            NotOnRosterError, StateError: not this site's run, or the run is over.
+            HashMismatchError, LayoutMismatchError: another plan or layout.
+        """
+        conducted = self.on_roster(run_id, site)
+        if conducted.run.over:
+            raise StateError(f"run {run_id} is {conducted.run.state.value}")
+        if plan_hash != conducted.plan.hash:
+            raise HashMismatchError(
+                f"run {run_id} has another plan", safe="the site has not joined"
+            )
+        if layout_hash != conducted.plan.model_layout.hash:
+            raise LayoutMismatchError(
+                f"run {run_id}: the model of site {site} has another layout than the plan's",
+                safe="the site has not joined",
+                next_step="bring the site to the software version that the plan was made with",
+            )
+        if site not in self._connected:
+            raise StateError(
+                f"site {site} joins without listening",
+                next_step="open the Instructions stream first",
+            )
+        self.feed(run_id, SiteJoined(site))
+
+    def check_update(self, claim: UpdateClaim) -> UpdateRow | None:
+        """May this update come? If it has come already: its receipt.
+
+        Raises:
+            NotFoundError, NotOnRosterError: no such run, or not this site's.
+            StaleRoundError: not the current attempt, or one that takes no more updates.
+            StateError: the site delivered another update already.
+            HashMismatchError: another plan or global model.
+            ProtocolError: not exactly the bytes that the codec makes.
+        """
+        conducted = self.on_roster(claim.run_id, claim.site)
+        known = self._records.update(claim.run_id, claim.ref, claim.site)
+        if known is not None:
+            if known.payload_hash == claim.payload_hash:
+                return known
+            raise StateError(
+                f"site {claim.site} already delivered another update in {claim.ref}",
+                safe="the first one stays",
+            )
+        current = conducted.run.current
+        if (
+            current is None
+            or claim.ref != current.ref
+            or current.state is not RoundState.COLLECTING
+        ):
+            raise StaleRoundError(
+                f"run {claim.run_id} takes no updates for {claim.ref}",
+                safe="nothing was stored",
+                next_step="wait for the next instruction",
+            )
+        if claim.site not in current.cohort:
+            raise NotOnRosterError(
+                f"site {claim.site} is not in the cohort of {claim.ref}", safe="nothing was stored"
+            )
+        if claim.plan_hash != conducted.plan.hash.hex():
+            raise HashMismatchError(f"run {claim.run_id} has another plan")
+        if claim.model_hash != current.model_hash:
+            raise HashMismatchError(f"{claim.ref} starts from another global model")
+        if claim.payload_bytes != conducted.codec.payload_bytes:
+            raise ProtocolError(
+                f"an update of this run has {conducted.codec.payload_bytes} bytes, "
+                f"not {claim.payload_bytes}",
+                safe="nothing was stored",
+            )
+        return None
+
+    def accept_update(self, claim: UpdateClaim) -> UpdateRow:
+        """The update is whole and durable: count it, and give the receipt.
+
+        Raises: as :meth:`check_update`; the round may have closed while the update came.
+        """
+        known = self.check_update(claim)
+        if known is not None:
+            return known
+        now_ms = self._now_ms()
+        row = UpdateRow(
+            claim.run_id, claim.ref, claim.site, claim.payload_hash, claim.payload_bytes, now_ms
+        )
+        received = UpdateAccepted(claim.site, claim.payload_hash)
+        self.feed(claim.run_id, InRound(claim.ref, received, now_ms), row)
+        return row
+
+    def on_roster(self, run_id: str, site: str) -> _Conducted:
+        """Raises NotFoundError, NotOnRosterError."""
+        conducted = self._conducted(run_id)
+        if site not in conducted.roster:
+            raise NotOnRosterError(f"site {site} is not on the roster of run {run_id}")
+        return conducted
+
+    # --- what time and threads do -----------------------------------------------------------------
+
+    def timer_rang(self, run_id: str, ref: RoundRef, kind: TimerKind) -> None:
+        deadline = JoinDeadline() if kind is TimerKind.JOIN else RoundDeadline()
+        self.feed(run_id, InRound(ref, deadline, self._now_ms()))
+
+    def aggregated(self, run_id: str, ref: RoundRef, model_hash: str) -> None:
+        self.feed(run_id, InRound(ref, Aggregated(model_hash), self._now_ms()))
+
+    def aggregation_failed(self, run_id: str, ref: RoundRef, error: FedPalmError) -> None:
+        """A full disk pauses the run, since trying again would fill it again."""
+        run = self.run(run_id)
+        current = run.current
+        if current is None or current.ref != ref or run.state is not RunState.RUNNING:
+            return
+        if isinstance(error, ResourceError):
+            self.feed(run_id, Pause(error.what))
+        else:
+            self.feed(run_id, InRound(ref, AggregationFailed(error.what), self._now_ms()))
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    def feed(self, run_id: str, received: RunInput, update: UpdateRow | None = None) -> None:
+        """Advance a run: step, store, carry out, until nothing follows by itself.
+
+        Raises:
+            StateError and its kin: the machine refuses the input; nothing changed.
+            ResourceError: it could not be stored; nothing changed.
+        """
+        conducted = self._conducted(run_id)
+        pending = deque([received])
+        while pending:
+            before = conducted.run
+            run, effects = advance(before, pending.popleft())
+            if effects or update or run.to_json() != before.to_json():
+                self._records.save(run_id, run, effects, self._now_ms(), update)
+                update = None
+            conducted.run = run
+            for effect in effects:
+                follows = self._carry_out(run_id, conducted, effect)
+                if isinstance(follows, Pause):
+                    # What else this step wanted is for a round that is not to be.
+                    pending = deque([follows])
+                    break
+                if follows is not None:
+                    pending.append(follows)
+        self._outside.changed(run_id)
+
+    def _carry_out(self, run_id: str, conducted: _Conducted, effect: RunEffect) -> RunInput | None:
+        match effect:
+            case RoundOpened(ref=ref):
+                return self._room_for_round(run_id, ref, conducted)
+            case StartTimer(ref=ref, kind=kind, at_ms=at_ms):
+                self._outside.set_timer(run_id, ref, kind, at_ms)
+            case PersistCohort(ref=ref, cohort=cohort):
+                log.info("%s: %s: cohort %s", run_id, ref, ", ".join(cohort))
+                return InRound(ref, CohortPersisted(self._now_ms()), self._now_ms())
+            case SendTrain(sites=sites):
+                self._tell(sites, instructions.train(run_id, effect))
+            case Aggregate(ref=ref, survivors=survivors):
+                log.info("%s: %s: summing %d updates", run_id, ref, len(survivors))
+                self._outside.aggregate(run_id, effect)
+            case CloseRound(ref=ref, committed=committed, reason=reason):
+                log.info(
+                    "%s: %s: %s", run_id, ref, "committed" if committed else f"aborted: {reason}"
+                )
+                self._tell(conducted.run.joined, instructions.round_closed(run_id, effect))
+                self._outside.round_closed(run_id, ref)
+            case OfferRun():
+                self._offer(run_id, conducted.roster)
+            case RunPaused(reason=reason):
+                log.warning("%s: paused: %s. Next: fedpalm-coordinator resume", run_id, reason)
+            case EndRun(completed=completed, reason=reason):
+                log.info("%s: %s", run_id, "completed" if completed else f"aborted: {reason}")
+                self._tell(conducted.roster, instructions.run_ended(run_id, effect))
+        return None
+
+    def _room_for_round(self, run_id: str, ref: RoundRef, conducted: _Conducted) -> RunInput | None:
+        codec = conducted.codec
+        needed = (
+            len(conducted.roster) * codec.payload_bytes + 2 * codec.parameters * BYTES_PER_VALUE
+        )
+        try:
+            self._outside.require_room(needed, f"{run_id}: {ref}")
+        except ResourceError as error:
+            return Pause(error.what)
+        return None
+
+    def _offer(self, run_id: str, sites: frozenset[str] | tuple[str, ...]) -> None:
+        conducted = self._conducted(run_id)
+        if conducted.run.state in (RunState.RUNNING, RunState.PAUSED):
+            self._tell(sites, instructions.run_offer(run_id, conducted.plan.hash))
+
+    def _tell(self, sites: frozenset[str] | tuple[str, ...], message: pb.Instruction) -> None:
+        for site in sorted(sites):
+            self._outside.instruct(site, message)
+
+    def _conducted(self, run_id: str) -> _Conducted:
+        try:
+            return self._runs[run_id]
+        except KeyError:
+            raise NotFoundError(
+                f"there is no run {run_id!r}", next_step="fedpalm-coordinator status --all"
+            ) from None
+
+    def _now_ms(self) -> int:
+        return round(self._clock.now() * 1000)

@@ -1,0 +1,179 @@
+"""The event loop's side of conducting: timers, threads, queues and status watchers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import ParamSpec
+
+from fedpalm.clock import Clock
+from fedpalm.errors import FedPalmError, ResourceError
+from fedpalm.methods.rules import server_rule
+from fedpalm.rounds.events import Aggregate, RoundRef, TimerKind
+from fedpalm.wire.v1 import federation_pb2 as pb
+
+from .aggregate import aggregate
+from .conductor import Conductor
+from .run_records import RunRecords
+from .sessions import Sessions
+from .spool import Spool
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+
+NEWEST_KEPT = 2
+RETRY_S = 5.0
+"""A timer or result that could not be stored (a full disk) is given again after so long."""
+
+
+class Driver:
+    """Implements :class:`coordinator.conductor.Outside` on asyncio; owns the conductor.
+
+    Args:
+        keep_models: ``all``, or ``latest`` for the initial model and the newest two of each run.
+    """
+
+    def __init__(self, records: RunRecords, spool: Spool, clock: Clock, keep_models: str) -> None:
+        self._records, self._spool, self._clock = records, spool, clock
+        self._keep_models = keep_models
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: dict[str, asyncio.Event] = {}
+        self.sessions = Sessions()
+        self.conductor = Conductor(records, self, clock)
+
+    def start(self) -> None:
+        """Delete what no row speaks of, check the models in use, go on with unfinished runs.
+
+        Raises:
+            HashMismatchError, NotFoundError: the global model of an unfinished run is damaged.
+        """
+        conductor = self.conductor
+        for run_id in conductor.run_ids():
+            run = conductor.run(run_id)
+            if not run.over:
+                self._spool.check_model(run.model_hash)
+        self._spool.keep_models_only(
+            model_hash
+            for run_id in conductor.run_ids()
+            for model_hash in self._records.models(run_id).values()
+        )
+        current = ((run_id, conductor.run(run_id).current) for run_id in conductor.run_ids())
+        self._spool.keep_updates_only(
+            (run_id, one.ref) for run_id, one in current if one is not None and not one.over
+        )
+        conductor.restart()
+
+    async def stop(self) -> None:
+        """End streams and timers; a sum that is being formed is formed again after the next start."""
+        self.sessions.end_all()
+        for timer in self._timers.values():
+            timer.cancel()
+        for event in self._watchers.values():
+            event.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def status_changes(self, run_id: str) -> AsyncIterator[None]:
+        """One item now, then one after every change of the run or its exchange."""
+        while True:
+            event = self._watchers.setdefault(run_id, asyncio.Event())
+            yield
+            await event.wait()
+            if self.sessions.closing:
+                return
+
+    # --- Outside ----------------------------------------------------------------------------------
+
+    def instruct(self, site: str, instruction: pb.Instruction) -> None:
+        self.sessions.tell(site, instruction)
+
+    def set_timer(self, run_id: str, ref: RoundRef, kind: TimerKind, at_ms: int) -> None:
+        if run_id in self._timers:
+            self._timers[run_id].cancel()
+        self._arm(run_id, ref, kind, at_ms)
+
+    def aggregate(self, run_id: str, effect: Aggregate) -> None:
+        task = asyncio.get_running_loop().create_task(self._aggregate(run_id, effect))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def require_room(self, needed_bytes: int, what: str) -> None:
+        self._spool.require_room(needed_bytes, what)
+
+    def round_closed(self, run_id: str, ref: RoundRef) -> None:
+        self._in_background(self._spool.discard, run_id, ref)
+        if self._keep_models == "latest":
+            self._forget_old_models(run_id)
+
+    def changed(self, run_id: str) -> None:
+        event = self._watchers.pop(run_id, None)
+        if event is not None:
+            event.set()
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _arm(self, run_id: str, ref: RoundRef, kind: TimerKind, at_ms: int) -> None:
+        delay_s = at_ms / 1000 - self._clock.now()
+        self._timers[run_id] = asyncio.get_running_loop().call_later(
+            max(0.0, delay_s), self._rang, run_id, ref, kind, at_ms
+        )
+
+    def _rang(self, run_id: str, ref: RoundRef, kind: TimerKind, at_ms: int) -> None:
+        if self._clock.now() * 1000 < at_ms:
+            # The loop's clock is monotonic, ours can be set: the deadline is in ours.
+            self._arm(run_id, ref, kind, at_ms)
+        else:
+            self._until_stored(partial(self.conductor.timer_rang, run_id, ref, kind))
+
+    async def _aggregate(self, run_id: str, effect: Aggregate) -> None:
+        ref, plan = effect.ref, self.conductor.plan(run_id)
+        receipts = self._records.updates(run_id, ref)
+        updates = [
+            self._spool.update(run_id, ref, site, receipts[site].payload_hash)
+            for site in effect.survivors
+        ]
+        try:
+            model_hash = await asyncio.to_thread(
+                aggregate,
+                self.conductor.codec(run_id),
+                server_rule(plan.draft.method),
+                self._spool.model(effect.model_hash),
+                updates,
+                self._spool.model,
+            )
+        except FedPalmError as error:
+            log.error("%s: %s: %s", run_id, ref, error.what)
+            self._until_stored(partial(self.conductor.aggregation_failed, run_id, ref, error))
+        except Exception as error:
+            log.exception("%s: %s: the sum failed", run_id, ref)
+            failure = FedPalmError(f"the sum failed: {error!r}")
+            self._until_stored(partial(self.conductor.aggregation_failed, run_id, ref, failure))
+        else:
+            self._until_stored(partial(self.conductor.aggregated, run_id, ref, model_hash))
+
+    def _until_stored(self, action: Callable[[], None]) -> None:
+        if self.sessions.closing:
+            return
+        try:
+            action()
+        except ResourceError as error:
+            log.error("%s; trying again in %g s", error.what, RETRY_S)
+            asyncio.get_running_loop().call_later(RETRY_S, self._until_stored, action)
+
+    def _forget_old_models(self, run_id: str) -> None:
+        """Keep the initial model and the newest two; other runs keep what they share with this one."""
+        models = self._records.models(run_id)
+        old = {models[number] for number in sorted(models)[1:-NEWEST_KEPT]}
+        kept = set(list(models.values())[-NEWEST_KEPT:]) | {models[0]}
+        for other in self.conductor.run_ids():
+            if other != run_id:
+                kept |= set(self._records.models(other).values())
+        self._in_background(self._spool.drop_models, old - kept)
+
+    def _in_background(self, function: Callable[P, None], *args: P.args, **kw: P.kwargs) -> None:
+        task = asyncio.get_running_loop().create_task(asyncio.to_thread(function, *args, **kw))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

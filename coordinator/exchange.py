@@ -1,0 +1,341 @@
+"""The deployment exchange at the coordinator: it relays what it cannot open, and checks that it may.
+
+Conducts :class:`fedpalm.exchange.machine.ExchangeMachine` the way the conductor conducts runs: step,
+store, then tell. A consent is verified against the federation's root before it is stored, a sealed
+expert against the consents of the whole roster.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from fedpalm.clock import Clock
+from fedpalm.errors import (
+    HashMismatchError,
+    MessageTooLargeError,
+    NotFoundError,
+    NotOnRosterError,
+    StateError,
+)
+from fedpalm.exchange.consent import Agreement, SignedConsent, verify_consent
+from fedpalm.exchange.machine import (
+    AskConsent,
+    AskSealed,
+    CancelRequested,
+    ConsentGiven,
+    ConsentRefused,
+    DeliverExperts,
+    Effect,
+    EraseSealed,
+    ExchangeMachine,
+    ExchangeState,
+    ExpertsDelivered,
+    ExpertSealed,
+    Input,
+    Started,
+    TellCancelled,
+)
+from fedpalm.exchange.sealing import MAX_HEADER_BYTES, SealedExpert, verify_sealed
+from fedpalm.exchange.terms import ExchangeTerms
+from fedpalm.plan import Plan
+from fedpalm.rounds.run import RunState
+from fedpalm.wire.v1 import federation_pb2 as pb
+
+from . import instructions
+from .conductor import Conductor
+from .exchange_records import ExchangeRecords, SealedRow
+from .spool import Spool
+
+log = logging.getLogger(__name__)
+
+SEAL_OVERHEAD_BYTES = 4096 + MAX_HEADER_BYTES
+_ENDED = (ExchangeState.COMPLETED, ExchangeState.CANCELLED)
+_RELAYING = (ExchangeState.SEALING, ExchangeState.DELIVERING)
+
+
+@dataclass(frozen=True)
+class SealedClaim:
+    """What a site says of a sealed expert that it wants to send; hex SHA-256 of its bytes."""
+
+    run_id: str
+    exchange_id: str
+    sender: str
+    recipient: str
+    payload_hash: str
+    payload_bytes: int
+
+
+class ExchangeDesk:
+    """All exchanges of a coordinator.
+
+    Args:
+        tell: gives an instruction to a site, if it is connected.
+        changed: the status of this run is another one.
+        root: the federation's root, which every consent must lead to.
+    """
+
+    def __init__(
+        self,
+        records: ExchangeRecords,
+        conductor: Conductor,
+        spool: Spool,
+        clock: Clock,
+        root: x509.Certificate,
+        *,
+        tell: Callable[[str, pb.Instruction], None],
+        changed: Callable[[str], None],
+    ) -> None:
+        self._records, self._conductor, self._spool = records, conductor, spool
+        self._clock, self._root, self._tell, self._changed = clock, root, tell, changed
+        self._machines = {machine.terms.exchange_id: machine for machine in records.load()}
+
+    def restart(self) -> None:
+        """Erase what is not needed any more; sites are told what they owe when they connect."""
+        self._spool.keep_sealed_only(
+            machine.terms.exchange_id
+            for machine in self._machines.values()
+            if machine.state not in _ENDED
+        )
+
+    def of_run(self, run_id: str) -> ExchangeMachine | None:
+        """The newest exchange of a run."""
+        found = [one for one in self._machines.values() if one.terms.run == run_id]
+        return found[-1] if found else None
+
+    # --- what operators do ------------------------------------------------------------------------
+
+    def start(self, run_id: str, operator: str) -> None:
+        """Propose the exchange of a completed run to its roster.
+
+        Raises:
+            StateError: the run is not completed, releases no experts, or has an exchange already.
+        """
+        run, plan = self._conductor.run(run_id), self._conductor.plan(run_id)
+        if run.state is not RunState.COMPLETED:
+            raise StateError(
+                f"run {run_id} is {run.state.value}; experts are exchanged after its last round",
+                safe="nothing was proposed",
+            )
+        if not plan.expert_layout:
+            raise StateError(f"the plan of run {run_id} releases no experts")
+        earlier = self.of_run(run_id)
+        if earlier is not None and earlier.state is not ExchangeState.CANCELLED:
+            raise StateError(
+                f"run {run_id} has exchange {earlier.terms.exchange_id} ({earlier.state.value})",
+                safe="it goes on unchanged",
+            )
+        fresh = ExchangeMachine(_terms(plan, run_id))
+        self._machines[fresh.terms.exchange_id] = fresh
+        try:
+            self._feed(fresh.terms.exchange_id, Started(operator))
+        except BaseException:
+            if self._machines[fresh.terms.exchange_id] is fresh:
+                del self._machines[fresh.terms.exchange_id]
+            raise
+
+    def cancel(self, run_id: str, operator: str) -> None:
+        """End the exchange of a run. Raises NotFoundError, IllegalTransitionError."""
+        machine = self.of_run(run_id)
+        if machine is None:
+            raise NotFoundError(f"run {run_id} has no exchange")
+        cancelled = CancelRequested(f"operator {operator}", "by command")
+        self._feed(machine.terms.exchange_id, cancelled)
+
+    # --- what sites do ----------------------------------------------------------------------------
+
+    def site_connected(self, site: str) -> None:
+        """Tell the site what its exchanges still want of it, or how the last one ended."""
+        newest = {machine.terms.run: machine for machine in self._machines.values()}
+        for machine in newest.values():
+            if site not in machine.terms.roster:
+                continue
+            if machine.state is ExchangeState.COMPLETED:
+                self._tell(site, instructions.exchange_closed(machine.terms, True, ""))
+            for effect in machine.outstanding():
+                if getattr(effect, "site", None) == site:
+                    self._carry_out(machine, effect)
+
+    def consent(self, run_id: str, exchange_id: str, site: str, signed: SignedConsent) -> None:
+        """Store a site's yes. Raises ConsentError for one that is not its own, and StateError."""
+        machine = self._machine(run_id, exchange_id, site)
+        party = verify_consent(signed, machine.terms, self._root, now=self._clock.now())
+        if party.site != site:
+            raise NotOnRosterError(f"site {site} sent the consent of {party.site}")
+        known = site in machine.consents
+        self._feed(
+            exchange_id,
+            ConsentGiven(site, signed.consent.hash),
+            consent=None if known else signed,
+        )
+
+    def refuse(self, run_id: str, exchange_id: str, site: str, reason: str) -> None:
+        """A site's no ends the exchange."""
+        self._machine(run_id, exchange_id, site)
+        self._feed(exchange_id, ConsentRefused(site, reason))
+
+    def consents(self, run_id: str, exchange_id: str, site: str) -> list[SignedConsent]:
+        """All consents, once there is one of every site. Raises StateError before."""
+        machine = self._machine(run_id, exchange_id, site)
+        self._require_relaying(machine)
+        return self._records.consents(exchange_id)
+
+    def check_sealed(self, claim: SealedClaim) -> SealedRow | None:
+        """May this sealed expert come? If it has come already: its receipt.
+
+        Raises:
+            NotOnRosterError, StateError: not between these sites, or not now.
+            HashMismatchError: the sender delivered another one already.
+            MessageTooLargeError: longer than an expert of the plan can be.
+        """
+        machine = self._machine(claim.run_id, claim.exchange_id, claim.sender)
+        if claim.recipient not in machine.terms.others(claim.sender):
+            raise NotOnRosterError(f"{claim.recipient!r} is no recipient of this exchange")
+        self._require_relaying(machine)
+        known = self._records.sealed(claim.exchange_id, claim.sender, claim.recipient)
+        if known is not None and known.payload_hash != claim.payload_hash:
+            raise HashMismatchError(
+                f"{claim.sender} already sealed another expert to {claim.recipient}",
+                safe="the first one stays",
+            )
+        expert_bytes = 4 * self._conductor.plan(claim.run_id).released_layout.size
+        if not 0 < claim.payload_bytes <= expert_bytes + SEAL_OVERHEAD_BYTES:
+            raise MessageTooLargeError(
+                f"{claim.payload_bytes} bytes; a sealed expert of this plan has at most "
+                f"{expert_bytes + SEAL_OVERHEAD_BYTES}",
+                safe="nothing was stored",
+            )
+        return known
+
+    def accept_sealed(self, claim: SealedClaim) -> SealedRow:
+        """The sealed bytes are whole and durable: verify what can be verified, and count them.
+
+        Raises:
+            SealedExpertError: not signed by the sender, or not for this exchange.
+        """
+        known = self.check_sealed(claim)
+        if known is not None:
+            return known
+        machine = self._machines[claim.exchange_id]
+        path = self.sealed_path(claim)
+        try:
+            sealed = SealedExpert.from_bytes(path.read_bytes())
+            agreement = Agreement(
+                self._records.consents(claim.exchange_id),
+                machine.terms,
+                self._root,
+                now=self._clock.now(),
+            )
+            layout = self._conductor.plan(claim.run_id).released_layout
+            verify_sealed(sealed, layout, agreement, sender=claim.sender, recipient=claim.recipient)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        row = SealedRow(
+            claim.exchange_id, claim.sender, claim.recipient,
+            claim.payload_hash, claim.payload_bytes, self._now_ms(),
+        )  # fmt: skip
+        self._feed(
+            claim.exchange_id, ExpertSealed(claim.sender, claim.recipient, sealed.hash), sealed=row
+        )
+        return row
+
+    def sealed_path(self, claim: SealedClaim) -> Path:
+        return self._spool.sealed(claim.exchange_id, claim.sender, claim.recipient)
+
+    def deliverable(
+        self, run_id: str, exchange_id: str, sender: str, recipient: str
+    ) -> tuple[Path, int]:
+        """File and size of an expert that its recipient may fetch now.
+
+        Raises:
+            StateError: not every expert has arrived, or the exchange is over.
+            NotFoundError: there is none from this sender.
+        """
+        machine = self._machine(run_id, exchange_id, recipient)
+        if machine.state is not ExchangeState.DELIVERING:
+            raise StateError(f"exchange {exchange_id} is {machine.state.value}")
+        row = self._records.sealed(exchange_id, sender, recipient)
+        if row is None:
+            raise NotFoundError(
+                f"exchange {exchange_id} has no expert of {sender!r} for {recipient}"
+            )
+        return self._spool.sealed(exchange_id, sender, recipient), row.payload_bytes
+
+    def confirm(self, run_id: str, exchange_id: str, site: str) -> None:
+        """The site has opened every expert."""
+        self._machine(run_id, exchange_id, site)
+        self._feed(exchange_id, ExpertsDelivered(site))
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _feed(
+        self,
+        exchange_id: str,
+        received: Input,
+        *,
+        consent: SignedConsent | None = None,
+        sealed: SealedRow | None = None,
+    ) -> None:
+        before = self._machines[exchange_id]
+        machine, effects = before.step(received)
+        if machine != before:
+            self._records.save(machine, self._now_ms(), consent=consent, sealed=sealed)
+        self._machines[exchange_id] = machine
+        for effect in effects:
+            self._carry_out(machine, effect)
+        if machine.state is ExchangeState.COMPLETED and before.state is not machine.state:
+            for site in machine.terms.roster:
+                self._tell(site, instructions.exchange_closed(machine.terms, True, ""))
+        if machine.state is not before.state:
+            log.info("%s: %s", exchange_id, machine.state.value)
+        self._changed(machine.terms.run)
+
+    def _carry_out(self, machine: ExchangeMachine, effect: Effect) -> None:
+        terms = machine.terms
+        match effect:
+            case AskConsent(site=site):
+                self._tell(site, instructions.exchange_proposed(terms))
+            case AskSealed(site=site):
+                self._tell(site, instructions.seal_experts(terms))
+            case DeliverExperts(site=site):
+                self._tell(site, instructions.fetch_experts(terms))
+            case TellCancelled(site=site, reason=reason):
+                self._tell(site, instructions.exchange_closed(terms, False, reason))
+            case EraseSealed():
+                self._spool.erase_sealed(terms.exchange_id)
+
+    def _machine(self, run_id: str, exchange_id: str, site: str) -> ExchangeMachine:
+        machine = self._machines.get(exchange_id)
+        if machine is None or machine.terms.run != run_id:
+            raise NotFoundError(f"run {run_id!r} has no exchange {exchange_id!r}")
+        if site not in machine.terms.roster:
+            raise NotOnRosterError(f"site {site} is not on the roster of exchange {exchange_id}")
+        return machine
+
+    @staticmethod
+    def _require_relaying(machine: ExchangeMachine) -> None:
+        if machine.state not in _RELAYING:
+            raise StateError(
+                f"exchange {machine.terms.exchange_id} is {machine.state.value}",
+                safe="nothing was relayed",
+            )
+
+    def _now_ms(self) -> int:
+        return round(self._clock.now() * 1000)
+
+
+def _terms(plan: Plan, run_id: str) -> ExchangeTerms:
+    return ExchangeTerms(
+        federation=plan.federation,
+        run=run_id,
+        exchange_id=f"exchange-{secrets.token_hex(4)}",
+        plan_hash=plan.hash,
+        roster=plan.roster,
+        layout_hash=plan.released_layout.hash,
+    )

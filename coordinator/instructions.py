@@ -1,0 +1,85 @@
+"""What the coordinator tells sites, as wire messages."""
+
+from __future__ import annotations
+
+from fedpalm.exchange.terms import ExchangeTerms
+from fedpalm.rounds.events import CloseRound, RoundRef, SendTrain
+from fedpalm.rounds.run import EndRun
+from fedpalm.wire.v1 import federation_pb2 as pb
+
+MAX_REASON_BYTES = 500
+
+
+def clip(reason: str) -> str:
+    """A reason that fits its field."""
+    return reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+
+
+def round_ref(run_id: str, ref: RoundRef) -> pb.RoundRef:
+    return pb.RoundRef(run_id=run_id, round=ref.round, attempt=ref.attempt)
+
+
+def exchange_ref(terms: ExchangeTerms) -> pb.ExchangeRef:
+    return pb.ExchangeRef(run_id=terms.run, exchange_id=terms.exchange_id)
+
+
+def heartbeat(now_ms: int) -> pb.Instruction:
+    return pb.Instruction(heartbeat=pb.Heartbeat(now_ms=now_ms))
+
+
+def run_offer(run_id: str, plan_hash: bytes) -> pb.Instruction:
+    return pb.Instruction(run_offer=pb.RunOffer(run_id=run_id, plan_hash=plan_hash))
+
+
+def train(run_id: str, effect: SendTrain) -> pb.Instruction:
+    return pb.Instruction(
+        train=pb.TrainRound(
+            ref=round_ref(run_id, effect.ref),
+            model_hash=bytes.fromhex(effect.model_hash),
+            deadline_ms=effect.deadline_ms,
+        )
+    )
+
+
+def round_closed(run_id: str, effect: CloseRound) -> pb.Instruction:
+    return pb.Instruction(
+        round_closed=pb.RoundClosed(
+            ref=round_ref(run_id, effect.ref),
+            committed=effect.committed,
+            model_hash=bytes.fromhex(effect.model_hash),
+            reason=clip(effect.reason),
+        )
+    )
+
+
+def run_ended(run_id: str, effect: EndRun) -> pb.Instruction:
+    return pb.Instruction(
+        run_ended=pb.RunEnded(
+            run_id=run_id,
+            completed=effect.completed,
+            model_hash=bytes.fromhex(effect.model_hash),
+            reason=clip(effect.reason),
+        )
+    )
+
+
+def exchange_proposed(terms: ExchangeTerms) -> pb.Instruction:
+    return pb.Instruction(
+        exchange_proposed=pb.ExchangeProposed(ref=exchange_ref(terms), plan_hash=terms.plan_hash)
+    )
+
+
+def seal_experts(terms: ExchangeTerms) -> pb.Instruction:
+    return pb.Instruction(seal_experts=pb.SealExperts(ref=exchange_ref(terms)))
+
+
+def fetch_experts(terms: ExchangeTerms) -> pb.Instruction:
+    return pb.Instruction(fetch_experts=pb.FetchExperts(ref=exchange_ref(terms)))
+
+
+def exchange_closed(terms: ExchangeTerms, completed: bool, reason: str) -> pb.Instruction:
+    return pb.Instruction(
+        exchange_closed=pb.ExchangeClosed(
+            ref=exchange_ref(terms), completed=completed, reason=clip(reason)
+        )
+    )
