@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from fedpalm.errors import ResourceError, UnavailableError
+from fedpalm.errors import DeadlineError, ResourceError, UnavailableError
 
 T = TypeVar("T")
+SLOWEST_BYTES_PER_S = 16 * 1024
+STALL_S = 60.0
 
 
 class Transfers:
@@ -19,8 +21,13 @@ class Transfers:
         self._limit, self._slots = limit, asyncio.Semaphore(limit)
 
     @asynccontextmanager
-    async def slot(self, patience_s: float) -> AsyncIterator[None]:
-        """Hold a place. Raises ResourceError if none is free within ``patience_s``."""
+    async def slot(self, patience_s: float, size: int) -> AsyncIterator[None]:
+        """Hold a place for the transfer of ``size`` bytes.
+
+        Raises:
+            ResourceError: no place is free within ``patience_s``.
+            DeadlineError: the transfer is slower than SLOWEST_BYTES_PER_S; others wait for its place.
+        """
         try:
             async with asyncio.timeout(patience_s):
                 await self._slots.acquire()
@@ -30,7 +37,13 @@ class Transfers:
                 next_step="try again",
             ) from None
         try:
-            yield
+            async with asyncio.timeout(STALL_S + size / SLOWEST_BYTES_PER_S):
+                yield
+        except TimeoutError:
+            raise DeadlineError(
+                f"less than {SLOWEST_BYTES_PER_S // 1024} KiB/s went through",
+                next_step="try again; what came is kept",
+            ) from None
         finally:
             self._slots.release()
 

@@ -159,11 +159,6 @@ class Conductor:
     def site_connected(self, site: str) -> None:
         """Tell the site everything that the present state demands of it."""
         self._connected.add(site)
-        for run_id, conducted in list(self._runs.items()):
-            if site in conducted.roster and not conducted.run.over:
-                self._offer(run_id, (site,))
-                if site in conducted.run.joined:
-                    self.feed(run_id, SiteJoined(site))
         ended = [
             (run_id, conducted.run)
             for run_id, conducted in self._runs.items()
@@ -172,6 +167,11 @@ class Conductor:
         for run_id, run in ended[-1:]:
             ending = EndRun(run.state is RunState.COMPLETED, run.model_hash, run.reason)
             self._outside.instruct(site, instructions.run_ended(run_id, ending))
+        for run_id, conducted in list(self._runs.items()):
+            if site in conducted.roster and not conducted.run.over:
+                self._offer(run_id, (site,))
+                if site in conducted.run.joined:
+                    self.feed(run_id, SiteJoined(site))
 
     def site_disconnected(self, site: str) -> None:
         self._connected.discard(site)
@@ -186,7 +186,7 @@ class Conductor:
             NotOnRosterError, StateError: not this site's run, or the run is over.
             HashMismatchError, LayoutMismatchError: another plan or layout.
         """
-        conducted = self.on_roster(run_id, site)
+        conducted = self._of_roster(run_id, site)
         if conducted.run.over:
             raise StateError(f"run {run_id} is {conducted.run.state.value}")
         if plan_hash != conducted.plan.hash:
@@ -216,7 +216,7 @@ class Conductor:
             HashMismatchError: another plan or global model.
             ProtocolError: not exactly the bytes that the codec makes.
         """
-        conducted = self.on_roster(claim.run_id, claim.site)
+        conducted = self._of_roster(claim.run_id, claim.site)
         known = self._records.update(claim.run_id, claim.ref, claim.site)
         if known is not None:
             if known.payload_hash == claim.payload_hash:
@@ -268,8 +268,11 @@ class Conductor:
         self.feed(claim.run_id, InRound(claim.ref, received, now_ms), row)
         return row
 
-    def on_roster(self, run_id: str, site: str) -> _Conducted:
+    def require_on_roster(self, run_id: str, site: str) -> None:
         """Raises NotFoundError, NotOnRosterError."""
+        self._of_roster(run_id, site)
+
+    def _of_roster(self, run_id: str, site: str) -> _Conducted:
         conducted = self._conducted(run_id)
         if site not in conducted.roster:
             raise NotOnRosterError(f"site {site} is not on the roster of run {run_id}")

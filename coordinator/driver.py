@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import ParamSpec
 
@@ -76,14 +77,14 @@ class Driver:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def status_changes(self, run_id: str) -> AsyncIterator[None]:
-        """One item now, then one after every change of the run or its exchange."""
-        while True:
+    async def status_changes(self, run_id: str, every_s: float) -> AsyncGenerator[None, None]:
+        """One item now, one after every change of the run or its exchange, one every ``every_s``."""
+        while not self.sessions.closing:
             event = self._watchers.setdefault(run_id, asyncio.Event())
             yield
-            await event.wait()
-            if self.sessions.closing:
-                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(every_s):
+                    await event.wait()
 
     # --- Outside ----------------------------------------------------------------------------------
 

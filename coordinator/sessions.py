@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from fedpalm.errors import UnavailableError
 from fedpalm.wire.v1 import federation_pb2 as pb
@@ -32,7 +32,7 @@ class Session:
 
     async def stream(
         self, heartbeat_s: float, now_ms: Callable[[], int]
-    ) -> AsyncIterator[pb.Instruction]:
+    ) -> AsyncGenerator[pb.Instruction, None]:
         """Instructions as they come, a heartbeat whenever there is none for ``heartbeat_s``."""
         while True:
             try:

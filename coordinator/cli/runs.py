@@ -18,8 +18,8 @@ from fedpalm.wire.v1 import operator_pb2 as pb
 from .link import call, coordinator_option, run_option, with_operator
 from .view import run_json, run_line, run_text, runs_text
 
-WATCH_IDLE_S = 3600.0
-"""The coordinator repeats the status at every heartbeat; silence this long means it is gone."""
+WATCH_IDLE_S = 60.0
+"""The coordinator repeats the status every few seconds; silence this long means it is gone."""
 
 
 def _show(status: pb.RunStatus, as_json: bool) -> None:

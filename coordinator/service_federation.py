@@ -1,0 +1,321 @@
+"""What sites may call. Each handler checks who sends, asks the conductor, and answers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fedpalm import __version__
+from fedpalm.canonical import canonical_json
+from fedpalm.errors import (
+    FedPalmError,
+    NotFoundError,
+    ProtocolError,
+    SenderMismatchError,
+    VersionMismatchError,
+)
+from fedpalm.exchange.consent import SignedConsent
+from fedpalm.rounds.events import RoundRef
+from fedpalm.secagg.codec import BYTES_PER_VALUE
+from fedpalm.transport.chunks import CHUNK_BYTES, SpoolWriter, partial_bytes, send_file
+from fedpalm.transport.peer import Context, current_peer
+from fedpalm.wire.v1 import federation_pb2 as pb
+from fedpalm.wire.v1.federation_pb2_grpc import FederationServicer
+
+from .conductor import UpdateClaim
+from .exchange import SealedClaim
+from .run_records import UpdateRow
+from .state import Coordinator
+
+PROTOCOL_VERSION = 1
+PATIENCE_S = 600.0
+"""How long a transfer waits for a place where no round deadline says it."""
+
+
+class FederationService(FederationServicer):
+    """The service ``fedpalm.wire.v1.Federation``."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._c = coordinator
+
+    async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloReply:
+        site = _sender(context, request.site_id)
+        if PROTOCOL_VERSION not in request.protocol_versions:
+            raise VersionMismatchError(
+                f"site {site} speaks versions {list(request.protocol_versions)} of the contract, "
+                f"the coordinator speaks {PROTOCOL_VERSION}",
+                next_step="install a version of fedpalm that speaks it",
+            )
+        self._c.store.site_seen(site, self._c.now_ms(), request.software_version)
+        return pb.HelloReply(
+            protocol_version=PROTOCOL_VERSION,
+            federation_id=self._c.settings.federation,
+            software_version=__version__,
+            now_ms=self._c.now_ms(),
+            chunk_bytes=CHUNK_BYTES,
+            heartbeat_ms=round(self._c.settings.heartbeat_s * 1000),
+        )
+
+    async def FetchPlan(self, request: pb.FetchPlanRequest, context: Context) -> pb.PlanDocument:
+        self._c.conductor.require_on_roster(request.run_id, _caller(context))
+        plan = self._c.conductor.plan(request.run_id)
+        return pb.PlanDocument(run_id=request.run_id, plan=plan.to_bytes(), plan_hash=plan.hash)
+
+    async def JoinRun(self, request: pb.JoinRunRequest, context: Context) -> pb.JoinRunReply:
+        site = _sender(context, request.site_id)
+        self._c.conductor.join(request.run_id, site, request.plan_hash, request.layout_hash)
+        return pb.JoinRunReply()
+
+    async def Instructions(
+        self, request: pb.InstructionsRequest, context: Context
+    ) -> AsyncIterator[pb.Instruction]:
+        site = _sender(context, request.site_id)
+        sessions, conductor = self._c.driver.sessions, self._c.conductor
+        if site in sessions.connected():
+            conductor.site_disconnected(site)
+        session = sessions.open(site)
+        try:
+            self._c.store.site_seen(site, self._c.now_ms())
+            conductor.site_connected(site)
+            self._c.exchanges.site_connected(site)
+            stream = session.stream(self._c.settings.heartbeat_s, self._c.now_ms)
+            async with aclosing(stream):
+                async for instruction in stream:
+                    yield instruction
+        finally:
+            if sessions.close(site, session):
+                conductor.site_disconnected(site)
+                self._c.store.site_seen(site, self._c.now_ms())
+
+    async def DownloadModel(
+        self, request: pb.DownloadModelRequest, context: Context
+    ) -> AsyncIterator[pb.Chunk]:
+        run_id, model_hash = request.run_id, request.model_hash.hex()
+        self._c.conductor.require_on_roster(run_id, _caller(context))
+        if model_hash not in self._c.runs.models(run_id).values():
+            raise NotFoundError(f"run {run_id} has no model {model_hash[:16]}")
+        path = self._c.spool.existing_model(model_hash)
+        size = self._c.conductor.codec(run_id).parameters * BYTES_PER_VALUE
+        async with self._c.transfers.slot(self._patience_s(run_id), size):
+            chunks = send_file(path, request.offset, size)
+            async with aclosing(chunks):  # type: ignore[type-var]  # it is a generator
+                async for chunk in chunks:
+                    yield chunk
+
+    async def UpdateOffset(self, request: pb.UpdateHeader, context: Context) -> pb.OffsetReply:
+        claim = _claim(request, _sender(context, request.site_id))
+        known = self._c.conductor.check_update(claim)
+        if known is not None:
+            return pb.OffsetReply(offset=known.payload_bytes, receipt=_receipt(known))
+        path = self._update_path(claim)
+        if path.exists():
+            return pb.OffsetReply(offset=claim.payload_bytes)
+        return pb.OffsetReply(offset=partial_bytes(path, request.payload_hash))
+
+    async def UploadUpdate(
+        self, requests: AsyncIterator[pb.UploadRequest], context: Context
+    ) -> pb.Receipt:
+        header = await _header(requests)
+        claim = _claim(header, _sender(context, header.site_id))
+        known = self._c.conductor.check_update(claim)
+        if known is not None:
+            return _receipt(known)
+        path = self._update_path(claim)
+        try:
+            await self._c.takeover.run(
+                ("update", claim.run_id, claim.site),
+                self._receive(claim.run_id, path, header, requests),
+            )
+        except FedPalmError:
+            # If the round closed meanwhile, that is the reason, and not what came of it.
+            self._c.conductor.check_update(claim)
+            raise
+        return _receipt(self._c.conductor.accept_update(claim))
+
+    # --- the deployment exchange ------------------------------------------------------------------
+
+    async def SendConsent(self, request: pb.ConsentRequest, context: Context) -> pb.ConsentReply:
+        site, ref = _sender(context, request.site_id), request.ref
+        if request.WhichOneof("answer") == "consent":
+            signed = _consent_from_wire(request.consent)
+            self._c.exchanges.consent(ref.run_id, ref.exchange_id, site, signed)
+        elif request.WhichOneof("answer") == "refusal":
+            self._c.exchanges.refuse(ref.run_id, ref.exchange_id, site, request.refusal)
+        else:
+            raise ProtocolError("neither a consent nor a refusal")
+        return pb.ConsentReply()
+
+    async def FetchConsents(
+        self, request: pb.ExchangeRef, context: Context
+    ) -> AsyncIterator[pb.SignedConsent]:
+        site = _caller(context)
+        for signed in self._c.exchanges.consents(request.run_id, request.exchange_id, site):
+            yield _consent_to_wire(signed)
+
+    async def UploadSealedExpert(
+        self, requests: AsyncIterator[pb.UploadExpertRequest], context: Context
+    ) -> pb.Receipt:
+        header = await _header(requests)
+        claim = _sealed_claim(header, _sender(context, header.ref.sender))
+        exchanges = self._c.exchanges
+        if exchanges.check_sealed(claim) is None:
+            key = ("expert", claim.exchange_id, claim.sender, claim.recipient)
+            path = exchanges.sealed_path(claim)
+            await self._c.takeover.run(
+                key, self._receive(claim.run_id, path, header, requests, resume=False)
+            )
+        row = exchanges.accept_sealed(claim)
+        return pb.Receipt(
+            payload_hash=header.payload_hash,
+            payload_bytes=row.payload_bytes,
+            received_ms=row.received_ms,
+        )
+
+    async def DownloadSealedExpert(
+        self, request: pb.SealedExpertRef, context: Context
+    ) -> AsyncIterator[pb.Chunk]:
+        site, ref = _sender(context, request.recipient), request.exchange
+        path, size = self._c.exchanges.deliverable(
+            ref.run_id, ref.exchange_id, request.sender, site
+        )
+        async with self._c.transfers.slot(PATIENCE_S, size):
+            chunks = send_file(path, 0, size)
+            async with aclosing(chunks):  # type: ignore[type-var]  # it is a generator
+                async for chunk in chunks:
+                    yield chunk
+
+    async def ConfirmExperts(
+        self, request: pb.ConfirmExpertsRequest, context: Context
+    ) -> pb.ConfirmExpertsReply:
+        site, ref = _sender(context, request.site_id), request.ref
+        self._c.exchanges.confirm(ref.run_id, ref.exchange_id, site)
+        return pb.ConfirmExpertsReply()
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _update_path(self, claim: UpdateClaim) -> Path:
+        return self._c.spool.update(claim.run_id, claim.ref, claim.site, claim.payload_hash)
+
+    async def _receive(
+        self,
+        run_id: str,
+        path: Path,
+        header: Any,
+        requests: AsyncIterator[Any],
+        resume: bool = True,
+    ) -> None:
+        """Bring a payload to ``path``, unless a crash came between its last byte and its receipt."""
+        if resume:
+            self._c.spool.drop_other_parts(path)
+            if path.exists():
+                return
+        else:
+            await asyncio.to_thread(_unlink_all, path)
+        async with (
+            self._c.transfers.slot(self._patience_s(run_id), header.payload_bytes),
+            SpoolWriter(path, header.payload_bytes, header.payload_hash) as writer,
+        ):
+            await writer.receive(_chunks(requests))
+
+    def _patience_s(self, run_id: str) -> float:
+        """A transfer of a round waits until the round's deadline at most."""
+        current = self._c.conductor.run(run_id).current
+        if current is None or not current.deadline_ms:
+            return PATIENCE_S
+        return max(1.0, (current.deadline_ms - self._c.now_ms()) / 1000)
+
+
+def _caller(context: Context) -> str:
+    return current_peer(context).identity.name
+
+
+def _sender(context: Context, claimed: str) -> str:
+    """The calling site, if the message names it as its sender."""
+    site = _caller(context)
+    if claimed != site:
+        raise SenderMismatchError(
+            f"a message that names site {claimed!r} came with the certificate of {site}",
+            safe="nothing was stored",
+        )
+    return site
+
+
+async def _header(requests: AsyncIterator[Any]) -> Any:
+    async for first in requests:
+        if first.WhichOneof("part") == "header":
+            return first.header
+        break
+    raise ProtocolError("an upload begins with its header")
+
+
+async def _chunks(requests: AsyncIterator[Any]) -> AsyncIterator[pb.Chunk]:
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise ProtocolError("an upload has one header, then chunks")
+        yield request.chunk
+
+
+def _claim(header: pb.UpdateHeader, site: str) -> UpdateClaim:
+    return UpdateClaim(
+        run_id=header.ref.run_id,
+        ref=RoundRef(header.ref.round, header.ref.attempt),
+        site=site,
+        plan_hash=header.plan_hash.hex(),
+        model_hash=header.model_hash.hex(),
+        payload_hash=header.payload_hash.hex(),
+        payload_bytes=header.payload_bytes,
+    )
+
+
+def _sealed_claim(header: pb.SealedExpertHeader, site: str) -> SealedClaim:
+    return SealedClaim(
+        run_id=header.ref.exchange.run_id,
+        exchange_id=header.ref.exchange.exchange_id,
+        sender=site,
+        recipient=header.ref.recipient,
+        payload_hash=header.payload_hash.hex(),
+        payload_bytes=header.payload_bytes,
+    )
+
+
+def _receipt(row: UpdateRow) -> pb.Receipt:
+    return pb.Receipt(
+        payload_hash=bytes.fromhex(row.payload_hash),
+        payload_bytes=row.payload_bytes,
+        received_ms=row.received_ms,
+    )
+
+
+def _consent_to_wire(signed: SignedConsent) -> pb.SignedConsent:
+    return pb.SignedConsent(
+        statement=signed.consent.signed_bytes,
+        signature=signed.signature,
+        chain=[certificate.public_bytes(Encoding.DER) for certificate in signed.chain],
+    )
+
+
+def _consent_from_wire(message: pb.SignedConsent) -> SignedConsent:
+    """Raises ProtocolError, NotOnRosterError for what is not a consent in its one form."""
+    try:
+        statement = dict(json.loads(message.statement))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ProtocolError(f"malformed consent: {error}") from error
+    chain = [base64.b64encode(der).decode() for der in message.chain]
+    signed = SignedConsent.from_bytes(
+        canonical_json({**statement, "signature": message.signature.hex(), "chain": chain})
+    )
+    if signed.consent.signed_bytes != message.statement:
+        raise ProtocolError("malformed consent: not in canonical form")
+    return signed
+
+
+def _unlink_all(path: Path) -> None:
+    for part in (path, *path.parent.glob(f"{path.name}.*.part")):
+        part.unlink(missing_ok=True)

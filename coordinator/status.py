@@ -1,0 +1,47 @@
+"""The status of a run, as operators see it."""
+
+from __future__ import annotations
+
+from fedpalm.wire.v1 import operator_pb2 as pb
+
+from .conductor import Conductor
+from .exchange import ExchangeDesk
+from .instructions import clip
+
+
+def run_status(run_id: str, conductor: Conductor, exchanges: ExchangeDesk) -> pb.RunStatus:
+    """Raises NotFoundError for an unknown run."""
+    run, plan = conductor.run(run_id), conductor.plan(run_id)
+    current = run.current
+    status = pb.RunStatus(
+        run_id=run_id,
+        plan_name=plan.draft.name,
+        plan_hash=plan.hash,
+        method=plan.draft.method,
+        state=run.state.value,
+        rounds=run.terms.rounds,
+        joined=sorted(run.joined),
+        model_hash=bytes.fromhex(run.model_hash),
+        reason=clip(run.reason),
+        exchange=_exchange_status(run_id, exchanges),
+    )
+    if current is not None:
+        status.round, status.attempt = current.ref.round, current.ref.attempt
+        status.round_state = current.state.value
+        status.cohort.extend(current.cohort)
+        status.delivered.extend(current.survivors)
+        status.deadline_ms = current.deadline_ms
+    return status
+
+
+def _exchange_status(run_id: str, exchanges: ExchangeDesk) -> pb.ExchangeStatus:
+    machine = exchanges.of_run(run_id)
+    if machine is None:
+        return pb.ExchangeStatus()
+    return pb.ExchangeStatus(
+        exchange_id=machine.terms.exchange_id,
+        state=machine.state.value,
+        consented=sorted(machine.consents),
+        delivered=sorted(machine.delivered),
+        reason=clip(machine.reason),
+    )
