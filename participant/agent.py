@@ -211,8 +211,10 @@ class Agent:
                         next_step=error.next_step,
                     ) from error
                 raise
-            except NotOnRosterError:
-                raise
+            except NotOnRosterError as error:
+                if instruction.WhichOneof("kind") == "run_offer":
+                    raise
+                self._report.line(f"skipped: {error.what}")
             except (StateError, NotFoundError, RoundAbortedError) as error:
                 self._report.line(f"skipped: {error.what}")
             self._report.working("waiting for instructions")
@@ -374,22 +376,28 @@ class Agent:
 
     async def _on_run_ended(self, link: Link, ended: wire.RunEnded) -> None:
         run = self._store.run(ended.run_id)
+        state = "completed" if ended.completed else "aborted"
         if run is None:
-            raise StateError(f"run {ended.run_id} has ended; this site was not in it")
-        if run.state == "joined":
-            if ended.completed:
-                await self._download(link, run, run.plan.draft.rounds, ended.model_hash)
-            state = "completed" if ended.completed else "aborted"
-            self._store.end_run(ended.run_id, state, ended.model_hash or None, ended.reason)
-            self._report.line(
-                f"run {ended.run_id}: {state}"
-                + (f", model {ended.model_hash.hex()[:12]}" if ended.completed else "")
-                + (f": {ended.reason}" if ended.reason else "")
-            )
-        waits_for_exchange = (
-            self._exit_after is ExitAfter.EXCHANGE and ended.completed and run.plan.expert_layout
+            self._report.line(f"run {ended.run_id}: {state}, without this site")
+            self._end_after_run(ended)
+            return
+        if run.state not in ("joined", "left"):
+            # Told again after a reconnection; whoever waits, waits for a run that still goes on.
+            return
+        if ended.completed:
+            await self._download(link, run, run.plan.draft.rounds, ended.model_hash)
+        self._store.end_run(ended.run_id, state, ended.model_hash or None, ended.reason)
+        self._report.line(
+            f"run {ended.run_id}: {state}"
+            + (f", model {ended.model_hash.hex()[:12]}" if ended.completed else "")
+            + (f": {ended.reason}" if ended.reason else "")
         )
-        if self._exit_after is not ExitAfter.NEVER and not waits_for_exchange:
+        if ended.completed and run.plan.expert_layout and self._exit_after is ExitAfter.EXCHANGE:
+            return
+        self._end_after_run(ended)
+
+    def _end_after_run(self, ended: wire.RunEnded) -> None:
+        if self._exit_after is not ExitAfter.NEVER:
             raise _Ended(Outcome(ended.run_id, ended.completed, ended.reason))
 
     async def _download(

@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from fedpalm.cli.console import command_errors, emit, err, home_option, json_opt
 from fedpalm.errors import InterruptedError_, RoundAbortedError, StateError
 
 from ..config import Home
+from .site import open_site
+
+_LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.05
 
 
 @click.command()
@@ -49,8 +53,6 @@ def run(exit_after_run: bool, exit_after_exchange: bool, home: Path, as_json: bo
         if exit_after_exchange
         else ExitAfter.NEVER
     )
-    from .site import open_site
-
     with only_agent(Home(home)), open_site(home) as (config, desk):
         from fedpalm.transport.channel import Connection
 
@@ -134,13 +136,11 @@ def only_agent(home: Home) -> Iterator[None]:
     home.load()
     descriptor = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(descriptor, fcntl.LOCK_EX):
             raise StateError(
                 f"an agent runs on {home.path} already",
                 next_step="fedpalm-participant status tells what it does",
-            ) from None
+            )
         yield
     finally:
         os.close(descriptor)
@@ -149,7 +149,22 @@ def only_agent(home: Home) -> Iterator[None]:
 def agent_runs(home: Home) -> bool:
     """Whether an agent holds the lock of this home."""
     try:
-        with only_agent(home):
-            return False
-    except StateError:
-        return True
+        descriptor = os.open(home.lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _locked(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    """Take a lock; a ``status`` that looks at it just now is waited for."""
+    for _ in range(_LOCK_TRIES if kind == fcntl.LOCK_EX else 1):
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE_S)
+        else:
+            return True
+    return False

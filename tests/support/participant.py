@@ -1,0 +1,546 @@
+"""A site in memory: a toy method, a coordinator that is a Python object, and crashes on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import Message
+
+from fedpalm.errors import FedPalmError, NotFoundError, StaleRoundError, UnavailableError
+from fedpalm.layout import Layout, TensorSpec
+from fedpalm.ledger.bodies import EntryKind
+from fedpalm.methods.base import RoundContext, SiteImages, SiteUpdate, Tensors
+from fedpalm.methods.contribution import codec_for
+from fedpalm.methods.rules import server_rule
+from fedpalm.pki.authority import Authority, create_authority
+from fedpalm.pki.bundle import TlsIdentity, create_keys, install_certificates
+from fedpalm.pki.identity import Identity, Role
+from fedpalm.pki.request import create_request
+from fedpalm.plan import CodecSettings, Plan, PlanDraft, TrainingSettings
+from fedpalm.transport.chunks import send_buffer
+from fedpalm.wire.limits import check_limits
+from fedpalm.wire.v1 import federation_pb2 as wire
+from participant.agent import Agent, ExitAfter, Outcome
+from participant.config import Home, ParticipantConfig
+from participant.egress import EgressGate
+from participant.exchange import Desk
+from participant.log import SiteLog
+from participant.store import SiteStore
+from participant.trainer import Trainer
+
+FEDERATION = "unit"
+SITES = ("east", "north", "west")
+LAYOUT = Layout(
+    (
+        TensorSpec("open_set.expert.weight", (16, 8)),
+        TensorSpec("open_set.embedding.weight", (32, 128)),
+        TensorSpec("open_set.teim.alpha", ()),
+    )
+)
+EXPERT = Layout((TensorSpec("closed_set.expert.weight", (16, 8)),))
+
+
+class Crash(BaseException):
+    """Stands for kill -9: nothing of ours catches it."""
+
+
+class ToyMethod:
+    """Trains by adding seeded noise: deterministic in (seed, site, round, state), as real ones are."""
+
+    layout, expert_layout = LAYOUT, EXPERT
+
+    def __init__(self, plan: Plan, site: str, images: SiteImages | None = None) -> None:
+        self._seed, self._site = plan.draft.seed, site
+        rng = self._rng(0)
+        self._state: Tensors = {
+            "closed_set.expert.weight": rng.standard_normal((16, 8)).astype(np.float32),
+            "closed_set.embedding.weight": rng.standard_normal((32, 128)).astype(np.float32),
+            "head.open.prototypes": rng.standard_normal((5, 32)).astype(np.float32),
+            "progress.flag": np.array(0, dtype=np.uint8),
+        }
+        self.trained: list[int] = []
+
+    def _rng(self, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, purpose, *self._site.encode()])
+
+    def initial_vector(self) -> np.ndarray:
+        return initial_vector()
+
+    def train_round(self, context: RoundContext, shared: np.ndarray) -> SiteUpdate:
+        self.trained.append(context.round)
+        rng = self._rng(context.round)
+        # The update depends on the private state: training twice from another state would show.
+        pull = float(self._state["closed_set.embedding.weight"].mean())
+        delta = 0.01 * rng.standard_normal(LAYOUT.size) + 0.001 * pull
+        for name, tensor in sorted(self._state.items()):
+            if tensor.dtype == np.float32:
+                self._state[name] = tensor + 0.1 * rng.standard_normal(tensor.shape).astype("f4")
+        return SiteUpdate(delta.astype(np.float32), 3.0, metrics={"open.loss": 1.0})
+
+    def state(self) -> Tensors:
+        return {name: tensor.copy() for name, tensor in self._state.items()}
+
+    def load_state(self, tensors: Tensors) -> None:
+        self._state = {name: tensor.copy() for name, tensor in tensors.items()}
+
+    def expert(self) -> Tensors:
+        return {"closed_set.expert.weight": self._state["closed_set.expert.weight"].copy()}
+
+    def receive_expert(self, site: str, tensors: Tensors) -> None:
+        EXPERT.flatten(tensors)
+        self._state[f"received.{site}.expert.weight"] = tensors["closed_set.expert.weight"].copy()
+
+
+def initial_vector() -> np.ndarray:
+    return np.linspace(-1, 1, LAYOUT.size, dtype=np.float32)
+
+
+def make_plan(rounds: int = 3, sites: tuple[str, ...] = SITES, **changes: Any) -> Plan:
+    """A FedPalm-shaped plan for the toy method; ``backbone`` none: it needs no images."""
+    draft = PlanDraft.model_construct(
+        name="toy",
+        method="fedpalm",
+        rounds=rounds,
+        seed=5,
+        reproducible=True,
+        quorum=2,
+        join_deadline_s=60.0,
+        round_deadline_s=60.0,
+        max_attempts=3,
+        expert_exchange="deployment",
+        training=TrainingSettings(backbone="compnet"),
+        codec=CodecSettings(),
+    )
+    values: dict[str, Any] = {
+        "federation": FEDERATION,
+        "draft": PlanDraft.model_validate(draft.model_dump()),
+        "roster": sites,
+        "layout": tuple(LAYOUT.to_json()),
+        "expert_layout": tuple(EXPERT.to_json()),
+        "initial_model": hashlib.sha256(initial_vector().astype("<f4").tobytes()).hexdigest(),
+    }
+    return Plan(**{**values, **changes})
+
+
+@dataclass
+class World:
+    """A CA and the homes of its sites, below a folder."""
+
+    root: Path
+    authority: Authority = field(
+        default_factory=lambda: create_authority(FEDERATION, time.time())[0]
+    )
+
+    def home(self, site: str) -> Home:
+        home = Home(self.root / site)
+        if not home.config.exists():
+            home.make()
+            home.save(
+                ParticipantConfig(federation=FEDERATION, site=site, coordinator="127.0.0.1:1")
+            )
+            self.enrol(home.tls, Role.PARTICIPANT, site)
+        return home
+
+    def enrol(self, folder: Path, role: Role, name: str) -> TlsIdentity:
+        identity, now = Identity(FEDERATION, role, name), time.time()
+        request = create_request(identity, *create_keys(folder))
+        leaf = self.authority.issue(request, identity, now=now, lifetime=timedelta(days=3))
+        chain = (leaf, self.authority.issuing)
+        return install_certificates(folder, chain, self.authority.root, now=now)
+
+    def site(
+        self, name: str, on_step: Callable[[str], None] = lambda step: None
+    ) -> tuple[Site, Home]:
+        home = self.home(name)
+        return Site(home, on_step), home
+
+
+class Site:
+    """Everything of one site's process but the connection; open it again after a crash."""
+
+    def __init__(self, home: Home, on_step: Callable[[str], None] = lambda step: None) -> None:
+        from fedpalm.pki.bundle import load_tls_identity
+
+        self.home, self.config = home, home.load()
+        self.identity = load_tls_identity(home.tls, now=time.time())
+        self.store = SiteStore(home, on_step=on_step)
+        self.log = SiteLog(self.store, self.identity.signing_key)
+        self.desk = Desk(self.store, self.log, self.identity)
+        self.gate = EgressGate(self.store, self.log, self.identity)
+        self.methods: list[ToyMethod] = []
+        self.trainer = Trainer(self.config, self.store, self._build)
+        self.trainer._images = lambda plan: SiteImages(  # type: ignore[method-assign]
+            np.empty((0, 1, 128, 128), np.float32), np.empty(0, np.int64), 0
+        )
+        self.lines: list[str] = []
+
+    def _build(self, plan: Plan, site: str, images: SiteImages) -> ToyMethod:
+        self.methods.append(ToyMethod(plan, site, images))
+        return self.methods[-1]
+
+    def agent(self, coordinator: FakeCoordinator, exit_after: ExitAfter) -> Agent:
+        return Agent(
+            self.config,
+            self.store,
+            self.desk,
+            self.gate,
+            self.trainer,
+            lambda: coordinator.connect(self),
+            self,
+            exit_after=exit_after,
+            rng=random.Random(1),
+            backoff_base_s=0.001,
+        )
+
+    async def run(
+        self, coordinator: FakeCoordinator, exit_after: ExitAfter = ExitAfter.RUN
+    ) -> Outcome:
+        try:
+            return await self.agent(coordinator, exit_after).run()
+        finally:
+            self.store.close()
+
+    # Reporter
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def working(self, text: str) -> None:
+        """Phases are not looked at."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _Names:
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+class FakeConnection:
+    """Calls methods of a :class:`FakeCoordinator` by their names in the contract."""
+
+    federation = _Names()
+
+    def __init__(self, coordinator: FakeCoordinator, site: Site) -> None:
+        self._coordinator, self._site = coordinator, site
+
+    async def unary(self, method: str, request: Message, *, deadline_s: float) -> Any:
+        self._arrived(method, request)
+        reply = getattr(self._coordinator, method)(self._site.config.site, request)
+        check_limits(reply)
+        return reply
+
+    async def stream(self, method: str, request: Message, *, idle_s: float) -> AsyncIterator[Any]:
+        self._arrived(method, request)
+        async for reply in getattr(self._coordinator, method)(self._site.config.site, request):
+            check_limits(reply)
+            yield reply
+
+    async def upload(
+        self, method: str, requests: AsyncIterator[Message], *, deadline_s: float
+    ) -> Any:
+        return await getattr(self._coordinator, method)(self._site.config.site, requests)
+
+    def _arrived(self, method: str, request: Message) -> None:
+        self._coordinator.fail_if_due(method)
+        check_limits(request)
+        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+        # Persist, then send: whatever gets here is in the log on disk already.
+        logged = {
+            e.body["payload_hash"] for e in self._site.log.entries() if e.kind is EntryKind.EGRESS
+        }
+        assert digest in logged, f"{method} left the site unlogged"
+
+
+class FakeCoordinator:
+    """One run on one coordinator, level-triggered: who connects is told where things stand.
+
+    ``expected`` are the sites whose updates make a round; each one's delivery is kept for ever in
+    ``deliveries``, so that a second, different one would be seen.
+    """
+
+    def __init__(self, plan: Plan, expected: tuple[str, ...], run_id: str = "toy-1") -> None:
+        self.plan, self.run_id, self.expected = plan, run_id, expected
+        self.codec = codec_for(plan)
+        self.round, self.attempt = 1, 1
+        self.models = {1: initial_vector().astype("<f4").tobytes()}
+        self.ended: bool | None = None
+        self.joined: set[str] = set()
+        self.accepted: dict[str, bytes] = {}
+        self.partial: dict[tuple[str, bytes], bytearray] = {}
+        self.deliveries: list[tuple[str, int, int, str]] = []
+        self.queues: dict[str, asyncio.Queue[wire.Instruction | FedPalmError]] = {}
+        self.failures: Counter[str] = Counter()
+        self.errors: dict[str, FedPalmError] = {}
+        self.cut_upload_at: int | None = None
+        self.connections = 0
+        self.abort_attempts: set[tuple[int, int]] = set()
+        self.exchange_state = ""
+        self.consents: dict[str, wire.SignedConsent] = {}
+        self.refusals: dict[str, str] = {}
+        self.sealed: dict[tuple[str, str], bytes] = {}
+        self.confirmed: set[str] = set()
+
+    @asynccontextmanager
+    async def connect(self, site: Site) -> AsyncIterator[FakeConnection]:
+        self.connections += 1
+        try:
+            yield FakeConnection(self, site)
+        finally:
+            self.queues.pop(site.config.site, None)
+
+    def fail_if_due(self, method: str) -> None:
+        if method in self.errors:
+            raise self.errors[method]
+        if self.failures[method] > 0:
+            self.failures[method] -= 1
+            raise UnavailableError(f"{method} failed on purpose")
+
+    # --- what sites call --------------------------------------------------------------------------
+
+    def Hello(self, site: str, request: wire.HelloRequest) -> wire.HelloReply:
+        assert request.site_id == site
+        return wire.HelloReply(
+            protocol_version=1, federation_id=FEDERATION, chunk_bytes=1 << 20, heartbeat_ms=60_000
+        )
+
+    def FetchPlan(self, site: str, request: wire.FetchPlanRequest) -> wire.PlanDocument:
+        return wire.PlanDocument(
+            run_id=self.run_id, plan=self.plan.to_bytes(), plan_hash=self.plan.hash
+        )
+
+    def JoinRun(self, site: str, request: wire.JoinRunRequest) -> wire.JoinRunReply:
+        assert request.plan_hash == self.plan.hash
+        assert request.layout_hash == self.plan.model_layout.hash
+        self.joined.add(site)
+        self.tell(site, self._train())
+        return wire.JoinRunReply()
+
+    async def Instructions(
+        self, site: str, request: wire.InstructionsRequest
+    ) -> AsyncIterator[wire.Instruction]:
+        queue = self.queues[site] = asyncio.Queue()
+        for instruction in self._standing(site):
+            queue.put_nowait(instruction)
+        while True:
+            item = await queue.get()
+            if isinstance(item, FedPalmError):
+                raise item
+            yield item
+
+    async def DownloadModel(
+        self, site: str, request: wire.DownloadModelRequest
+    ) -> AsyncIterator[wire.Chunk]:
+        for data in self.models.values():
+            if hashlib.sha256(data).digest() == request.model_hash:
+                async for chunk in send_buffer(data, request.offset):
+                    yield chunk
+                return
+        raise NotFoundError("no such model")
+
+    def UpdateOffset(self, site: str, header: wire.UpdateHeader) -> wire.OffsetReply:
+        self._check_header(site, header)
+        done = self.accepted.get(site)
+        if done is not None and hashlib.sha256(done).digest() == header.payload_hash:
+            return wire.OffsetReply(offset=len(done), receipt=self._receipt(done))
+        return wire.OffsetReply(offset=len(self.partial.get((site, header.payload_hash), b"")))
+
+    async def UploadUpdate(
+        self, site: str, requests: AsyncIterator[wire.UploadRequest]
+    ) -> wire.Receipt:
+        header: wire.UpdateHeader | None = None
+        spool = bytearray()
+        async for request in requests:
+            if header is None:
+                header = request.header
+                self._check_header(site, header)
+                spool = self.partial.setdefault((site, header.payload_hash), bytearray())
+                continue
+            assert request.chunk.offset == len(spool)
+            if self.cut_upload_at is not None and self.cut_upload_at <= len(request.chunk.data):
+                spool += request.chunk.data[: self.cut_upload_at]
+                self.cut_upload_at = None
+                raise UnavailableError("the line was cut on purpose")
+            spool += request.chunk.data
+        assert header is not None
+        self.fail_if_due("UploadUpdate")
+        data = bytes(spool)
+        assert hashlib.sha256(data).digest() == header.payload_hash
+        digest = header.payload_hash.hex()
+        self.deliveries.append((site, header.ref.round, header.ref.attempt, digest))
+        self.accepted[site] = data
+        self._advance()
+        self.fail_if_due("receipt")
+        return self._receipt(data)
+
+    # --- the exchange -----------------------------------------------------------------------------
+
+    def propose_exchange(self) -> None:
+        self.exchange_state = "consenting"
+        self._tell_all()
+
+    def SendConsent(self, site: str, request: wire.ConsentRequest) -> wire.ConsentReply:
+        if request.WhichOneof("answer") == "refusal":
+            self.refusals[site] = request.refusal
+            self.exchange_state = "cancelled"
+            self._tell_all()
+            return wire.ConsentReply()
+        assert self.consents.setdefault(site, request.consent) == request.consent
+        if set(self.consents) == set(self.expected) and self.exchange_state == "consenting":
+            self.exchange_state = "sealing"
+            self._tell_all()
+        return wire.ConsentReply()
+
+    async def FetchConsents(
+        self, site: str, request: wire.ExchangeRef
+    ) -> AsyncIterator[wire.SignedConsent]:
+        for consent in self.consents.values():
+            yield consent
+
+    async def UploadSealedExpert(
+        self, site: str, requests: AsyncIterator[wire.UploadExpertRequest]
+    ) -> wire.Receipt:
+        header: wire.SealedExpertHeader | None = None
+        data = bytearray()
+        async for request in requests:
+            if header is None:
+                header = request.header
+            else:
+                data += request.chunk.data
+        assert header is not None
+        assert header.ref.sender == site
+        self.fail_if_due("UploadSealedExpert")
+        pair = (site, header.ref.recipient)
+        assert self.sealed.setdefault(pair, bytes(data)) == bytes(data), "sealed twice"
+        if len(self.sealed) == len(self.expected) * (len(self.expected) - 1):
+            self.exchange_state = "delivering"
+            self._tell_all()
+        return self._receipt(bytes(data))
+
+    async def DownloadSealedExpert(
+        self, site: str, request: wire.SealedExpertRef
+    ) -> AsyncIterator[wire.Chunk]:
+        assert request.recipient == site
+        async for chunk in send_buffer(self.sealed[request.sender, site]):
+            yield chunk
+
+    def ConfirmExperts(
+        self, site: str, request: wire.ConfirmExpertsRequest
+    ) -> wire.ConfirmExpertsReply:
+        self.confirmed.add(site)
+        if self.confirmed == set(self.expected):
+            self.exchange_state = "completed"
+            self._tell_all()
+        return wire.ConfirmExpertsReply()
+
+    # --- what it says -----------------------------------------------------------------------------
+
+    def tell(self, site: str, *instructions: wire.Instruction) -> None:
+        for instruction in instructions:
+            if site in self.queues:
+                self.queues[site].put_nowait(instruction)
+
+    def drop(self, site: str) -> None:
+        """Cut a site's stream."""
+        self.queues[site].put_nowait(UnavailableError("the stream was cut on purpose"))
+
+    def _tell_all(self) -> None:
+        for site in list(self.queues):
+            self.tell(site, *self._exchange())
+
+    def _standing(self, site: str) -> list[wire.Instruction]:
+        if self.ended is not None:
+            return [self._run_ended(), *self._exchange()]
+        offer = wire.RunOffer(run_id=self.run_id, plan_hash=self.plan.hash)
+        standing = [wire.Instruction(run_offer=offer)]
+        return [*standing, self._train()] if site in self.joined else standing
+
+    def _train(self) -> wire.Instruction:
+        return wire.Instruction(
+            train=wire.TrainRound(ref=self.ref(), model_hash=self.model_hash, deadline_ms=1)
+        )
+
+    def _exchange(self) -> list[wire.Instruction]:
+        ref = wire.ExchangeRef(run_id=self.run_id, exchange_id="exchange-1")
+        match self.exchange_state:
+            case "consenting":
+                proposed = wire.ExchangeProposed(ref=ref, plan_hash=self.plan.hash)
+                return [wire.Instruction(exchange_proposed=proposed)]
+            case "sealing":
+                return [wire.Instruction(seal_experts=wire.SealExperts(ref=ref))]
+            case "delivering":
+                return [wire.Instruction(fetch_experts=wire.FetchExperts(ref=ref))]
+            case "completed" | "cancelled":
+                closed = wire.ExchangeClosed(ref=ref, completed=self.exchange_state == "completed")
+                return [wire.Instruction(exchange_closed=closed)]
+        return []
+
+    def _run_ended(self) -> wire.Instruction:
+        assert self.ended is not None
+        return wire.Instruction(
+            run_ended=wire.RunEnded(
+                run_id=self.run_id, completed=self.ended, model_hash=self.model_hash
+            )
+        )
+
+    # --- what it knows ----------------------------------------------------------------------------
+
+    @property
+    def model_hash(self) -> bytes:
+        return hashlib.sha256(self.models[max(self.models)]).digest()
+
+    def ref(self) -> wire.RoundRef:
+        return wire.RoundRef(run_id=self.run_id, round=self.round, attempt=self.attempt)
+
+    @staticmethod
+    def _receipt(data: bytes) -> wire.Receipt:
+        return wire.Receipt(
+            payload_hash=hashlib.sha256(data).digest(), payload_bytes=len(data), received_ms=1
+        )
+
+    def _check_header(self, site: str, header: wire.UpdateHeader) -> None:
+        if header.ref != self.ref() or self.ended is not None:
+            raise StaleRoundError(f"round {header.ref.round}.{header.ref.attempt} is over")
+        assert header.site_id == site
+        assert header.plan_hash == self.plan.hash
+        assert header.model_hash == self.model_hash
+        assert header.payload_bytes == self.codec.payload_bytes
+
+    def _advance(self) -> None:
+        if set(self.accepted) != set(self.expected):
+            return
+        ref = self.ref()
+        committed = (self.round, self.attempt) not in self.abort_attempts
+        if committed:
+            total = np.zeros(self.codec.length, np.uint32)
+            for data in self.accepted.values():
+                total += np.frombuffer(data, "<u4")
+            params = np.frombuffer(self.models[max(self.models)], "<f4")
+            split = self.codec.parameters
+            stepped = server_rule("fedpalm").step(
+                params,
+                self.codec.decode_deltas(total[:split]),
+                self.codec.decode_stats(total[split:]),
+            )
+            self.models[self.round + 1] = stepped.astype("<f4").tobytes()
+            self.round, self.attempt = self.round + 1, 1
+        else:
+            self.attempt += 1
+        self.accepted, self.partial = {}, {}
+        closed = wire.RoundClosed(ref=ref, committed=committed, model_hash=self.model_hash)
+        if self.round > self.plan.draft.rounds:
+            self.ended = True
+        for site in list(self.queues):
+            self.tell(site, wire.Instruction(round_closed=closed))
+            self.tell(site, self._run_ended() if self.ended else self._train())

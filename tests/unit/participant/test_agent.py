@@ -1,0 +1,400 @@
+"""The agent against a coordinator in memory: what it does, and what no crash makes it do."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+
+import pytest
+
+from fedpalm.errors import (
+    EgressRefusedError,
+    FedPalmError,
+    IdentityError,
+    LayoutMismatchError,
+    NotOnRosterError,
+    RefusedError,
+    WrongRoleError,
+)
+from fedpalm.layout import Layout, TensorSpec
+from fedpalm.ledger.bodies import EntryKind
+from fedpalm.wire.v1 import federation_pb2 as wire
+from participant.agent import ExitAfter
+from participant.config import Home
+from participant.outgoing import PayloadKind
+from tests.support.aio import in_loop
+from tests.support.participant import (
+    Crash,
+    FakeCoordinator,
+    Site,
+    ToyMethod,
+    World,
+    initial_vector,
+    make_plan,
+)
+
+ROUNDS = 3
+
+
+def _coordinator(rounds: int = ROUNDS) -> FakeCoordinator:
+    return FakeCoordinator(make_plan(rounds), expected=("north",))
+
+
+def _payloads(site_home, kind: PayloadKind):
+    site = Site(site_home)
+    entries = list(site.log.entries())
+    site.log.verify()
+    site.store.close()
+    return [e.body for e in entries if e.kind is EntryKind.EGRESS and e.body["payload"] == kind]
+
+
+async def _undisturbed(world: World, rounds: int = ROUNDS) -> FakeCoordinator:
+    coordinator = _coordinator(rounds)
+    site, _ = World(world.root / "calm").site("north")
+    await site.run(coordinator)
+    return coordinator
+
+
+@in_loop
+async def test_a_run_is_joined_trained_delivered_and_its_final_model_kept(world):
+    coordinator = _coordinator()
+    site, home = world.site("north")
+    outcome = await site.run(coordinator)
+    assert outcome.completed
+    assert coordinator.ended
+    assert [(s, r, a) for s, r, a, _ in coordinator.deliveries] == [
+        ("north", r, 1) for r in range(1, ROUNDS + 1)
+    ]
+    assert site.methods[0].trained == [1, 2, 3]
+    again = Site(home)
+    run = again.store.run("toy-1")
+    assert run.state == "completed"
+    assert run.model_hash == coordinator.model_hash
+    assert again.store.model_path(run.model_hash).read_bytes() == coordinator.models[ROUNDS + 1]
+    assert again.store.state_round("toy-1") == ROUNDS
+
+
+@in_loop
+async def test_every_update_is_logged_with_its_hash_size_layout_and_place_and_has_a_receipt(world):
+    coordinator = _coordinator()
+    site, home = world.site("north")
+    await site.run(coordinator)
+    updates = _payloads(home, PayloadKind.UPDATE)
+    assert [u["payload_hash"] for u in updates] == [d[3] for d in coordinator.deliveries]
+    for number, update in enumerate(updates, 1):
+        assert update["bytes"] == coordinator.codec.payload_bytes
+        assert update["layout_hash"] == coordinator.plan.model_layout.hash.hex()
+        assert (update["run"], update["round"], update["attempt"]) == ("toy-1", number, 1)
+        assert update["recipient"] == "spiffe://unit/coordinator/coordinator"
+    again = Site(home)
+    receipts = [e.body for e in again.log.entries() if e.kind is EntryKind.RECEIPT]
+    assert [r["payload_hash"] for r in receipts] == [u["payload_hash"] for u in updates]
+
+
+def test_a_crash_at_any_durable_step_changes_no_byte_that_is_sent(world):
+    """Every durable step of a whole run dies once; the same command goes on to the same models."""
+    asyncio.run(asyncio.wait_for(_crash_at_every_step(world), 240))
+
+
+async def _crash_at_every_step(world: World) -> None:
+    undisturbed = await _undisturbed(world, rounds=2)
+    enrolled = world.home("north")
+    for crash_at in range(1, 1000):
+        coordinator, steps = _coordinator(rounds=2), []
+
+        def dies(step: str, steps: list[str] = steps, at: int = crash_at) -> None:
+            steps.append(step)
+            if len(steps) == at:
+                raise Crash(step)
+
+        home = Home(world.root / f"crash-{crash_at}")
+        shutil.copytree(enrolled.path, home.path)
+        try:
+            await Site(home, dies).run(coordinator)
+        except Crash:
+            coordinator.queues.clear()
+            site = Site(home)
+            run = site.store.run("toy-1")
+            if run is None or run.state == "joined":
+                await site.run(coordinator)
+            else:
+                site.store.close()
+        else:
+            break
+        assert coordinator.models == undisturbed.models, steps[-1]
+        _no_round_was_sent_twice_with_other_bytes(coordinator)
+    assert crash_at > 40
+    assert {"state file written", "update file written", "before commit", "committed"} <= set(steps)
+
+
+def _no_round_was_sent_twice_with_other_bytes(coordinator: FakeCoordinator) -> None:
+    sent: dict[int, set[str]] = {}
+    for _, round_number, _, digest in coordinator.deliveries:
+        sent.setdefault(round_number, set()).add(digest)
+    assert all(len(digests) == 1 for digests in sent.values()), sent
+
+
+@in_loop
+async def test_a_stored_round_is_sent_again_and_never_trained_again(world):
+    coordinator = _coordinator()
+    coordinator.failures["UploadUpdate"] = 1
+    site, home = world.site("north")
+    agent = site.agent(coordinator, ExitAfter.RUN)
+    task = asyncio.create_task(agent.run())
+    while coordinator.failures["UploadUpdate"]:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    site.store.close()
+
+    again = Site(home)
+    await again.run(coordinator)
+    assert site.methods[0].trained + again.methods[0].trained == [1, 2, 3]
+    assert coordinator.models == (await _undisturbed(world)).models
+
+
+@in_loop
+async def test_an_interrupted_upload_goes_on_where_it_ended(world):
+    coordinator = _coordinator()
+    coordinator.cut_upload_at = 1000
+    site, _ = world.site("north")
+    await site.run(coordinator)
+    # The fake asserts that the next chunk starts at byte 1000, and hashes the whole.
+    assert coordinator.connections == 2
+    assert coordinator.models == (await _undisturbed(world)).models
+
+
+@in_loop
+async def test_a_lost_receipt_is_asked_for_instead_of_sending_again(world):
+    coordinator = _coordinator()
+    coordinator.expected = ("north", "west")
+    coordinator.failures["receipt"] = 1
+    site, _ = world.site("north")
+    agent = site.agent(coordinator, ExitAfter.RUN)
+    task = asyncio.create_task(agent.run())
+    while not any(e.kind is EntryKind.RECEIPT for e in site.log.entries()):
+        await asyncio.sleep(0.001)
+    agent.stop()
+    await task
+    site.store.close()
+    assert len(coordinator.deliveries) == 1
+
+
+@in_loop
+async def test_another_attempt_of_a_round_gets_the_same_bytes_under_its_own_log_entry(world):
+    coordinator = _coordinator()
+    coordinator.abort_attempts = {(2, 1), (2, 2)}
+    site, home = world.site("north")
+    await site.run(coordinator)
+    second = [d for d in coordinator.deliveries if d[1] == 2]
+    assert [attempt for _, _, attempt, _ in second] == [1, 2, 3]
+    assert len({digest for *_, digest in second}) == 1
+    logged = [u["attempt"] for u in _payloads(home, PayloadKind.UPDATE) if u["round"] == 2]
+    assert logged == [1, 2, 3]
+    assert site.methods[0].trained == [1, 2, 3]
+
+
+@in_loop
+async def test_a_coordinator_that_comes_and_goes_is_dialled_again_until_the_run_is_done(world):
+    coordinator = _coordinator()
+    for method in ("Hello", "Instructions", "JoinRun", "DownloadModel", "UpdateOffset"):
+        coordinator.failures[method] = 2
+    site, _ = world.site("north")
+    outcome = await site.run(coordinator)
+    assert outcome.completed
+    assert coordinator.connections == 11
+    assert coordinator.models == (await _undisturbed(world)).models
+
+
+@in_loop
+async def test_training_outlives_the_connection_it_was_asked_on(world):
+    coordinator = _coordinator()
+    site, _ = world.site("north")
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    class Slow(ToyMethod):
+        def train_round(self, context, shared):
+            loop.call_soon_threadsafe(begun.set)
+            assert go_on.wait(10)
+            return super().train_round(context, shared)
+
+    site.trainer._build = lambda plan, name, images: (
+        site.methods.append(Slow(plan, name)) or site.methods[-1]
+    )
+    task = asyncio.create_task(site.run(coordinator))
+    await begun.wait()
+    before = coordinator.connections
+    coordinator.drop("north")
+    while coordinator.connections == before or "north" not in coordinator.queues:
+        await asyncio.sleep(0.001)
+    go_on.set()
+    await task
+    assert len(site.methods) == 1
+    assert site.methods[0].trained == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [
+        ("Hello", IdentityError("the certificate expired")),
+        ("Hello", WrongRoleError("not a participant")),
+        ("JoinRun", NotOnRosterError("not on the roster")),
+        ("JoinRun", LayoutMismatchError("another layout")),
+    ],
+)
+def test_what_no_new_try_can_mend_ends_the_agent_with_its_own_error(world, method, error):
+    @in_loop
+    async def story() -> None:
+        coordinator = _coordinator()
+        coordinator.errors[method] = error
+        site, _ = world.site("north")
+        with pytest.raises(type(error)):
+            await site.run(coordinator)
+        assert coordinator.connections == 1
+
+    story()
+
+
+@in_loop
+async def test_a_fault_of_the_coordinator_without_a_name_is_waited_out(world):
+    coordinator = _coordinator()
+    coordinator.errors["Hello"] = FedPalmError("internal error")
+    site, _ = world.site("north")
+    task = asyncio.create_task(site.run(coordinator))
+    while coordinator.connections < 3:
+        await asyncio.sleep(0.001)
+    del coordinator.errors["Hello"]
+    assert (await task).completed
+
+
+@in_loop
+async def test_a_site_that_is_not_on_the_roster_does_not_join(world):
+    coordinator = FakeCoordinator(make_plan(sites=("east", "west")), expected=("east",))
+    site, home = world.site("north")
+    with pytest.raises(NotOnRosterError):
+        await site.run(coordinator)
+    assert not _payloads(home, PayloadKind.JOIN_RUN)
+
+
+@in_loop
+async def test_a_model_of_another_layout_does_not_join(world):
+    coordinator = _coordinator()
+    site, home = world.site("north")
+
+    class Other(ToyMethod):
+        layout = Layout((TensorSpec("open_set.expert.weight", (16, 9)),))
+
+    site.trainer._build = lambda plan, name, images: Other(plan, name)
+    with pytest.raises(LayoutMismatchError):
+        await site.run(coordinator)
+    assert not _payloads(home, PayloadKind.JOIN_RUN)
+
+
+@in_loop
+async def test_a_first_round_from_another_model_than_the_plans_is_refused(world):
+    coordinator = _coordinator()
+    coordinator.models[1] = (initial_vector() + 1).astype("<f4").tobytes()
+    site, home = world.site("north")
+    with pytest.raises(RefusedError, match="another model than the plan"):
+        await site.run(coordinator)
+    assert not _payloads(home, PayloadKind.UPDATE)
+
+
+@in_loop
+async def test_a_round_that_was_trained_from_another_model_is_not_sent_or_trained_again(world):
+    coordinator = _coordinator()
+    site, home = world.site("north")
+    task = asyncio.create_task(site.run(coordinator))
+    while not coordinator.deliveries:
+        await asyncio.sleep(0)
+    coordinator.expected = ("north", "west")
+    while len(coordinator.deliveries) < 2:
+        await asyncio.sleep(0.001)
+    order = wire.TrainRound(ref=coordinator.ref(), model_hash=bytes(32))
+    order.ref.attempt = 2
+    coordinator.tell("north", wire.Instruction(train=order))
+    while not any("from another global model" in line for line in site.lines):
+        await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert len(_payloads(home, PayloadKind.UPDATE)) == 2
+    assert site.methods[0].trained == [1, 2]
+
+
+@in_loop
+async def test_an_update_that_carries_a_private_tensor_ends_the_agent_and_is_not_sent(world):
+    coordinator = _coordinator()
+    site, home = world.site("north")
+
+    class Leaky(ToyMethod):
+        def train_round(self, context, shared):
+            update = super().train_round(context, shared)
+            begin = 16 * 8
+            secret = self._state["closed_set.embedding.weight"].reshape(-1)
+            update.delta[begin : begin + secret.size] = secret - shared[begin : begin + secret.size]
+            return update
+
+    site.trainer._build = lambda plan, name, images: Leaky(plan, name)
+    with pytest.raises(EgressRefusedError, match=r"closed_set\.embedding\.weight"):
+        await site.run(coordinator)
+    assert not coordinator.deliveries
+    assert not _payloads(home, PayloadKind.UPDATE)
+    assert not list(home.state.glob("*.update"))
+
+
+@in_loop
+async def test_stopping_ends_between_steps_and_the_same_command_goes_on(world):
+    coordinator = _coordinator()
+    coordinator.expected = ("north", "west")
+    site, home = world.site("north")
+    agent = site.agent(coordinator, ExitAfter.RUN)
+    task = asyncio.create_task(agent.run())
+    while not coordinator.deliveries:
+        await asyncio.sleep(0.001)
+    agent.stop()
+    outcome = await task
+    site.store.close()
+    assert outcome.completed is None
+    coordinator.expected = ("north",)
+    coordinator._advance()
+    assert (await Site(home).run(coordinator)).completed
+    assert coordinator.models == (await _undisturbed(world)).models
+
+
+@in_loop
+async def test_an_aborted_run_is_reported_as_such(world):
+    coordinator = _coordinator()
+    site, _ = world.site("north")
+    coordinator.ended = None
+
+    def abort_instead(*_: object) -> wire.JoinRunReply:
+        coordinator.ended = False
+        coordinator.tell("north", coordinator._run_ended())
+        return wire.JoinRunReply()
+
+    coordinator.JoinRun = abort_instead
+    outcome = await site.run(coordinator)
+    assert outcome.completed is False
+
+
+@in_loop
+async def test_a_new_run_after_one_that_ended_while_the_site_was_away_is_joined(world):
+    first = _coordinator()
+    first.expected = ("north", "west")
+    site, home = world.site("north")
+    agent = site.agent(first, ExitAfter.RUN)
+    task = asyncio.create_task(agent.run())
+    while not first.deliveries:
+        await asyncio.sleep(0.001)
+    agent.stop()
+    await task
+    site.store.close()
+
+    second = FakeCoordinator(make_plan(2), expected=("north",), run_id="toy-2")
+    again = Site(home)
+    assert (await again.run(second)).completed
+    reopened = Site(home)
+    assert reopened.store.run("toy-1").state == "left"
+    assert reopened.store.run("toy-2").state == "completed"
