@@ -63,12 +63,12 @@ class RealFederation:
             "--federation", self.federation, "--listen", "127.0.0.1:0",
         )  # fmt: skip
 
-    def enrol(self, site: str, data: Path, address: str | None = None) -> None:
+    def enrol(self, site: str, data: Path | None, address: str | None = None) -> None:
         """The file path of enrolment: request at the site, admission, installation."""
         home, bundle = self.site_home(site), self.root / f"{site}.bundle"
         run_cli(
             "participant", "join", site, "--home", home, "--federation", self.federation,
-            "--coordinator", address or self.address, "--data", data,
+            "--coordinator", address or self.address, *(("--data", data) if data else ()),
         )  # fmt: skip
         run_cli(
             "coordinator", "sites", "admit", home / "request.pem",
