@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -70,7 +71,9 @@ def write_model(template: ModelTemplate, method: str, seed: int, path: Path) -> 
         "method": method,
         "seed": str(seed),
     }
-    data = safetensors.numpy.save(template.layout.unflatten(template.initial), metadata)
+    data = _sorted_header(
+        safetensors.numpy.save(template.layout.unflatten(template.initial), metadata)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as stream:
@@ -78,6 +81,14 @@ def write_model(template: ModelTemplate, method: str, seed: int, path: Path) -> 
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """The same file with the keys of its header in order: the library's order changes by run."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":"))
+    padded = header.encode() + b" " * (-len(header.encode()) % 8)
+    return len(padded).to_bytes(8, "little") + padded + data[8 + length :]
 
 
 def _rehearsal_template(parameters: int, seed: int) -> ModelTemplate:

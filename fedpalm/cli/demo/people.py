@@ -72,10 +72,11 @@ def largest_fit(source: str, sites: int) -> int:
     return fit
 
 
-def write_people(workspace: Workspace, settings: DemoSettings) -> None:
-    """One ``path label`` list a site."""
+def write_people(workspace: Workspace, settings: DemoSettings) -> list[str]:
+    """One ``path label`` list a site; returns the files."""
     for site, records in zip(settings.site_names, choose_people(settings), strict=True):
         write_list(records, workspace.images(site))
+    return [str(workspace.images(site)) for site in settings.site_names]
 
 
 def split_of(workspace: Workspace, site: str) -> SiteSplit:

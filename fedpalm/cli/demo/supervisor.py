@@ -77,7 +77,7 @@ class Supervisor:
             )
         if name in self._children and self._children[name].running:
             raise RuntimeError(f"{name} is running already")
-        log = self.logs / f"{name}.log"
+        log = self.log_of(name)
         with log.open("a", encoding="utf-8") as stream:
             process = subprocess.Popen(  # noqa: S603  (our own programs, argv as a list)
                 [str(part) for part in argv],
@@ -106,8 +106,8 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             self.end(name)
             raise self.failure(child, f"did not end within {timeout_s:.0f} s") from None
-        finally:
-            self._children.pop(name, None)
+        # Only now: cut off before, it is still a child that stop() ends.
+        self._children.pop(name, None)
         with child.log.open("a", encoding="utf-8") as stream:
             stream.write(text)
         try:
@@ -143,6 +143,9 @@ class Supervisor:
             safe="every finished step is kept",
             next_step=f"look at {child.log}, then run the same command again: it goes on from there",
         )
+
+    def log_of(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
 
     def running(self) -> list[Child]:
         return [child for child in self._children.values() if child.running]

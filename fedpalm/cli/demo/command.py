@@ -1,0 +1,137 @@
+"""``fedpalm demo``: options in, exit code out."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from ...plan import MAX_SITES
+from ..console import command_errors, emit, err, json_option
+from .narrator import Narrator
+from .settings import SYNTHETIC, DemoSettings
+from .supervisor import ends_are_interrupts
+from .workspace import Workspace
+
+_DEFAULT = DemoSettings()
+
+
+@click.command("demo")
+@click.option(
+    "--data",
+    default=SYNTHETIC,
+    show_default=True,
+    metavar=f"{SYNTHETIC}|PATH",
+    help="Images: a folder with a sub-folder an identity, a `path label` list, or made-up palms.",
+)
+@click.option("--sites", type=click.IntRange(2, min(32, MAX_SITES)), default=4, show_default=True)
+@click.option(
+    "--identities",
+    type=click.IntRange(2, 1000),
+    help="Identities that train at each site; as many again are kept for the open-set test.  "
+    f"[default: {_DEFAULT.identities}, or what a folder allows]",
+)
+@click.option(
+    "--images",
+    type=click.IntRange(2, 1000),
+    default=_DEFAULT.images,
+    show_default=True,
+    help="Images of each identity; larger folders are capped at this.",
+)
+@click.option("--rounds", type=click.IntRange(1, 1000), default=12, show_default=True)
+@click.option(
+    "--method", type=click.Choice(["fedpalm", "fedavg"]), default="fedpalm", show_default=True
+)
+@click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run; the same command continues a run that was cut off.  "
+    "[default: runs/NAME]",
+)
+@json_option
+@command_errors
+def commands(
+    data: str,
+    sites: int,
+    identities: int | None,
+    images: int,
+    rounds: int,
+    method: str,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Run a whole federation on this machine and compare it.
+
+    A coordinator and several sites run as processes with certificates of their own, train a shared
+    model over mutual TLS, exchange experts, and evaluate; FedAvg and training alone run beside them
+    on the same split and seed. Leaves report.html, report.json, plots and all logs in --out.
+    """
+    from .story import tell
+
+    settings = resolve(data, sites, identities, images, rounds, method, seed)
+    workspace = Workspace(out or default_folder(settings))
+    console = err()
+    with ends_are_interrupts(), Narrator(console) as narrator:
+        report = tell(settings, workspace, narrator, command_line())
+    from .terminal import summary
+
+    shown = {
+        "out": str(workspace.root),
+        "report": str(workspace.page),
+        **report.model_dump(mode="json"),
+    }
+    emit(shown, as_json, summary(report, workspace))
+
+
+def resolve(
+    data: str,
+    sites: int,
+    identities: int | None,
+    images: int,
+    rounds: int,
+    method: str,
+    seed: int,
+) -> DemoSettings:
+    """Settings from options; a folder's own size decides what was left out."""
+    from .people import largest_fit
+
+    if data != SYNTHETIC:
+        data = str(Path(data).expanduser().absolute())
+    if identities is None:
+        identities = _DEFAULT.identities
+        if data != SYNTHETIC:
+            identities = min(identities, largest_fit(data, sites))
+    return DemoSettings.model_validate(
+        {
+            "data": data,
+            "sites": sites,
+            "identities": identities,
+            "images": images,
+            "rounds": rounds,
+            "method": method,
+            "seed": seed,
+        }
+    )
+
+
+def default_folder(settings: DemoSettings) -> Path:
+    """``runs/<name>``: settings that are not the default give the name its parts."""
+    default = DemoSettings()
+    parts = [settings.method]
+    parts.append("synthetic" if settings.data == SYNTHETIC else Path(settings.data).stem.lower())
+    for key, unit in (("sites", "sites"), ("identities", "ids"), ("images", "images"),
+                      ("rounds", "rounds")):  # fmt: skip
+        value = getattr(settings, key)
+        if value != getattr(default, key):
+            parts.append(f"{value}{unit}")
+    parts.append(f"seed{settings.seed}")
+    return Path("runs") / "-".join(parts)
+
+
+def command_line() -> str:
+    """What was typed, as it can be typed again."""
+    return shlex.join(["fedpalm", *sys.argv[1:]])

@@ -1,0 +1,126 @@
+"""The commands that the people of a federation type, as the demo types them for them.
+
+The demo knows the other programs by their command lines alone: it imports neither.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import UnavailableError
+from .settings import FEDERATION
+from .supervisor import Child, Supervisor
+
+COMMAND_TIMEOUT_S = 120.0
+EVALUATION_TIMEOUT_S = 1200.0
+
+Argv = Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """The host institution: founds the federation, admits sites, starts runs."""
+
+    home: Path
+    supervisor: Supervisor
+
+    def found(self) -> None:
+        self._say("init", "--federation", FEDERATION, "--listen", "127.0.0.1:0")
+
+    def serve(self) -> Child:
+        return self.supervisor.start("coordinator", self._argv("serve"))
+
+    def admit(self, request: Path, bundle: Path) -> None:
+        self._say("sites", "admit", request, "--out", bundle)
+
+    def submit(self, plan: Path, model: Path) -> str:
+        return str(self._say("plan", "submit", plan, "--model", model)["run_id"])
+
+    def start(self, run_id: str) -> None:
+        self._say("start", "--run", run_id)
+
+    def resume(self, run_id: str) -> None:
+        self._say("resume", "--run", run_id)
+
+    def status(self, run_id: str) -> dict[str, Any]:
+        return dict(self._say("status", "--run", run_id))
+
+    def listening(self) -> bool:
+        """Whether a coordinator answers."""
+        try:
+            self._say("status", "--all")
+        except UnavailableError:
+            return False
+        return True
+
+    @property
+    def address(self) -> str:
+        """``host:port`` that sites dial; there once the coordinator listens."""
+        return (self.home / "listen").read_text(encoding="utf-8").strip()
+
+    def watch(self, run_id: str, *, exchange: bool = False) -> Child:
+        """A process that writes the run's status to its log, a JSON line at every change."""
+        until = ["--exchange"] if exchange else []
+        argv = self._argv("watch", "--run", run_id, *until)
+        return self.supervisor.start("watch", [*argv, "--json"])
+
+    def start_exchange(self, run_id: str) -> None:
+        self._say("exchange", "start", "--run", run_id)
+
+    def export(self, run_id: str, round_number: int, out: Path) -> None:
+        self._say("export", "--run", run_id, "--round", str(round_number), "--out", out)
+
+    def _say(self, *arguments: str | Path) -> Any:
+        return self.supervisor.run_json(
+            "operator", self._argv(*arguments), timeout_s=COMMAND_TIMEOUT_S
+        )
+
+    def _argv(self, *arguments: str | Path) -> Argv:
+        return [sys.executable, "-m", "coordinator", *arguments, "--home", self.home]
+
+
+@dataclass(frozen=True)
+class SitePerson:
+    """Whoever answers for one site."""
+
+    name: str
+    home: Path
+    supervisor: Supervisor
+
+    @property
+    def request(self) -> Path:
+        return self.home / "request.pem"
+
+    def join(self, coordinator: str, images: Path) -> None:
+        self._say("join", self.name, "--federation", FEDERATION, "--coordinator", coordinator,
+                  "--data", images)  # fmt: skip
+
+    def install(self, bundle: Path) -> None:
+        self._say("join", "--install", bundle)
+
+    def run(self) -> Child:
+        return self.supervisor.start(self.name, self._argv("run"))
+
+    def approve(self, run_id: str) -> None:
+        self._say("exchange", "approve", run_id)
+
+    def status(self) -> Any:
+        return self._say("status")
+
+    def egress(self) -> Any:
+        return self._say("egress")
+
+    def evaluate(self, *arguments: str | Path) -> Any:
+        return self._say("evaluate", *arguments, timeout_s=EVALUATION_TIMEOUT_S)
+
+    def _say(self, *arguments: str | Path, timeout_s: float = COMMAND_TIMEOUT_S) -> Any:
+        return self.supervisor.run_json(
+            f"{self.name}-person", self._argv(*arguments), timeout_s=timeout_s
+        )
+
+    def _argv(self, *arguments: str | Path) -> Argv:
+        return [sys.executable, "-m", "participant", *arguments, "--home", self.home]

@@ -1,0 +1,82 @@
+"""The result as a newcomer wants to see it in a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .figures import LABELS, Estimate, Report
+from .wording import NEVER, duration, finding, interval, kind_label, percent, size
+from .workspace import Workspace
+
+
+def summary(report: Report, workspace: Workspace) -> RenderableType:
+    """Error rates, what left each site and what never did, and where everything is."""
+    return Group(
+        Text(),
+        _error_rates(report),
+        Text(finding(report).replace("\u00a0", " ")),
+        Text(),
+        _egress(report),
+        _never(),
+        Text(),
+        _files(report, workspace),
+    )
+
+
+def _error_rates(report: Report) -> Table:
+    confidence = f"{100 * report.confidence:.0f} %"
+    table = _table(f"Equal error rates, with {confidence} bootstrap intervals over identities")
+    table.add_column("")
+    for name in report.contenders:
+        table.add_column(LABELS[name], justify="right")
+    for site in report.sites:
+        table.add_row(
+            f"closed set, {site.site}", *(_rate(site.closed[name]) for name in report.contenders)
+        )
+    table.add_section()
+    table.add_row(
+        Text(f"open set, {report.open_set.identities} identities", style="bold"),
+        *(_rate(report.open_set.estimates[name]) for name in report.contenders),
+    )
+    return table
+
+
+def _egress(report: Report) -> Table:
+    table = _table("What left each site (from its own signed log)")
+    kinds = list(dict.fromkeys(item.kind for site in report.sites for item in site.egress))
+    table.add_column("")
+    for kind in kinds:
+        table.add_column(kind_label(kind), justify="right")
+    for site in report.sites:
+        items = {item.kind: item for item in site.egress}
+        table.add_row(
+            site.site,
+            *(
+                f"{items[kind].count} x, {size(items[kind].bytes)}" if kind in items else "-"
+                for kind in kinds
+            ),
+        )
+    return table
+
+
+def _never() -> Text:
+    text = Text("What never left any site: ", style="bold")
+    text.append(", ".join(what[0].lower() + what[1:] for what, _ in NEVER) + ".", style="not bold")
+    return text
+
+
+def _files(report: Report, workspace: Workspace) -> Text:
+    rows = {"report": workspace.page, "figures": workspace.report, "everything": workspace.root}
+    lines = [f"{name:<11} {path}" for name, path in rows.items()]
+    lines.append(f"{'took':<11} {duration(report.timings_s['whole demo'])}")
+    return Text("\n".join(lines))
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+
+
+def _rate(estimate: Estimate) -> str:
+    return f"{percent(estimate.eer)} ({interval(estimate)})".replace("\u00a0", " ")

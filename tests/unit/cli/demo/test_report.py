@@ -1,0 +1,162 @@
+"""What the report and the terminal say follows from the figures, whichever way they went."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fedpalm.cli.demo.figures import Report
+from fedpalm.cli.demo.page import page
+from fedpalm.cli.demo.plots import PLOTS, write_plots
+from fedpalm.cli.demo.terminal import summary
+from fedpalm.cli.demo.wording import duration, finding, size
+from fedpalm.cli.demo.workspace import Workspace
+
+
+class _Reader(HTMLParser):
+    """Text and the addresses a page would fetch; also checks that elements close."""
+
+    VOID = frozenset({"meta", "img", "br", "path", "use"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(html: str) -> _Reader:
+    reader = _Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def rendered(report: Report, folder: Path, sample: bytes | None = None) -> str:
+    return page(report, write_plots(report, folder), sample)
+
+
+def canned(eers: dict[str, float], method: str = "fedpalm") -> Report:
+    path = Path(__file__).with_name("conftest.py")
+    spec: Any = importlib.util.spec_from_file_location("canned", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    report: Report = module.canned_report(eers, method)
+    return report
+
+
+def test_the_page_fetches_nothing(report: Report, tmp_path: Path):
+    html = rendered(report, tmp_path, b"\x89PNG")
+    reader = read(html)
+    assert all(a.startswith(("data:", "#")) for a in reader.addresses)
+    assert "<script" not in html
+    assert "url(http" not in html and "@import" not in html
+
+
+def test_the_page_shows_every_figure_of_the_report(report: Report, tmp_path: Path):
+    text = "".join(read(rendered(report, tmp_path)).text).replace("\u00a0", " ")
+    for estimate in report.open_set.estimates.values():
+        assert f"{100 * estimate.eer:.2f} %" in text
+        assert f"{100 * estimate.low:.2f} to {100 * estimate.high:.2f} %" in text
+    for site in report.sites:
+        assert site.site in text
+        for item in site.egress:
+            assert size(item.bytes) in text
+    assert report.run_id in text
+    assert report.command in text
+
+
+def test_names_from_outside_cannot_become_markup(report: Report, tmp_path: Path):
+    settings = report.settings.model_copy(update={"data": "/data/<script>alert(1)</script>"})
+    html = rendered(report.model_copy(update={"settings": settings}), tmp_path)
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_inline_plots_take_their_colours_from_the_page(report: Report, tmp_path: Path):
+    for svg in write_plots(report, tmp_path).values():
+        assert "var(--fedpalm)" in svg and "var(--local)" in svg
+        assert not re.search(r"(fill|stroke): ?#0072b2", svg)
+        assert not re.search(r' id="(figure|axes)_1"', svg)
+        ET.fromstring(svg.replace("xlink:", ""))
+
+
+def test_plots_are_written_as_files_too(report: Report, tmp_path: Path):
+    write_plots(report, tmp_path)
+    for name in PLOTS:
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        ET.parse(tmp_path / f"{name}.svg")
+
+
+def test_the_finding_praises_only_what_the_figures_show():
+    better = canned({"fedpalm": 0.10, "fedavg": 0.12, "local": 0.25})
+    worse = canned({"fedpalm": 0.30, "fedavg": 0.12, "local": 0.25})
+    assert better.federation_helps and not worse.federation_helps
+    assert "did not pay" in finding(worse)
+    assert "did not pay" not in finding(better)
+
+
+def test_overlapping_intervals_are_said_to_overlap():
+    close = canned({"fedpalm": 0.10, "fedavg": 0.11, "local": 0.25})
+    apart = canned({"fedpalm": 0.05, "fedavg": 0.11, "local": 0.25})
+    assert "cannot tell them apart" in finding(close)
+    assert "cannot tell them apart" not in finding(apart)
+
+
+def test_a_fedavg_demo_has_no_exchange_in_its_report(tmp_path: Path):
+    report = canned({"fedavg": 0.12, "local": 0.25}, method="fedavg")
+    html = rendered(report, tmp_path)
+    assert "Sealed experts" not in html
+    assert report.contenders == ("fedavg", "local")
+
+
+def test_the_terminal_shows_rates_egress_and_files(report: Report, tmp_path: Path):
+    stream = io.StringIO()
+    Console(file=stream, width=120).print(summary(report, Workspace(tmp_path)))
+    text = stream.getvalue()
+    assert "12.10 % (9.68 to 14.52 %)" in text
+    assert "Round updates" in text and "Sealed experts" in text
+    assert "never left any site" in text and "images" in text
+    assert str(tmp_path / "report.html")[:60] in text.replace("\n", "")
+
+
+def test_the_report_survives_json(report: Report):
+    assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(999, "999 B"), (1000, "1.0 kB"), (239_707_680, "240 MB")]
+)
+def test_sizes_read_like_sizes(number: int, text: str):
+    assert size(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(59.4, "59 s"), (60, "1 min 0 s"), (3725, "1 h 2 min")]
+)
+def test_durations_read_like_durations(seconds: float, text: str):
+    assert duration(seconds) == text

@@ -1,0 +1,97 @@
+"""What a run starts from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from fedpalm.cli.app import commands
+from fedpalm.layout import Layout
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(commands, [str(part) for part in arguments])
+
+
+def plan(folder: Path, **values: Any) -> Path:
+    path = folder / "plan.toml"
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_the_same_plan_makes_the_same_model_file(tmp_path: Path):
+    draft = plan(tmp_path, name="p", method="fedpalm", rounds=3, seed=5)
+    files = [tmp_path / "a.safetensors", tmp_path / "b" / "b.safetensors"]
+    for path in files:
+        assert run("model", "init", draft, "--out", path).exit_code == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_file_says_its_layouts_in_the_order_of_the_vector(tmp_path: Path):
+    draft = plan(tmp_path, name="p", method="fedpalm", rounds=3)
+    out = tmp_path / "m.safetensors"
+    reply = json.loads(run("model", "init", draft, "--out", out, "--json").stdout)
+    with safetensors.safe_open(str(out), framework="numpy") as file:
+        metadata = file.metadata()
+        layout = Layout.from_json(json.loads(metadata["layout"]))
+        vector = layout.flatten({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    assert layout.only("open_set.") and layout.size == vector.size == reply["parameters"]
+    assert layout.hash.hex() == reply["layout_hash"]
+    expert = Layout.from_json(json.loads(metadata["expert_layout"]))
+    assert expert.only("closed_set.expert.") and expert.size < layout.size / 100
+    assert metadata["method"] == "fedpalm" and metadata["seed"] == "0"
+
+
+def test_a_rehearsal_may_have_any_length(tmp_path: Path):
+    draft = tmp_path / "plan.toml"
+    draft.write_text(
+        'name = "p"\nmethod = "rehearsal"\nrounds = 1\nexpert_exchange = "never"\n'
+        '[training]\nbackbone = "none"\n'
+    )
+    out = tmp_path / "m.safetensors"
+    assert run("model", "init", draft, "--out", out, "--parameters", "1000").exit_code == 0
+    with safetensors.safe_open(str(out), framework="numpy") as file:
+        assert sum(file.get_tensor(name).size for name in file.keys()) == 1000  # noqa: SIM118
+
+
+def test_a_real_model_has_the_length_it_has(tmp_path: Path):
+    draft = plan(tmp_path, name="p", method="fedpalm", rounds=1)
+    done = run("model", "init", draft, "--out", tmp_path / "m", "--parameters", "10", "--json")
+    assert done.exit_code == 3 and json.loads(done.stdout)["error"]["code"] == "config"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for person in "ab":
+        (tmp_path / "palms" / person).mkdir(parents=True)
+        for shot in range(3):
+            pixels = rng.integers(1, 255, (80, 80), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "palms" / person / f"{shot}.png")
+    return tmp_path / "palms"
+
+
+def test_preflight_counts_what_can_be_used(folder: Path):
+    report = json.loads(run("data", "preflight", folder, "--json").stdout)
+    assert (report["images"], report["identities"]) == (6, 2)
+
+
+def test_preflight_of_a_useless_folder_names_the_file_and_ends_with_4(folder: Path):
+    Image.new("L", (80, 80), 7).save(folder / "a" / "blank.png")
+    done = run("data", "preflight", folder)
+    assert done.exit_code == 4 and "blank.png" in done.stderr.replace("\n", "")
+
+
+def test_a_sheet_has_an_identity_a_row(folder: Path, tmp_path: Path):
+    out = tmp_path / "sheet.png"
+    done = run("data", "sheet", folder, "--out", out, "--images", "2", "--identities", "2")
+    assert done.exit_code == 0
+    assert Image.open(out).size == (2 * 128, 2 * 128)
