@@ -32,7 +32,7 @@ class PlainReporter:
         stream.flush()
 
     def working(self, text: str) -> None:
-        self.line(text)
+        """A phase that lasts is shown on terminals only; its end is a line."""
 
     def close(self) -> None:
         """Nothing is held."""

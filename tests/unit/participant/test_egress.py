@@ -1,0 +1,356 @@
+"""The gate: every way of getting something private out, and none of them works."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import participant
+from fedpalm.errors import (
+    CodecOverflowError,
+    EgressRefusedError,
+    HashMismatchError,
+    NonFiniteUpdateError,
+    NotFoundError,
+    StaleRoundError,
+)
+from fedpalm.layout import Layout, TensorSpec
+from fedpalm.ledger.bodies import EntryKind
+from fedpalm.methods.base import SiteUpdate
+from fedpalm.methods.contribution import codec_for, rounding_key
+from fedpalm.wire.v1 import federation_pb2 as wire
+from participant.outgoing import PASSPORT, OutgoingPayload, PayloadKind, Place, require_outgoing
+from tests.support.participant import EXPERT, LAYOUT, ToyMethod, initial_vector, make_plan
+
+RUN = "toy-1"
+MODEL = b"m" * 32
+
+
+@pytest.fixture
+def site(world):
+    made, _ = world.site("north")
+    made.store.add_run(RUN, make_plan())
+    yield made
+    made.store.close()
+
+
+def _private():
+    return ToyMethod(make_plan(), "north").state()
+
+
+def _delta():
+    rng = np.random.default_rng(3)
+    return (0.01 * rng.standard_normal(LAYOUT.size)).astype(np.float32)
+
+
+def _encode(site, update=None, layout=LAYOUT, private=None, round_number=1):
+    return site.gate.encode_update(
+        RUN,
+        round_number,
+        MODEL,
+        layout,
+        SiteUpdate(_delta(), 3.0) if update is None else update,
+        shared=initial_vector(),
+        private=_private() if private is None else private,
+    )
+
+
+def _released(site, attempt=1):
+    site.store.commit_round(
+        RUN, 1, _private(), _encode(site), lambda db, u: site.gate.log_update(db, u, attempt)
+    )
+    return site.gate.release_update(RUN, 1, attempt)
+
+
+def _nothing_left(site):
+    return not list(site.log.entries()) and not list(site.home.state.iterdir())
+
+
+# --- what is meant to leave --------------------------------------------------------------------------
+
+
+def test_an_update_is_encoded_with_the_plans_codec_and_key(site):
+    update = _encode(site)
+    plan = make_plan()
+    expected = codec_for(plan).encode(_delta(), 3.0, {}, rounding_key(plan, "north", 1))
+    assert bytes(update.payload) == expected.astype("<u4").tobytes()
+    assert update.layout_hash == LAYOUT.hash
+    assert update.model_hash == MODEL
+
+
+def test_a_release_is_in_the_log_on_disk_before_anybody_has_the_payload(site, world):
+    payload = _released(site)
+    reader, _ = world.site("north")
+    (entry,) = reader.log.entries()
+    reader.store.close()
+    assert entry.kind is EntryKind.EGRESS
+    assert dict(entry.body) == {
+        "payload": "update",
+        "payload_hash": payload.payload_hash.hex(),
+        "bytes": codec_for(make_plan()).payload_bytes,
+        "recipient": "spiffe://unit/coordinator/coordinator",
+        "layout_hash": LAYOUT.hash.hex(),
+        "run": RUN,
+        "round": 1,
+        "attempt": 1,
+    }
+
+
+def test_the_same_attempt_is_logged_once_and_another_attempt_again(site):
+    first = _released(site)
+    assert site.gate.release_update(RUN, 1, 1).seq == first.seq
+    second = site.gate.release_update(RUN, 1, 2)
+    assert second.seq != first.seq
+    assert second.payload_hash == first.payload_hash
+    assert len(list(site.log.entries())) == 2
+
+
+def test_a_receipt_is_logged_once_and_only_for_what_was_sent(site):
+    payload = _released(site)
+    wrong = wire.Receipt(payload_hash=b"x" * 32, payload_bytes=payload.size)
+    short = wire.Receipt(payload_hash=payload.payload_hash, payload_bytes=payload.size - 1)
+    for receipt in (wrong, short):
+        with pytest.raises(HashMismatchError, match="receipt"):
+            site.gate.record_receipt(payload, receipt)
+    right = wire.Receipt(payload_hash=payload.payload_hash, payload_bytes=payload.size)
+    site.gate.record_receipt(payload, right)
+    site.gate.record_receipt(payload, right)
+    assert [e.kind for e in site.log.entries()] == [EntryKind.EGRESS, EntryKind.RECEIPT]
+    assert site.log.verify().size == 2
+
+
+def test_messages_of_names_and_hashes_are_logged_too(site):
+    site.gate.release_hello()
+    site.gate.release_fetch_plan(RUN)
+    site.gate.release_join(RUN)
+    site.gate.release_instructions()
+    site.gate.release_download(RUN, MODEL, 12)
+    kinds = [entry.body["payload"] for entry in site.log.entries()]
+    assert kinds == ["hello", "fetch_plan", "join_run", "instructions", "download_model"]
+
+
+# --- what is not -------------------------------------------------------------------------------------
+
+HEAD = TensorSpec("open_set.head.prototypes", (5, 32))
+OTHER_LAYOUTS = {
+    "the expert": EXPERT,
+    "the expert beside the model": Layout((*LAYOUT.tensors, *EXPERT.tensors)),
+    "a head under a shared name": Layout((*LAYOUT.tensors, HEAD)),
+    "a head in the place of a shared tensor": Layout((HEAD, *LAYOUT.tensors[1:])),
+    "a closed-set tensor under a shared name with its own shape": Layout(
+        (
+            TensorSpec("open_set.expert.weight", (32, 128)),
+            TensorSpec("open_set.embedding.weight", (16, 8)),
+            LAYOUT.tensors[2],
+        )
+    ),
+    "one tensor more": Layout((*LAYOUT.tensors, TensorSpec("open_set.extra", (3,)))),
+    "one tensor less": Layout(LAYOUT.tensors[:-1]),
+    "another order": Layout(LAYOUT.tensors[::-1]),
+    "nothing": Layout(()),
+}
+
+
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS.values(), ids=OTHER_LAYOUTS)
+def test_no_layout_but_the_plans_can_be_encoded(site, layout):
+    update = SiteUpdate(np.full(layout.size, 0.01, dtype=np.float32), 3.0)
+    with pytest.raises(EgressRefusedError):
+        _encode(site, update, layout)
+    assert _nothing_left(site)
+
+
+def test_a_layout_that_lies_about_itself_is_refused(site):
+    class Posing(Layout):
+        """A subclass that says it is the plan's."""
+
+        @property
+        def hash(self) -> bytes:
+            return LAYOUT.hash
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None
+
+    with pytest.raises(EgressRefusedError):
+        _encode(site, layout=Posing(OTHER_LAYOUTS["a head under a shared name"].tensors))
+
+    class PosingSpec(TensorSpec):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None
+
+    spec = PosingSpec("open_set.head.prototypes", (16, 8))
+    with pytest.raises(EgressRefusedError):
+        _encode(site, layout=Layout((spec, *LAYOUT.tensors[1:])))
+
+    patched = Layout((HEAD, *LAYOUT.tensors[1:]))
+    for name, value in (
+        ("hash", LAYOUT.hash),
+        ("size", LAYOUT.size),
+        ("only", lambda prefix: True),
+        ("to_json", LAYOUT.to_json),
+    ):
+        object.__setattr__(patched, name, value)
+    with pytest.raises(EgressRefusedError):
+        _encode(site, layout=patched)
+    assert _nothing_left(site)
+
+
+def test_a_plan_that_was_altered_in_memory_widens_nothing(site):
+    plan = site.store.run(RUN).plan
+    wide = OTHER_LAYOUTS["a head under a shared name"]
+    plan.__dict__["model_layout"] = wide
+    plan.__dict__["hash"] = make_plan().hash
+    with pytest.raises(EgressRefusedError):
+        _encode(site, SiteUpdate(np.zeros(wide.size, np.float32), 1.0), wide)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("closed_set.embedding.weight", 1), ("closed_set.expert.weight", 0)],
+)
+@pytest.mark.parametrize("as_model", [True, False], ids=["as the local model", "as the delta"])
+def test_private_values_under_a_shared_name_and_shape_are_refused(site, name, target, as_model):
+    private = _private()
+    delta, shared = _delta(), initial_vector()
+    begin = sum(spec.size for spec in LAYOUT.tensors[:target])
+    part = slice(begin, begin + LAYOUT.tensors[target].size)
+    secret = private[name].reshape(-1)
+    delta[part] = secret - shared[part] if as_model else secret
+    with pytest.raises(EgressRefusedError, match=name.replace(".", r"\.")):
+        _encode(site, SiteUpdate(delta, 3.0))
+    assert _nothing_left(site)
+
+
+def test_equal_constants_are_no_private_values(site):
+    delta = np.zeros(LAYOUT.size, dtype=np.float32)
+    private = {"closed_set.embedding.bias": np.zeros((32, 128), dtype=np.float32)}
+    assert _encode(site, SiteUpdate(delta, 3.0), private=private).payload
+
+
+def test_only_a_plain_update_of_plain_float32_is_encoded(site):
+    @dataclasses.dataclass(frozen=True)
+    class Wide(SiteUpdate):
+        head: object = None
+
+    class Array(np.ndarray):
+        pass
+
+    delta = _delta()
+    for update in (
+        Wide(delta, 3.0),
+        SiteUpdate(delta.view(Array), 3.0),
+        SiteUpdate(delta.astype(np.float64), 3.0),
+        SiteUpdate(delta.reshape(1, -1), 3.0),
+        SiteUpdate(np.concatenate([delta, delta]), 3.0),
+        SiteUpdate(delta, 3.0, stats={"accuracy": 1.0}),
+        {"delta": delta},
+    ):
+        with pytest.raises(EgressRefusedError):
+            _encode(site, update)
+    assert _nothing_left(site)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), 1e9])
+def test_a_weight_outside_the_plans_bounds_is_not_encoded(site, weight):
+    with pytest.raises(CodecOverflowError):
+        _encode(site, SiteUpdate(_delta(), weight))
+
+
+def test_an_update_that_is_not_finite_is_not_encoded(site):
+    delta = _delta()
+    delta[7] = np.nan
+    with pytest.raises(NonFiniteUpdateError):
+        _encode(site, SiteUpdate(delta, 3.0))
+
+
+def test_what_is_not_stored_cannot_be_released(site):
+    with pytest.raises(NotFoundError):
+        site.gate.release_update(RUN, 1, 1)
+    with pytest.raises(NotFoundError):
+        site.gate.release_join("toy-9")
+    _released(site)
+    second = _encode(site, round_number=2)
+    site.store.commit_round(RUN, 2, _private(), second, lambda db, stored: None)
+    with pytest.raises(StaleRoundError):
+        site.gate.release_update(RUN, 1, 2)
+
+
+def test_a_stored_update_that_was_swapped_on_disk_is_not_released(site):
+    payload = _released(site)
+    head = _private()["head.open.prototypes"].tobytes()
+    payload.path.write_bytes((head * 100)[: payload.size])
+    with pytest.raises(HashMismatchError, match="not those that were stored"):
+        site.gate.release_update(RUN, 1, 1)
+
+
+def test_an_expert_outside_an_approved_exchange_is_refused(site):
+    expert = ToyMethod(make_plan(), "north").expert()
+    with pytest.raises(EgressRefusedError, match="not approved"):
+        site.gate.release_sealed_experts("x-1", [], EXPERT, expert)
+    run = site.store.run(RUN)
+    site.desk.propose(run, "x-1", run.plan.hash)
+    with pytest.raises(EgressRefusedError, match="not approved"):
+        site.gate.release_sealed_experts("x-1", [], EXPERT, expert)
+    with pytest.raises(EgressRefusedError, match="answered"):
+        site.gate.release_answer("x-1")
+    assert _nothing_left(site)
+
+
+# --- nobody else makes a payload ---------------------------------------------------------------------
+
+
+def test_a_payload_cannot_be_made_changed_or_subclassed_outside_the_gate(site):
+    values = {
+        "kind": PayloadKind.UPDATE,
+        "place": Place(RUN, 1, 1),
+        "recipient": "spiffe://unit/coordinator/coordinator",
+        "payload_hash": bytes(32),
+        "size": 3,
+        "seq": 0,
+        "message": None,
+        "path": None,
+    }
+    with pytest.raises(EgressRefusedError):
+        OutgoingPayload(object(), **values)
+    with pytest.raises(TypeError):
+        type("Mine", (OutgoingPayload,), {})
+    payload = _released(site)
+    with pytest.raises(AttributeError):
+        payload.path = Path("head.safetensors")
+
+
+def test_the_link_takes_nothing_but_a_payload_of_the_right_kind(site):
+    class Duck:
+        kind = PayloadKind.UPDATE
+
+    hello = site.gate.release_hello()
+    for wrong in (Duck(), b"bytes", None, hello):
+        with pytest.raises(EgressRefusedError):
+            require_outgoing(wrong, PayloadKind.UPDATE)
+    hello.message.software_version = "x" * 60
+    with pytest.raises(EgressRefusedError, match="not the one that was logged"):
+        require_outgoing(hello, PayloadKind.HELLO)
+
+
+def _uses(name: str) -> set[str]:
+    found = set()
+    for path in Path(participant.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (isinstance(node, ast.Name) and node.id == name) or (
+                isinstance(node, ast.Attribute) and node.attr == name
+            ):
+                found.add(path.name)
+    return found
+
+
+def test_only_the_gate_holds_the_passport_and_only_the_link_the_connection():
+    assert _uses("PASSPORT") == {"outgoing.py", "egress.py"}
+    assert PASSPORT is not None
+    assert _uses("unary") | _uses("upload") == {"link.py"}
