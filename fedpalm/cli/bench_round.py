@@ -8,6 +8,7 @@ measured before and after the rounds, so that a machine whose speed drifts favou
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -168,7 +169,7 @@ class RoundBench:
                 next_step=f"look at {supervisor.logs}",
             )
         # The first round holds the sites' start; it is left out.
-        steps = list(zip(ends, ends[1:], strict=False))
+        steps = list(itertools.pairwise(ends))
         return (
             [after[0] - before[0] for before, after in steps],
             statistics.median(after[1] - before[1] for before, after in steps),

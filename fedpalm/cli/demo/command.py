@@ -121,8 +121,8 @@ def resolve(
 def default_folder(settings: DemoSettings) -> Path:
     """``runs/<name>``: settings that are not the default give the name its parts."""
     default = DemoSettings()
-    parts = [settings.method]
-    parts.append("synthetic" if settings.data == SYNTHETIC else Path(settings.data).stem.lower())
+    source = "synthetic" if settings.data == SYNTHETIC else Path(settings.data).stem.lower()
+    parts: list[str] = [settings.method, source]
     for key, unit in (("sites", "sites"), ("identities", "ids"), ("images", "images"),
                       ("rounds", "rounds")):  # fmt: skip
         value = getattr(settings, key)

@@ -11,8 +11,7 @@ from typing import Any
 from ...errors import ChildFailedError, NotFoundError, RoundAbortedError, StateError
 from .figures import LABELS
 from .narrator import Narrator
-from .people import write_people
-from .roles import Operator, SitePerson
+from .roles import Argv, Operator, SitePerson
 from .settings import DemoSettings, plan_toml
 from .supervisor import Supervisor
 from .tail import Tail
@@ -48,9 +47,8 @@ class Federation:
     # -- before the first round --
 
     def prepare(self) -> None:
-        """Lists of images, plan, initial model, and the coordinator's home with its CA."""
+        """Plan, initial model, and the coordinator's home with its CA."""
         workspace, note = self.workspace, self.narrator.note
-        workspace.once("people", lambda: write_people(workspace, self.settings))
         if not workspace.done("plan"):
             write_durably(workspace.plan, plan_toml(self.settings.draft()).encode())
         workspace.once("plan", self._initial_model)
@@ -81,7 +79,7 @@ class Federation:
 
     def _initial_model(self) -> Any:
         plan, out = self.workspace.plan, self.workspace.initial_model
-        argv = [sys.executable, "-m", "fedpalm", "model", "init", plan, "--out", out]
+        argv: Argv = [sys.executable, "-m", "fedpalm", "model", "init", plan, "--out", out]
         return self.supervisor.run_json("model", argv, timeout_s=120)
 
     def _found(self) -> bool:
@@ -207,7 +205,7 @@ class Federation:
             if self.workspace.result(method).exists():
                 continue
             self._comparisons[method] = Tail(self.supervisor.log_of(f"compare-{method}"))
-            argv = [
+            argv: Argv = [
                 sys.executable,
                 "-m",
                 "fedpalm.cli.demo.comparison",
@@ -239,11 +237,14 @@ class Federation:
         for person in self.people:
             self.supervisor.end(person.name)
 
-    def export(self, rounds: list[int]) -> None:
+    def stop_coordinator(self) -> None:
+        self.supervisor.end("coordinator")
+
+    def export(self, run_id: str, rounds: list[int]) -> None:
         """The coordinator's stored global models as files."""
         for number in rounds:
             if not self.workspace.model(number).exists():
-                self.operator.export(self.run_id, number, self.workspace.model(number))
+                self.operator.export(run_id, number, self.workspace.model(number))
 
     def _wait(self, ready: Callable[[], bool], patience_s: float, what: str) -> None:
         until = time.monotonic() + patience_s

@@ -84,6 +84,7 @@ class Report(Settings):
     sites: tuple[SiteReport, ...]
     open_set: OpenReport
     timings_s: dict[str, float]
+    resumed: bool = False
     files: dict[str, str]
 
     @property

@@ -13,9 +13,10 @@ from .wording import (
     NEVER,
     count,
     duration,
+    egress_labels,
+    egress_rows,
     finding,
     interval,
-    kind_label,
     percent,
     size,
 )
@@ -113,9 +114,9 @@ def _open_set(report: Report, plots: Mapping[str, str]) -> str:
         + f'<p class="note">No federation: each site\u2019s own model on the same pairs, then the '
         f"mean ({by_site}).</p>\n"
         f'<div class="pair wide"><figure>{plots["roc"]}<figcaption>ROC. The false match rate is on a '
-        "logarithmic scale; for no federation, scores of all sites\u2019 models under one "
-        f"threshold.</figcaption></figure><figure>{plots['convergence']}<figcaption>Open-set EER "
-        f"while training. {_convergence_note(report)}</figcaption></figure></div>\n</section>\n"
+        "logarithmic scale; for no federation, the mean of the sites\u2019 curves at "
+        f"equal false match rate.</figcaption></figure><figure>{plots['convergence']}"
+        f"<figcaption>Open-set EER while training. {_convergence_note(report)}</figcaption></figure></div>\n</section>\n"
     )
 
 
@@ -123,8 +124,8 @@ def _convergence_note(report: Report) -> str:
     if report.settings.method != "fedpalm":
         return "One point per evaluated round."
     return (
-        "FedPalm\u2019s points up to the last are of the global model by itself; the last has the "
-        "exchanged experts, too."
+        "FedPalm\u2019s line is the global model by itself; the diamond is the same model with the "
+        "exchanged experts."
     )
 
 
@@ -156,17 +157,16 @@ def _people_per_site(report: Report) -> str:
 
 
 def _egress(report: Report) -> str:
-    kinds = list(dict.fromkeys(item.kind for site in report.sites for item in site.egress))
+    labels = egress_labels(report)
     rows = []
-    for site in report.sites:
-        items = {item.kind: item for item in site.egress}
+    for site, row in egress_rows(report):
         cells = [
-            f'{items[kind].count}<span class="range">{size(items[kind].bytes)}</span>'
-            if kind in items
+            f'{row[label].count}<span class="range">{size(row[label].bytes)}</span>'
+            if label in row
             else "\u2013"
-            for kind in kinds
+            for label in labels
         ]
-        rows.append([escape(site.site), *cells, size(sum(item.bytes for item in site.egress))])
+        rows.append([escape(site), *cells, size(sum(item.bytes for item in row.values()))])
     never = "".join(f"<li>{escape(what)}<span>{escape(why)}</span></li>\n" for what, why in NEVER)
     expert = (
         "<p>The textural expert is "
@@ -180,11 +180,11 @@ def _egress(report: Report) -> str:
         "<section>\n<h2>What left each site</h2>\n"
         "<p>Taken from the sites\u2019 own signed, hash-chained logs, where every payload is "
         "written before it is sent: how many, and their bytes.</p>\n"
-        + _table(["Site", *(escape(kind_label(kind)) for kind in kinds), "Together"], rows)
+        + _table(["Site", *labels, "Together"], rows)
         + f"{expert}<h3>What never did</h3>\n"
         f'<ul class="never">\n{never}</ul>\n'
-        '<p class="note">Apart from payloads, protocol messages carry names of sites and runs, '
-        "versions, hashes and offsets. The round update of a single site is visible to the "
+        '<p class="note">Protocol messages carry names of sites and runs, versions, hashes and '
+        "offsets; they are in the logs, too. The round update of a single site is visible to the "
         "coordinator in this version; it is protected in transit.</p>\n</section>\n"
     )
 

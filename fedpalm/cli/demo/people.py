@@ -72,9 +72,11 @@ def largest_fit(source: str, sites: int) -> int:
     return fit
 
 
-def write_people(workspace: Workspace, settings: DemoSettings) -> list[str]:
+def write_people(
+    workspace: Workspace, settings: DemoSettings, people: list[list[ImageRecord]]
+) -> list[str]:
     """One ``path label`` list a site; returns the files."""
-    for site, records in zip(settings.site_names, choose_people(settings), strict=True):
+    for site, records in zip(settings.site_names, people, strict=True):
         write_list(records, workspace.images(site))
     return [str(workspace.images(site)) for site in settings.site_names]
 

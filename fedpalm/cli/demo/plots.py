@@ -106,6 +106,19 @@ def _draw_convergence(report: Report, axes: Axes) -> None:
             markersize=4,
             label=LABELS[contender],
         )
+    if report.expert_parameters:
+        axes.plot(
+            [report.settings.rounds],
+            [100 * report.open_set.estimates["fedpalm"].eer],
+            color=STYLES["fedpalm"][0],
+            linestyle="none",
+            marker="D",
+            markersize=7,
+            markerfacecolor="none",
+            markeredgewidth=1.6,
+            label="with the exchanged experts",
+            zorder=4,
+        )
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))

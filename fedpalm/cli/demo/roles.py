@@ -112,7 +112,7 @@ class SitePerson:
         return self._say("status")
 
     def egress(self) -> Any:
-        return self._say("egress")
+        return self._say("egress", "--verify")
 
     def evaluate(self, *arguments: str | Path) -> Any:
         return self._say("evaluate", *arguments, timeout_s=EVALUATION_TIMEOUT_S)

@@ -24,7 +24,7 @@ class DemoSettings(Settings):
     data: str = SYNTHETIC
     sites: int = Field(4, ge=2, le=min(32, MAX_SITES))
     identities: int = Field(10, ge=2, le=1000)
-    images: int = Field(10, ge=2, le=1000)
+    images: int = Field(10, ge=4, le=1000)
     rounds: int = Field(12, ge=1, le=1000)
     method: Method = "fedpalm"
     seed: int = Field(0, ge=0, lt=2**53)

@@ -7,7 +7,16 @@ from rich.table import Table
 from rich.text import Text
 
 from .figures import LABELS, Estimate, Report
-from .wording import NEVER, duration, finding, interval, kind_label, percent, size
+from .wording import (
+    NEVER,
+    duration,
+    egress_labels,
+    egress_rows,
+    finding,
+    interval,
+    percent,
+    size,
+)
 from .workspace import Workspace
 
 
@@ -45,18 +54,14 @@ def _error_rates(report: Report) -> Table:
 
 def _egress(report: Report) -> Table:
     table = _table("What left each site (from its own signed log)")
-    kinds = list(dict.fromkeys(item.kind for site in report.sites for item in site.egress))
+    labels = egress_labels(report)
     table.add_column("")
-    for kind in kinds:
-        table.add_column(kind_label(kind), justify="right")
-    for site in report.sites:
-        items = {item.kind: item for item in site.egress}
+    for label in labels:
+        table.add_column(label, justify="right")
+    for site, row in egress_rows(report):
         table.add_row(
-            site.site,
-            *(
-                f"{items[kind].count} x, {size(items[kind].bytes)}" if kind in items else "-"
-                for kind in kinds
-            ),
+            site,
+            *(f"{row[at].count} x, {size(row[at].bytes)}" if at in row else "-" for at in labels),
         )
     return table
 

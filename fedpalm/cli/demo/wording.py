@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from .figures import LABELS, Estimate, Report
+from .figures import LABELS, Egress, Estimate, Report
 from .settings import SYNTHETIC
 
 KINDS = {
     "update": "Round updates",
+    "sealed_expert": "Sealed experts",
     "consent": "Signed consents",
     "refusal": "Refusals",
-    "sealed_expert": "Sealed experts",
 }
+PROTOCOL = "Protocol messages"
 
 NEVER = (
     ("Images", "read from the site's own list, never written or sent elsewhere"),
@@ -57,8 +58,25 @@ def count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}".replace(",", "\u202f")
 
 
-def kind_label(kind: str) -> str:
-    return KINDS.get(kind, kind.replace("_", " ").replace("-", " ").capitalize())
+def egress_rows(report: Report) -> list[tuple[str, dict[str, Egress]]]:
+    """What left, by site and label: the kinds of ``KINDS``, and all other messages as one."""
+    rows = []
+    for site in report.sites:
+        row: dict[str, Egress] = {}
+        for item in site.egress:
+            label = KINDS.get(item.kind, PROTOCOL)
+            before = row.get(label, Egress(kind=label, count=0, bytes=0))
+            row[label] = Egress(
+                kind=label, count=before.count + item.count, bytes=before.bytes + item.bytes
+            )
+        rows.append((site.site, row))
+    return rows
+
+
+def egress_labels(report: Report) -> list[str]:
+    """Labels that occur, in their order."""
+    there = {label for _, row in egress_rows(report) for label in row}
+    return [label for label in (*KINDS.values(), PROTOCOL) if label in there]
 
 
 def subject(report: Report) -> str:

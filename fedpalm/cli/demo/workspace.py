@@ -6,17 +6,21 @@ must bear being taken twice, and a demo that was cut off anywhere goes on at the
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, IntegrityError
+from ...errors import ConfigError, IntegrityError, StateError
 from ...settings import parse_settings
 from .settings import DemoSettings
 
 _JOURNAL = "demo.json"
+_TIMINGS = "timings"
 
 
 class Workspace:
@@ -69,10 +73,19 @@ class Workspace:
         return self.root / "data" / f"{name}.txt"
 
     def model(self, round_number: int) -> Path:
-        return self.root / "models" / f"round-{round_number:04d}.safetensors"
+        return self.root / "models" / self.model_name(round_number)
+
+    @staticmethod
+    def model_name(round_number: int) -> str:
+        return f"round-{round_number:04d}.safetensors"
 
     def result(self, name: str) -> Path:
         return self.root / "results" / f"{name}.json"
+
+    @property
+    def begun(self) -> bool:
+        """Whether a demo lies in the folder."""
+        return (self.root / _JOURNAL).exists()
 
     def open(self, settings: DemoSettings) -> bool:
         """Make the folder, or take up the demo that is in it. True if there was one.
@@ -80,7 +93,7 @@ class Workspace:
         Raises:
             ConfigError: it holds other things, or a demo with other settings.
         """
-        if (self.root / _JOURNAL).exists():
+        if self.begun:
             self._take_up(settings)
             return True
         if self.root.exists() and any(self.root.iterdir()):
@@ -132,6 +145,39 @@ class Workspace:
     def once(self, step: str, act: Callable[[], Any]) -> Any:
         """The step's recorded result, or that of ``act``, recorded."""
         return self.steps[step] if self.done(step) else self.record(step, act())
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder: one demo at a time. Raises StateError if another one is at it."""
+        descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise StateError(
+                f"another demo is at work in {self.root}",
+                safe="it goes on undisturbed",
+                next_step="wait for it, or choose another --out",
+            ) from None
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to ``name``, over all the times the demo was taken up."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = dict(self.steps.get(_TIMINGS, {}))
+            spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 1)
+            self.record(_TIMINGS, spent)
+
+    @property
+    def timings_s(self) -> dict[str, float]:
+        return dict(self.steps.get(_TIMINGS, {}))
 
     def write_json(self, path: Path, value: Any) -> None:
         write_durably(path, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
