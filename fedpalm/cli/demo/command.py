@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ...errors import InterruptedError_
 from ...plan import MAX_SITES
 from ..console import command_errors, emit, err, json_option
 from .narrator import Narrator
@@ -75,8 +76,15 @@ def commands(
     settings = resolve(data, sites, identities, images, rounds, method, seed)
     workspace = Workspace(out or default_folder(settings))
     console = err()
-    with ends_are_interrupts(), Narrator(console) as narrator:
-        report = tell(settings, workspace, narrator, command_line())
+    try:
+        with ends_are_interrupts(), Narrator(console) as narrator:
+            report = tell(settings, workspace, narrator, command_line())
+    except KeyboardInterrupt:
+        raise InterruptedError_(
+            "interrupted",
+            safe="no process is left, and every finished step is kept",
+            next_step=f"the same command goes on where it stood: {command_line()}",
+        ) from None
     from .terminal import summary
 
     shown = {

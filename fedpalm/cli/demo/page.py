@@ -84,8 +84,8 @@ def _sample(sample_png: bytes | None) -> str:
         return ""
     data = base64.b64encode(sample_png).decode()
     return (
-        f'<figure><img alt="A row of synthetic palm images" src="data:image/png;base64,{data}">'
-        "<figcaption>What a site trains on here: synthetic palms, an identity a row. "
+        f'<figure><img alt="Synthetic palm images" src="data:image/png;base64,{data}">'
+        "<figcaption>What a site trains on here: synthetic palms, the images of an identity side by side. "
         "No image of a person is in this report.</figcaption></figure>\n"
     )
 
@@ -101,7 +101,7 @@ def _open_set(report: Report, plots: Mapping[str, str]) -> str:
         for name, estimate in _in_order(report, report.open_set.estimates)
     ]
     by_site = ", ".join(
-        f"{escape(site)} {percent(estimate.eer, 1)}"
+        f'<span class="whole">{escape(site)} {percent(estimate.eer, 1)}</span>'
         for site, estimate in report.open_set.local_by_site.items()
     )
     return (
@@ -116,7 +116,8 @@ def _open_set(report: Report, plots: Mapping[str, str]) -> str:
         f'<div class="pair wide"><figure>{plots["roc"]}<figcaption>ROC. The false match rate is on a '
         "logarithmic scale; for no federation, the mean of the sites\u2019 curves at "
         f"equal false match rate.</figcaption></figure><figure>{plots['convergence']}"
-        f"<figcaption>Open-set EER while training. {_convergence_note(report)}</figcaption></figure></div>\n</section>\n"
+        f"<figcaption>Open-set EER while training. {_convergence_note(report)}</figcaption>"
+        "</figure></div>\n</section>\n"
     )
 
 

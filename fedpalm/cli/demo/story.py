@@ -23,7 +23,7 @@ from .settings import SYNTHETIC, DemoSettings
 from .supervisor import Supervisor
 from .workspace import Workspace, write_durably
 
-_SAMPLE_PEOPLE, _SAMPLE_IMAGES, _SAMPLE_SIDE_PX = 2, 8, 112
+_SAMPLE_ROWS, _SAMPLE_COLUMNS, _SAMPLE_SIDE_PX = 2, 10, 96
 
 
 def tell(settings: DemoSettings, workspace: Workspace, narrator: Narrator, command: str) -> Report:
@@ -51,6 +51,7 @@ def tell(settings: DemoSettings, workspace: Workspace, narrator: Narrator, comma
             with Supervisor(workspace.logs) as supervisor:
                 federation = Federation(settings, workspace, supervisor, narrator)
                 federation.prepare()
+                federation.start_comparisons()
                 _federate(federation, settings, workspace, plan)
                 with workspace.timed("waiting for comparisons"):
                     federation.finish_comparisons()
@@ -63,13 +64,11 @@ def _federate(
     """Everything that needs the coordinator, and beside it the comparisons."""
     narrator = federation.narrator
     if workspace.done("logged"):
-        federation.start_comparisons()
         return
     with workspace.timed("enrolment"):
         federation.serve()
         federation.enrol()
         run_id = federation.submit()
-    federation.start_comparisons()
     if not workspace.done("exchanged"):
         federation.run_sites()
         with workspace.timed("training"):
@@ -130,7 +129,10 @@ def _sample(workspace: Workspace, settings: DemoSettings) -> bytes | None:
     if settings.data != SYNTHETIC:
         return None
     groups = list(by_identity(split_of(workspace, settings.site_names[0]).train).values())
-    columns = min(_SAMPLE_IMAGES, *(len(group) for group in groups[:_SAMPLE_PEOPLE]))
-    records = [record for group in groups[:_SAMPLE_PEOPLE] for record in group[:columns]]
+    each = min(_SAMPLE_COLUMNS, *(len(group) for group in groups))
+    abreast = max(1, _SAMPLE_COLUMNS // each)
+    people = groups[: abreast * max(1, min(_SAMPLE_ROWS, len(groups) // abreast))]
+    records = [record for group in people for record in group[:each]]
+    columns = each * min(abreast, len(people))
     contact_sheet(records, workspace.sample, columns, _SAMPLE_SIDE_PX)
     return workspace.sample.read_bytes()
