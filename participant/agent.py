@@ -118,11 +118,12 @@ class Agent:
         exit_after: ExitAfter = ExitAfter.NEVER,
         rng: random.Random | None = None,
         backoff_base_s: float = BACKOFF_BASE_S,
+        decision_poll_s: float = DECISION_POLL_S,
     ) -> None:
         self._config, self._store, self._desk, self._gate = config, store, desk, gate
         self._trainer, self._connect, self._report = trainer, connect, report
         self._exchanges = ExchangeAgent(desk, gate, trainer)
-        self._exit_after = exit_after
+        self._exit_after, self._decision_poll_s = exit_after, decision_poll_s
         self._backoff = Backoff(
             backoff_base_s, max(BACKOFF_CAP_S, backoff_base_s), rng or random.SystemRandom()
         )
@@ -488,7 +489,7 @@ class Agent:
                     self._report.line(f"exchange {exchange_id}: answer not taken: {error.what}")
                 else:
                     self._report.line(f"exchange {exchange_id}: this site's answer was sent")
-            await asyncio.sleep(DECISION_POLL_S)
+            await asyncio.sleep(self._decision_poll_s)
 
     # --- waiting and ending -----------------------------------------------------------------------
 

@@ -201,6 +201,7 @@ class Site:
             exit_after=exit_after,
             rng=random.Random(1),
             backoff_base_s=0.001,
+            decision_poll_s=0.005,
         )
 
     async def run(

@@ -128,7 +128,11 @@ def test_nobody_else_can_read_what_a_site_stores(site):
     _commit(site.store)
     for path in (site.home.path, site.home.state, site.home.models):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700, path
-    private = [site.home.database, *site.home.path.glob("site.sqlite3-*"), *site.home.state.iterdir()]
+    private = [
+        site.home.database,
+        *site.home.path.glob("site.sqlite3-*"),
+        *site.home.state.iterdir(),
+    ]
     assert len(private) >= 4
     for path in private:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path

@@ -1,0 +1,338 @@
+"""The deployment exchange between three sites and a coordinator in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import stat
+
+import numpy as np
+import pytest
+
+from fedpalm.errors import (
+    ConsentError,
+    EgressRefusedError,
+    IllegalTransitionError,
+    NotFoundError,
+    RefusedError,
+)
+from fedpalm.exchange.recipient import PRIVATE_BYTES
+from fedpalm.exchange.site import SiteState
+from fedpalm.ledger.bodies import EntryKind
+from fedpalm.wire.v1 import federation_pb2 as wire
+from participant.agent import ExitAfter
+from participant.config import Home
+from participant.consents import from_wire, to_wire
+from participant.outgoing import PayloadKind
+from tests.support.aio import in_loop
+from tests.support.participant import EXPERT, SITES, Crash, FakeCoordinator, Site, World, make_plan
+
+EXCHANGE = "exchange-1"
+
+
+async def _until(condition) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def _trained(world: World, sites=SITES) -> FakeCoordinator:
+    """A coordinator and the homes of sites that have completed a run of one round."""
+    coordinator = FakeCoordinator(make_plan(rounds=1, sites=sites), expected=sites)
+    await asyncio.gather(*(Site(world.home(name)).run(coordinator) for name in sites))
+    return coordinator
+
+
+async def _decide(home, decision="approve") -> None:
+    """What the site's person does, in a process of its own."""
+    person = Site(home)
+    await _until(lambda: person.desk.book.all())
+    exchange = person.desk.open_exchange(None)
+    if decision == "approve":
+        person.desk.approve(exchange)
+    else:
+        person.desk.refuse(exchange, decision)
+    person.store.close()
+
+
+@in_loop
+async def test_experts_reach_every_other_site_after_every_yes_and_stay_in_its_state(world):
+    coordinator = await _trained(world)
+    coordinator.propose_exchange()
+    homes = [world.home(name) for name in SITES]
+    sites = [Site(home) for home in homes]
+    agents = [asyncio.create_task(site.run(coordinator, ExitAfter.EXCHANGE)) for site in sites]
+    await asyncio.gather(*(_decide(home) for home in homes))
+    outcomes = await asyncio.gather(*agents)
+    assert all(outcome.completed for outcome in outcomes)
+
+    reopened = [Site(home) for home in homes]
+    states = {site.config.site: site.store.load_state("toy-1") for site in reopened}
+    for name, state in states.items():
+        for other in SITES:
+            if other != name:
+                own = states[other]["closed_set.expert.weight"]
+                assert np.array_equal(state[f"received.{other}.expert.weight"], own)
+    secrets = [s["closed_set.expert.weight"].tobytes() for s in states.values()]
+    travelled = b"".join(coordinator.sealed.values())
+    assert not any(secret in travelled for secret in secrets)
+    for site in reopened:
+        site.log.verify()
+        kinds = [entry.kind for entry in site.log.entries()]
+        assert kinds.count(EntryKind.EXCHANGE_APPROVED) == 1
+        assert kinds.count(EntryKind.EXPERT_RELEASED) == 2
+        assert kinds.count(EntryKind.EXPERT_RECEIVED) == 2
+        sealed = [
+            e.body
+            for e in site.log.entries()
+            if e.kind is EntryKind.EGRESS and e.body["payload"] == PayloadKind.SEALED_EXPERT
+        ]
+        others = sorted(name for name in SITES if name != site.config.site)
+        assert [b["recipient"] for b in sealed] == [
+            f"spiffe://unit/participant/{o}" for o in others
+        ]
+        assert site.desk.book.get(EXCHANGE).state is SiteState.COMPLETED
+        assert site.desk.book.key(EXCHANGE) is None
+        assert {path.suffix for path in site.home.state.iterdir()} == {".safetensors", ".update"}
+
+
+@in_loop
+async def test_one_no_cancels_for_all_and_nothing_is_sealed(world):
+    coordinator = await _trained(world)
+    coordinator.propose_exchange()
+    homes = [world.home(name) for name in SITES]
+    agents = [
+        asyncio.create_task(Site(home).run(coordinator, ExitAfter.EXCHANGE)) for home in homes
+    ]
+    await asyncio.gather(_decide(homes[0]), _decide(homes[1]), _decide(homes[2], "not this year"))
+    outcomes = await asyncio.gather(*agents)
+    assert not any(outcome.completed for outcome in outcomes)
+    assert coordinator.refusals == {"west": "not this year"}
+    assert not coordinator.sealed
+    for home in homes:
+        site = Site(home)
+        kinds = {e.kind for e in site.log.entries()}
+        assert EntryKind.EXPERT_RELEASED not in kinds
+        assert not list(home.state.glob("*.key"))
+
+
+def test_a_crash_at_any_durable_step_of_the_exchange_seals_once_and_loses_nothing(world):
+    asyncio.run(asyncio.wait_for(_crash_at_every_step(world), 240))
+
+
+async def _crash_at_every_step(world: World) -> None:
+    sites = ("north", "west")
+    trained = await _trained(World(world.root / "trained", world.authority), sites)
+    for crash_at in range(1, 1000):
+        root = world.root / f"crash-{crash_at}"
+        shutil.copytree(world.root / "trained", root)
+        homes = [Home(root / name) for name in sites]
+        coordinator = FakeCoordinator(make_plan(rounds=1, sites=sites), expected=sites)
+        coordinator.models, coordinator.ended = trained.models, True
+        coordinator.propose_exchange()
+        steps: list[str] = []
+
+        def dies(step: str, steps: list[str] = steps, at: int = crash_at) -> None:
+            steps.append(step)
+            if len(steps) == at:
+                raise Crash(step)
+
+        async def north(home: Home = homes[0], dies=dies, coordinator=coordinator) -> bool:
+            try:
+                await Site(home, dies).run(coordinator, ExitAfter.EXCHANGE)
+            except Crash:
+                coordinator.queues.pop("north", None)
+                site = Site(home)
+                over = (SiteState.COMPLETED, SiteState.CANCELLED)
+                exchange = site.desk.book.get(EXCHANGE)
+                done = coordinator.exchange_state == "completed"
+                if not (done and exchange.state in over):
+                    await site.run(coordinator, ExitAfter.EXCHANGE)
+                return True
+            return False
+
+        crashed, *_ = await asyncio.gather(
+            north(),
+            Site(homes[1]).run(coordinator, ExitAfter.EXCHANGE),
+            *(_decide(home) for home in homes),
+        )
+        # The fake asserts that no pair of sites ever gets other sealed bytes.
+        assert coordinator.exchange_state == "completed", steps[-1]
+        north_state = Site(homes[0]).store.load_state("toy-1")
+        assert "received.west.expert.weight" in north_state
+        Site(homes[0]).log.verify()
+        if not crashed:
+            break
+    assert crash_at > 20
+
+
+@pytest.fixture
+def asked(world):
+    """A site with a completed run and a proposal that nobody has answered."""
+
+    @in_loop
+    async def train() -> None:
+        await _trained(world)
+
+    train()
+    site, _ = world.site("north")
+    run = site.store.run("toy-1")
+    exchange = site.desk.propose(run, EXCHANGE, run.plan.hash)
+    yield site, exchange
+    site.store.close()
+
+
+def _consent(site, world, name):
+    """The consent of another site to the same exchange."""
+    other, _ = world.site(name)
+    run = other.store.run("toy-1")
+    other.desk.approve(other.desk.propose(run, EXCHANGE, run.plan.hash))
+    consent = other.desk.book.consent(EXCHANGE)
+    other.store.close()
+    return consent
+
+
+def _expert(site):
+    return site.trainer.resume("toy-1", site.store.run("toy-1").plan).expert()
+
+
+def test_the_recipient_key_is_private_and_erased_with_a_no(asked):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    (key,) = site.home.state.glob("*.key")
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert key.stat().st_size == PRIVATE_BYTES
+    site.store.remove_orphans()
+    assert key.exists()
+    refused = site.desk.refuse(site.desk.book.get(EXCHANGE), "changed our mind")
+    site.store.remove_orphans()
+    assert refused.state is SiteState.DECLINED
+    assert not key.exists()
+    with pytest.raises(IllegalTransitionError):
+        site.desk.approve(refused)
+
+
+def test_approving_twice_keeps_the_first_consent(asked):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    first = site.desk.book.consent(EXCHANGE)
+    site.desk.approve(site.desk.book.get(EXCHANGE))
+    assert site.desk.book.consent(EXCHANGE) == first
+    assert len(list(site.home.state.glob("*.key"))) == 1
+
+
+def test_a_proposal_for_another_plan_or_a_second_release_is_refused(asked):
+    site, exchange = asked
+    run = site.store.run("toy-1")
+    with pytest.raises(RefusedError, match="another plan"):
+        site.desk.propose(run, "exchange-2", bytes(32))
+    with pytest.raises(RefusedError, match="releases the experts once"):
+        site.desk.propose(run, "exchange-2", run.plan.hash)
+
+
+def test_nothing_is_sealed_without_every_sites_own_consent(asked, world):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    own = site.desk.book.consent(EXCHANGE)
+    expert = _expert(site)
+
+    def seal(*consents, layout=EXPERT):
+        return site.gate.release_sealed_experts(EXCHANGE, consents, layout, expert)
+
+    with pytest.raises(ConsentError, match="no consent of"):
+        seal(own)
+    west, east = _consent(site, world, "west"), _foreign_consent(world, exchange, "east")
+    with pytest.raises(ConsentError):
+        seal(own, own, west)
+    with pytest.raises(ConsentError, match="not its own"):
+        seal(own, west, east)
+    assert not list(site.home.state.glob("*.sealed"))
+
+
+def _foreign_consent(world, exchange, name):
+    """A consent in the name of a site, signed by somebody of another CA."""
+    from fedpalm.exchange.consent import Consent, sign_consent
+    from fedpalm.exchange.recipient import RecipientKey
+
+    impostor = Site(World(world.root / "other-ca").home(name))
+    consent = Consent(exchange.terms, name, RecipientKey.generate().public_bytes)
+    return sign_consent(consent, impostor.identity.signing_key, impostor.identity.chain)
+
+
+def test_only_the_agreed_expert_layout_is_sealed(world):
+    @in_loop
+    async def story() -> None:
+        await _trained(world)
+
+    story()
+    sites = [Site(world.home(name)) for name in SITES]
+    for site in sites:
+        run = site.store.run("toy-1")
+        site.desk.approve(site.desk.propose(run, EXCHANGE, run.plan.hash))
+    consents = [site.desk.book.consent(EXCHANGE) for site in sites]
+    gate, expert = sites[0].gate, _expert(sites[0])
+    from tests.support.participant import LAYOUT
+
+    with pytest.raises(EgressRefusedError, match=r"closed_set\.expert"):
+        gate.release_sealed_experts(EXCHANGE, consents, LAYOUT, expert)
+    first = gate.release_sealed_experts(EXCHANGE, consents, EXPERT, expert)
+    again = gate.release_sealed_experts(EXCHANGE, consents, EXPERT, expert)
+    assert [p.payload_hash for p in first] == [p.payload_hash for p in again]
+    assert [p.seq for p in first] == [p.seq for p in again]
+    assert len(first) == 2
+
+
+@in_loop
+async def test_a_coordinator_that_asks_for_experts_unasked_gets_none(world):
+    coordinator = await _trained(world)
+    home = world.home("north")
+    site = Site(home)
+    coordinator.exchange_state = "sealing"
+    task = asyncio.create_task(site.run(coordinator, ExitAfter.EXCHANGE))
+    await _until(lambda: any("refused" in line for line in site.lines))
+    coordinator.exchange_state = "delivering"
+    coordinator.tell("north", *coordinator._exchange())
+    await _until(lambda: any("has not sealed" in line for line in site.lines))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert not coordinator.sealed
+
+
+@in_loop
+async def test_an_answer_is_sent_again_when_the_coordinator_asks_again(world):
+    coordinator = await _trained(world)
+    coordinator.expected = ("north", "west", "east")
+    home = world.home("north")
+    coordinator.propose_exchange()
+    site = Site(home)
+    task = asyncio.create_task(site.run(coordinator, ExitAfter.EXCHANGE))
+    await _decide(home)
+    await _until(lambda: "north" in coordinator.consents)
+    coordinator.consents.clear()
+    coordinator.tell("north", *coordinator._exchange())
+    await _until(lambda: "north" in coordinator.consents)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_deciding_before_anything_is_asked_is_an_error(world):
+    site, _ = world.site("north")
+    with pytest.raises(NotFoundError, match="no exchange waits"):
+        site.desk.open_exchange(None)
+    with pytest.raises(NotFoundError):
+        site.desk.open_exchange("x-1")
+
+
+def test_a_consent_survives_the_wire_and_nothing_else_passes_for_one(asked):
+    from fedpalm.errors import ProtocolError
+
+    site, exchange = asked
+    site.desk.approve(exchange)
+    consent = site.desk.book.consent(EXCHANGE)
+    message = to_wire(consent)
+    assert from_wire(message) == consent
+    for statement in (b"", b"[]", b"{", b"{}", message.statement + b" "):
+        changed = wire.SignedConsent()
+        changed.CopyFrom(message)
+        changed.statement = statement
+        with pytest.raises(ProtocolError):
+            from_wire(changed)
