@@ -290,6 +290,10 @@ def _restart_aggregating(current: Round, _: Restarted) -> Step:
     return _aggregate(replace(current, present=frozenset()))
 
 
+def _restart_over(current: Round, _: Restarted) -> Step:
+    return replace(current, present=frozenset()), ()
+
+
 _Handler = Callable[[Round, Any], Step]
 _O, _S, _C, _A = (
     RoundState.OPEN,
@@ -321,6 +325,7 @@ _TABLE: dict[tuple[RoundState, type], _Handler] = {
     **{(state, RoundDeadline): _ignore for state in (_A, _DONE, _GONE)},
     (_A, Aggregated): _commit,
     (_A, AggregationFailed): _fail,
+    (_GONE, CohortPersisted): _ignore,
     (_GONE, Aggregated): _ignore,
     (_GONE, AggregationFailed): _ignore,
     **{(state, Abort): _fail for state in (_O, _S, _C, _A)},
@@ -328,6 +333,6 @@ _TABLE: dict[tuple[RoundState, type], _Handler] = {
     (_S, Restarted): _restart_sealed,
     (_C, Restarted): _restart_collecting,
     (_A, Restarted): _restart_aggregating,
-    (_DONE, Restarted): _ignore,
-    (_GONE, Restarted): _ignore,
+    (_DONE, Restarted): _restart_over,
+    (_GONE, Restarted): _restart_over,
 }

@@ -308,9 +308,9 @@ def _late(run: Run, received: InRound) -> Advance:
 
 def _restart(run: Run, received: Restarted) -> Advance:
     alone = replace(run, present=frozenset())
-    if run.state is not RunState.RUNNING:
+    if run.current is None:
         return alone, ()
-    current, effects = step(_current(run), received)
+    current, effects = step(run.current, received)
     return replace(alone, current=current), effects
 
 

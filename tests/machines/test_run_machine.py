@@ -1,0 +1,276 @@
+"""A run under anything that sites, timers, threads, operators and crashes can do, in any order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fedpalm.clock import FakeClock
+from fedpalm.errors import IllegalTransitionError, StateError
+from fedpalm.rounds.events import (
+    Acknowledge,
+    Aggregate,
+    Aggregated,
+    AggregationFailed,
+    CloseRound,
+    CohortPersisted,
+    JoinDeadline,
+    PersistCohort,
+    PublishModel,
+    Restarted,
+    RoundDeadline,
+    RoundInput,
+    RoundRef,
+    SendTrain,
+    SiteJoined,
+    SiteLeft,
+    StartTimer,
+    TimerKind,
+    UpdateAccepted,
+)
+from fedpalm.rounds.machine import RoundState, RoundTerms
+from fedpalm.rounds.run import (
+    AbortRun,
+    EndRun,
+    InRound,
+    Pause,
+    Resume,
+    Run,
+    RunEffect,
+    RunInput,
+    RunState,
+    RunTerms,
+    Start,
+    advance,
+)
+
+ROSTER = ("a", "b", "c", "d")
+QUORUM = 2
+TERMS = RunTerms(
+    rounds=3,
+    max_attempts=2,
+    round=RoundTerms(frozenset(ROSTER), QUORUM, join_deadline_ms=10_000, round_deadline_ms=50_000),
+)
+GRACE_MS = 5_000
+sites = st.sampled_from(ROSTER)
+
+
+class RunUnderFire(RuleBasedStateMachine):
+    """Plays the keeper of a run: stores every accepted input, then carries out the effects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.fresh = Run(TERMS, "m0")
+        self.run = self.fresh
+        self.journal: list[RunInput] = []
+        self.stored = json.dumps(self.run.to_json())
+        self.timer: StartTimer | None = None
+        self.sums: list[Aggregate] = []
+        self.commits: Counter[int] = Counter()
+        self.cohorts: dict[RoundRef, tuple[str, ...]] = {}
+        self.told: dict[RoundRef, set[str]] = {}
+        self.receipts: dict[tuple[RoundRef, str], str] = {}
+        self.endings = 0
+
+    def now_ms(self) -> int:
+        return round(self.clock.now() * 1000)
+
+    def feed(self, received: RunInput) -> None:
+        run, effects = advance(self.run, received)
+        self.journal.append(received)
+        self.stored = json.dumps(run.to_json())
+        self.run = run
+        for effect in effects:
+            self.carry_out(effect)
+
+    def carry_out(self, effect: RunEffect) -> None:
+        match effect:
+            case StartTimer():
+                self.timer = effect
+            case PersistCohort(ref=ref, cohort=cohort):
+                assert self.cohorts.setdefault(ref, cohort) == cohort
+                self.feed(self.within(CohortPersisted(self.now_ms()), ref))
+            case SendTrain(ref=ref, sites=asked):
+                assert set(asked) <= set(self.cohorts[ref])
+                self.told.setdefault(ref, set()).update(asked)
+            case Acknowledge(ref=ref, site=site, payload_hash=content):
+                assert self.receipts.setdefault((ref, site), content) == content
+            case Aggregate(ref=ref, survivors=survivors):
+                assert set(survivors) <= set(self.cohorts[ref])
+                assert len(survivors) >= QUORUM
+                assert {(ref, site) for site in survivors} <= set(self.receipts)
+                self.sums.append(effect)
+            case PublishModel(ref=ref):
+                self.commits[ref.round] += 1
+            case CloseRound(model_hash=model_hash):
+                assert model_hash == self.run.model_hash
+            case EndRun():
+                self.endings += 1
+
+    @property
+    def current(self):  # type: ignore[no-untyped-def]
+        assert self.run.current is not None
+        return self.run.current
+
+    def within(self, received: RoundInput, ref: RoundRef | None = None) -> InRound:
+        return InRound(ref or self.current.ref, received, self.now_ms())
+
+    # --- what may happen --------------------------------------------------------------------------
+
+    @initialize()
+    def start(self) -> None:
+        self.feed(Start(self.now_ms()))
+
+    @rule(site=sites)
+    def join(self, site: str) -> None:
+        self.feed(SiteJoined(site))
+
+    @rule()
+    def all_join(self) -> None:
+        for site in ROSTER:
+            self.feed(SiteJoined(site))
+
+    @rule(site=sites)
+    def leave(self, site: str) -> None:
+        self.feed(SiteLeft(site))
+
+    @rule(site=sites, content=st.sampled_from(["x", "y"]), stale=st.booleans())
+    def deliver(self, site: str, content: str, stale: bool) -> None:
+        ref = self.current.ref
+        if stale:
+            ref = RoundRef(ref.round, ref.attempt + 1)
+        try:
+            self.feed(self.within(UpdateAccepted(site, content), ref))
+        except StateError:
+            assert self.receipts.get((ref, site)) != content
+        except Exception as refusal:
+            assert site not in self.current.cohort, refusal
+        else:
+            assert self.receipts[ref, site] == content
+
+    @precondition(lambda self: self.run.current and self.run.current.state == "collecting")
+    @rule()
+    def deliver_all(self) -> None:
+        ref = self.current.ref
+        for site in self.current.cohort:
+            content = self.receipts.get((ref, site), "x")
+            self.feed(self.within(UpdateAccepted(site, content), ref))
+
+    @precondition(lambda self: self.run.current and self.run.current.delivered)
+    @rule(data=st.data())
+    def deliver_something_else(self, data: st.DataObject) -> None:
+        site = data.draw(st.sampled_from(self.current.survivors))
+        try:
+            self.feed(self.within(UpdateAccepted(site, "other")))
+        except StateError:
+            return
+        raise AssertionError("a second update of one site was accepted")
+
+    @precondition(lambda self: self.timer is not None)
+    @rule()
+    def timer_rings(self) -> None:
+        assert self.timer is not None
+        timer, self.timer = self.timer, None
+        self.clock.advance(max(0, timer.at_ms - self.now_ms()) / 1000)
+        deadline = JoinDeadline() if timer.kind is TimerKind.JOIN else RoundDeadline()
+        self.feed(self.within(deadline, timer.ref))
+
+    @precondition(lambda self: self.sums)
+    @rule(fails=st.booleans())
+    def sum_ends(self, fails: bool) -> None:
+        done = self.sums.pop(0)
+        result = AggregationFailed("no") if fails else Aggregated(f"m{done.ref.round}")
+        self.feed(self.within(result, done.ref))
+
+    @precondition(lambda self: self.run.state == "running")
+    @rule()
+    def pause(self) -> None:
+        self.feed(Pause("full disk"))
+
+    @precondition(lambda self: self.run.state == "paused")
+    @rule()
+    def resume(self) -> None:
+        self.feed(Resume(self.now_ms()))
+
+    @precondition(lambda self: not self.run.over and len(self.journal) > 30)
+    @rule()
+    def abort(self) -> None:
+        self.feed(AbortRun("enough"))
+
+    @rule()
+    def too_much(self) -> None:
+        """A second start is refused in every state."""
+        try:
+            self.feed(Start(self.now_ms()))
+        except IllegalTransitionError:
+            return
+        raise AssertionError("a run started twice")
+
+    @rule()
+    def crash(self) -> None:
+        """Memory, timers and threads are gone; the store and its sites' memories are not."""
+        self.timer, self.sums = None, []
+        self.run = Run.from_json(json.loads(self.stored), TERMS)
+        self.feed(Restarted(self.now_ms(), GRACE_MS))
+
+    # --- what must hold ---------------------------------------------------------------------------
+
+    @invariant()
+    def a_round_commits_once_and_in_order(self) -> None:
+        assert all(count == 1 for count in self.commits.values())
+        assert sorted(self.commits) == list(range(1, len(self.commits) + 1))
+
+    @invariant()
+    def only_the_cohort_survives_and_a_commit_has_a_quorum(self) -> None:
+        current = self.run.current
+        if current is None:
+            return
+        assert set(current.delivered) <= set(current.cohort) <= set(ROSTER)
+        if current.state in (RoundState.AGGREGATING, RoundState.COMMITTED):
+            assert len(current.survivors) >= QUORUM
+
+    @invariant()
+    def receipts_are_kept(self) -> None:
+        current = self.run.current
+        for (ref, site), content in self.receipts.items():
+            if current is not None and ref == current.ref:
+                assert current.delivered[site] == content
+
+    @invariant()
+    def what_is_stored_is_what_is_known(self) -> None:
+        back = Run.from_json(json.loads(self.stored), TERMS)
+        assert back.to_json() == self.run.to_json()
+
+    @invariant()
+    def replaying_the_accepted_inputs_reaches_the_same_state(self) -> None:
+        replayed = self.fresh
+        for received in self.journal:
+            replayed, _ = advance(replayed, received)
+        assert replayed == self.run
+
+    @invariant()
+    def something_always_goes_on(self) -> None:
+        """A running run has a timer or a sum that will move it, if nobody else does."""
+        if self.run.state is not RunState.RUNNING:
+            return
+        if self.current.state in (RoundState.OPEN, RoundState.COLLECTING):
+            rung = self.timer is None
+            assert rung or self.timer.ref == self.current.ref  # type: ignore[union-attr]
+            assert not rung, f"{self.current.state} without a timer"
+        else:
+            assert [one.ref for one in self.sums if one.ref == self.current.ref]
+
+    @invariant()
+    def a_run_ends_once(self) -> None:
+        assert self.endings == int(self.run.over)
+        if self.run.state is RunState.COMPLETED:
+            assert len(self.commits) == TERMS.rounds
+
+
+TestRunUnderFire = RunUnderFire.TestCase
+TestRunUnderFire.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

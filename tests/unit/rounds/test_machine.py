@@ -1,0 +1,259 @@
+"""One attempt of a round: who is waited for, what counts, what is late."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedpalm.errors import IllegalTransitionError, NotOnRosterError, StaleRoundError, StateError
+from fedpalm.rounds.events import (
+    Abort,
+    Acknowledge,
+    Aggregate,
+    Aggregated,
+    AggregationFailed,
+    CloseRound,
+    CohortPersisted,
+    Effects,
+    JoinDeadline,
+    PersistCohort,
+    PublishModel,
+    Restarted,
+    RoundDeadline,
+    RoundInput,
+    RoundRef,
+    SendTrain,
+    SiteJoined,
+    SiteLeft,
+    StartTimer,
+    TimerKind,
+    UpdateAccepted,
+)
+from fedpalm.rounds.machine import Round, RoundState, RoundTerms, open_round, step
+
+REF = RoundRef(3, 1)
+TERMS = RoundTerms(frozenset("abcd"), quorum=2, join_deadline_ms=1_000, round_deadline_ms=9_000)
+ALL = frozenset("abcd")
+
+
+def drive(current: Round, *inputs: RoundInput) -> tuple[Round, Effects]:
+    """Feed all; the effects of the last."""
+    effects: Effects = ()
+    for one in inputs:
+        current, effects = step(current, one)
+    return current, effects
+
+
+def opened(present: frozenset[str] = frozenset()) -> Round:
+    return open_round(TERMS, REF, "m0", present, at_ms=100)[0]
+
+
+def collecting(*cohort: str) -> Round:
+    joins = [SiteJoined(site) for site in cohort or "abcd"]
+    inputs: list[RoundInput] = [*joins]
+    if cohort:
+        inputs.append(JoinDeadline())
+    return drive(opened(), *inputs, CohortPersisted(at_ms=500))[0]
+
+
+def test_a_round_waits_for_the_roster_until_the_join_deadline() -> None:
+    _, effects = open_round(TERMS, REF, "m0", frozenset("ab"), at_ms=100)
+    assert effects == (StartTimer(REF, TimerKind.JOIN, 1_100),)
+
+
+def test_the_cohort_is_sealed_at_once_when_the_whole_roster_is_present() -> None:
+    current, effects = open_round(TERMS, REF, "m0", ALL, at_ms=100)
+    assert current.state is RoundState.COHORT_SEALED
+    assert effects == (PersistCohort(REF, ("a", "b", "c", "d")),)
+
+
+def test_the_cohort_is_sealed_when_the_last_site_joins() -> None:
+    current, effects = drive(opened(), *(SiteJoined(site) for site in "dbca"))
+    assert effects == (PersistCohort(REF, ("a", "b", "c", "d")),)
+    assert current.state is RoundState.COHORT_SEALED
+
+
+def test_a_site_that_left_before_the_seal_is_not_in_the_cohort() -> None:
+    joins = (SiteJoined("a"), SiteJoined("b"), SiteJoined("c"), SiteLeft("b"))
+    current, _ = drive(opened(), *joins, JoinDeadline())
+    assert current.cohort == ("a", "c")
+
+
+def test_too_few_sites_at_the_join_deadline_abort_the_attempt() -> None:
+    current, effects = drive(opened(), SiteJoined("a"), JoinDeadline())
+    assert current.state is RoundState.ABORTED
+    assert effects == (CloseRound(REF, False, "m0", "1 of 4 sites joined in time, quorum 2"),)
+
+
+def test_nobody_is_asked_to_train_before_the_cohort_is_stored() -> None:
+    sealed, before = drive(opened(), *(SiteJoined(site) for site in "abcd"))
+    assert not any(isinstance(effect, SendTrain) for effect in before)
+    _, after = step(sealed, CohortPersisted(at_ms=500))
+    assert after == (
+        StartTimer(REF, TimerKind.ROUND, 9_500),
+        SendTrain(REF, ("a", "b", "c", "d"), "m0", 9_500),
+    )
+
+
+def test_the_last_update_closes_the_survivor_set() -> None:
+    current = collecting()
+    inputs = [UpdateAccepted(site, f"h-{site}") for site in "cadb"]
+    current, effects = drive(current, *inputs)
+    assert current.state is RoundState.AGGREGATING
+    assert effects == (Acknowledge(REF, "b", "h-b"), Aggregate(REF, ("a", "b", "c", "d"), "m0"))
+
+
+def test_the_deadline_closes_the_survivor_set_if_there_is_a_quorum() -> None:
+    current, effects = drive(
+        collecting(), UpdateAccepted("d", "h-d"), UpdateAccepted("a", "h-a"), RoundDeadline()
+    )
+    assert effects == (Aggregate(REF, ("a", "d"), "m0"),)
+    assert current.survivors == ("a", "d")
+
+
+def test_the_deadline_aborts_without_a_quorum() -> None:
+    current, effects = drive(collecting(), UpdateAccepted("d", "h-d"), RoundDeadline())
+    assert current.state is RoundState.ABORTED
+    assert effects == (CloseRound(REF, False, "m0", "1 of 4 sites delivered in time, quorum 2"),)
+
+
+def test_the_same_update_again_gets_the_same_receipt_in_every_later_state() -> None:
+    current = collecting("a", "b")
+    again = UpdateAccepted("a", "h-a")
+    receipt = (Acknowledge(REF, "a", "h-a"),)
+    for received in (
+        UpdateAccepted("a", "h-a"),
+        UpdateAccepted("b", "h-b"),
+        Aggregated("m1"),
+    ):
+        current, _ = step(current, received)
+        assert step(current, again) == (current, receipt)
+
+
+def test_another_update_of_the_same_site_is_refused_and_the_first_stays() -> None:
+    current, _ = drive(collecting(), UpdateAccepted("a", "h-a"))
+    with pytest.raises(StateError, match="already delivered"):
+        step(current, UpdateAccepted("a", "other"))
+    assert current.delivered == {"a": "h-a"}
+
+
+def test_a_straggler_is_told_that_the_round_is_over_and_changes_nothing() -> None:
+    current, _ = drive(
+        collecting(), UpdateAccepted("a", "h-a"), UpdateAccepted("b", "h-b"), RoundDeadline()
+    )
+    with pytest.raises(StaleRoundError):
+        step(current, UpdateAccepted("c", "h-c"))
+    assert current.survivors == ("a", "b")
+
+
+def test_a_site_outside_the_cohort_does_not_count() -> None:
+    with pytest.raises(NotOnRosterError):
+        step(collecting("a", "b"), UpdateAccepted("c", "h-c"))
+
+
+@pytest.mark.parametrize("current", [opened(), collecting("a", "b")])
+def test_a_site_outside_the_roster_does_not_join(current: Round) -> None:
+    with pytest.raises(NotOnRosterError):
+        step(current, SiteJoined("mallory"))
+
+
+def test_a_site_that_comes_back_is_asked_again_unless_it_delivered() -> None:
+    current, _ = drive(collecting(), UpdateAccepted("a", "h-a"), SiteLeft("a"), SiteLeft("b"))
+    assert step(current, SiteJoined("a"))[1] == ()
+    assert step(current, SiteJoined("b"))[1] == (SendTrain(REF, ("b",), "m0", 9_500),)
+
+
+def test_a_site_that_missed_the_seal_is_not_asked() -> None:
+    assert step(collecting("a", "b"), SiteJoined("c"))[1] == ()
+
+
+def test_a_commit_publishes_then_closes() -> None:
+    current, effects = drive(
+        collecting("a", "b"),
+        UpdateAccepted("a", "h-a"),
+        UpdateAccepted("b", "h-b"),
+        Aggregated("m1"),
+    )
+    assert (current.state, current.result) == (RoundState.COMMITTED, "m1")
+    assert effects == (PublishModel(REF, "m1"), CloseRound(REF, True, "m1", ""))
+
+
+def test_a_failed_sum_aborts_and_keeps_the_old_model() -> None:
+    current, effects = drive(
+        collecting("a", "b"),
+        UpdateAccepted("a", "h-a"),
+        UpdateAccepted("b", "h-b"),
+        AggregationFailed("cosmic ray"),
+    )
+    assert effects == (CloseRound(REF, False, "m0", "cosmic ray"),)
+    assert current.result == ""
+
+
+def test_a_sum_that_ends_after_an_abort_commits_nothing() -> None:
+    current, _ = drive(
+        collecting("a", "b"), UpdateAccepted("a", "x"), UpdateAccepted("b", "y"), Abort("operator")
+    )
+    assert step(current, Aggregated("m1")) == (current, ())
+
+
+@pytest.mark.parametrize("late", [JoinDeadline(), RoundDeadline()])
+def test_a_timer_that_rings_late_is_ignored(late: RoundInput) -> None:
+    current, _ = drive(collecting("a", "b"), UpdateAccepted("a", "x"), UpdateAccepted("b", "y"))
+    assert step(current, late) == (current, ())
+
+
+@pytest.mark.parametrize(
+    ("current", "received"),
+    [
+        (opened(), CohortPersisted(1)),
+        (opened(), RoundDeadline()),
+        (opened(), Aggregated("m1")),
+        (collecting("a", "b"), CohortPersisted(1)),
+        (collecting("a", "b"), Aggregated("m1")),
+        (drive(opened(), Abort("x"))[0], Abort("again")),
+    ],
+)
+def test_what_the_table_does_not_name_is_an_error_that_names_both(
+    current: Round, received: RoundInput
+) -> None:
+    with pytest.raises(IllegalTransitionError) as caught:
+        step(current, received)
+    assert current.state.value in caught.value.what
+    assert type(received).__name__ in caught.value.what
+
+
+RESTART = Restarted(at_ms=50_000, grace_ms=60)
+
+
+@pytest.mark.parametrize(
+    ("current", "owed"),
+    [
+        (opened(frozenset("ab")), (StartTimer(REF, TimerKind.JOIN, 50_060),)),
+        (opened(ALL), (PersistCohort(REF, ("a", "b", "c", "d")),)),
+        (collecting("a", "b"), (StartTimer(REF, TimerKind.ROUND, 50_060),)),
+        (
+            drive(collecting("a", "b"), UpdateAccepted("a", "x"), UpdateAccepted("b", "y"))[0],
+            (Aggregate(REF, ("a", "b"), "m0"),),
+        ),
+        (drive(opened(), Abort("x"))[0], ()),
+    ],
+)
+def test_a_round_read_back_owes_what_its_state_owes_and_nobody_is_present(
+    current: Round, owed: Effects
+) -> None:
+    stored = json.loads(json.dumps(current.to_json()))
+    back, effects = step(Round.from_json(stored, TERMS), RESTART)
+    assert effects == owed
+    assert back.present == frozenset()
+    assert (back.state, back.cohort, back.delivered) == (
+        current.state,
+        current.cohort,
+        current.delivered,
+    )
+
+
+def test_a_restart_keeps_a_deadline_that_is_far_away() -> None:
+    current = collecting("a", "b")
+    _, effects = step(current, Restarted(at_ms=600, grace_ms=60))
+    assert effects == (StartTimer(REF, TimerKind.ROUND, 9_500),)

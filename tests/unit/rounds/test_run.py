@@ -1,0 +1,208 @@
+"""A run: rounds in order, attempts, pause and resume, and how it ends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedpalm.errors import IllegalTransitionError, NotOnRosterError, StaleRoundError
+from fedpalm.rounds.events import (
+    Aggregated,
+    AggregationFailed,
+    CloseRound,
+    CohortPersisted,
+    JoinDeadline,
+    PersistCohort,
+    PublishModel,
+    Restarted,
+    RoundInput,
+    RoundRef,
+    SendTrain,
+    SiteJoined,
+    SiteLeft,
+    StartTimer,
+    UpdateAccepted,
+)
+from fedpalm.rounds.machine import RoundState, RoundTerms
+from fedpalm.rounds.run import (
+    AbortRun,
+    EndRun,
+    InRound,
+    OfferRun,
+    Pause,
+    Resume,
+    RoundOpened,
+    Run,
+    RunEffects,
+    RunInput,
+    RunPaused,
+    RunState,
+    RunTerms,
+    Start,
+    advance,
+)
+
+TERMS = RunTerms(rounds=2, max_attempts=2, round=RoundTerms(frozenset("ab"), 2, 1_000, 9_000))
+
+
+def drive(run: Run, *inputs: RunInput) -> tuple[Run, RunEffects]:
+    effects: RunEffects = ()
+    for one in inputs:
+        run, effects = advance(run, one)
+    return run, effects
+
+
+def in_round(number: int, attempt: int, received: RoundInput) -> InRound:
+    return InRound(RoundRef(number, attempt), received, at_ms=1)
+
+
+def started() -> Run:
+    return drive(Run(TERMS, "m0"), Start(0), SiteJoined("a"), SiteJoined("b"))[0]
+
+
+def committing(number: int, attempt: int = 1) -> list[RunInput]:
+    return [
+        in_round(number, attempt, CohortPersisted(1)),
+        in_round(number, attempt, UpdateAccepted("a", f"a{number}")),
+        in_round(number, attempt, UpdateAccepted("b", f"b{number}")),
+        in_round(number, attempt, Aggregated(f"m{number}")),
+    ]
+
+
+def failing(number: int, attempt: int) -> list[RunInput]:
+    return [
+        *committing(number, attempt)[:-1],
+        in_round(number, attempt, AggregationFailed("no")),
+    ]
+
+
+def test_a_start_offers_the_run_and_opens_round_1() -> None:
+    run, effects = advance(Run(TERMS, "m0"), Start(0))
+    assert run.state is RunState.RUNNING
+    assert effects[:2] == (OfferRun(), RoundOpened(RoundRef(1, 1)))
+    assert isinstance(effects[2], StartTimer)
+
+
+def test_the_commit_of_a_round_and_the_opening_of_the_next_are_one_step() -> None:
+    run, effects = drive(started(), *committing(1))
+    assert run.current is not None
+    assert (run.model_hash, run.current.ref) == ("m1", RoundRef(2, 1))
+    assert [type(effect) for effect in effects] == [
+        PublishModel,
+        CloseRound,
+        RoundOpened,
+        PersistCohort,
+    ]
+
+
+def test_a_round_starts_from_the_model_of_the_round_before() -> None:
+    run, effects = drive(started(), *committing(1), in_round(2, 1, CohortPersisted(1)))
+    trains = [effect for effect in effects if isinstance(effect, SendTrain)]
+    assert [train.model_hash for train in trains] == ["m1"]
+    assert run.current is not None and run.current.model_hash == "m1"
+
+
+def test_the_last_commit_completes_the_run() -> None:
+    run, effects = drive(started(), *committing(1), *committing(2))
+    assert run.state is RunState.COMPLETED
+    assert effects[-1] == EndRun(True, "m2", "")
+
+
+def test_an_aborted_attempt_is_followed_by_another_from_the_same_model() -> None:
+    run, effects = drive(started(), *failing(1, 1))
+    assert run.current is not None
+    assert (run.current.ref, run.current.model_hash) == (RoundRef(1, 2), "m0")
+    assert RoundOpened(RoundRef(1, 2)) in effects
+
+
+def test_too_many_aborted_attempts_in_a_row_pause_the_run_and_say_why() -> None:
+    run, effects = drive(started(), *failing(1, 1), *failing(1, 2))
+    assert run.state is RunState.PAUSED
+    assert run.reason == "round 1 failed 2 times, last: no"
+    assert effects[-1] == RunPaused(run.reason)
+
+
+def test_a_commit_forgives_earlier_failures() -> None:
+    run, _ = drive(started(), *failing(1, 1), *committing(1, 2), *failing(2, 1))
+    assert (run.state, run.failures) == (RunState.RUNNING, 1)
+
+
+def test_resume_opens_a_new_attempt_and_counts_anew() -> None:
+    paused, _ = drive(started(), *failing(1, 1), *failing(1, 2))
+    run, effects = advance(paused, Resume(5))
+    assert run.current is not None
+    assert (run.state, run.failures, run.reason) == (RunState.RUNNING, 0, "")
+    assert run.current.ref == RoundRef(1, 3)
+    assert OfferRun() in effects
+
+
+def test_a_pause_aborts_the_attempt_and_no_retry_follows() -> None:
+    run, effects = advance(started(), Pause("disk full"))
+    assert run.current is not None
+    assert (run.state, run.current.state) == (RunState.PAUSED, RoundState.ABORTED)
+    assert [type(effect) for effect in effects] == [CloseRound, RunPaused]
+
+
+@pytest.mark.parametrize("before", [Run(TERMS, "m0"), started(), drive(started(), Pause("x"))[0]])
+def test_an_operator_can_abort_a_run_that_is_not_over(before: Run) -> None:
+    run, effects = advance(before, AbortRun("enough"))
+    assert run.state is RunState.ABORTED
+    assert effects[-1] == EndRun(False, "m0", "enough")
+    assert [effect for effect in effects if isinstance(effect, PublishModel)] == []
+
+
+@pytest.mark.parametrize(
+    ("before", "received"),
+    [
+        (Run(TERMS, "m0"), Resume(1)),
+        (Run(TERMS, "m0"), in_round(1, 1, JoinDeadline())),
+        (started(), Start(1)),
+        (started(), Resume(1)),
+        (drive(started(), Pause("x"))[0], Start(1)),
+        (drive(started(), AbortRun("x"))[0], Resume(1)),
+        (drive(started(), AbortRun("x"))[0], AbortRun("y")),
+    ],
+)
+def test_what_the_table_does_not_name_is_an_error_that_names_both(
+    before: Run, received: RunInput
+) -> None:
+    with pytest.raises(IllegalTransitionError) as caught:
+        advance(before, received)
+    assert before.state.value in caught.value.what
+    assert type(received).__name__ in caught.value.what
+
+
+def test_an_update_for_an_earlier_attempt_is_stale_and_an_old_timer_means_nothing() -> None:
+    run, _ = drive(started(), *failing(1, 1))
+    with pytest.raises(StaleRoundError):
+        advance(run, in_round(1, 1, UpdateAccepted("a", "a1")))
+    assert advance(run, in_round(1, 1, JoinDeadline())) == (run, ())
+    assert advance(run, in_round(1, 1, Aggregated("m9"))) == (run, ())
+
+
+def test_a_site_that_joins_twice_is_asked_once() -> None:
+    run, _ = drive(started(), in_round(1, 1, CohortPersisted(1)))
+    assert advance(run, SiteJoined("a")) == (run, ())
+    _, effects = drive(run, SiteLeft("a"), SiteJoined("a"))
+    assert [type(effect) for effect in effects] == [SendTrain]
+
+
+def test_a_stranger_cannot_join() -> None:
+    with pytest.raises(NotOnRosterError):
+        advance(started(), SiteJoined("mallory"))
+
+
+def test_a_run_read_back_goes_on_where_it_stood() -> None:
+    run, _ = drive(started(), *committing(1), in_round(2, 1, CohortPersisted(1)))
+    back = Run.from_json(json.loads(json.dumps(run.to_json())), TERMS)
+    back, effects = advance(back, Restarted(at_ms=7, grace_ms=1))
+    assert [type(effect) for effect in effects] == [StartTimer]
+    assert back.to_json() == run.to_json()
+    back, effects = drive(back, SiteJoined("b"))
+    assert [effect.sites for effect in effects if isinstance(effect, SendTrain)] == [("b",)]
+
+
+def test_a_restart_wakes_no_run_that_waits_for_its_operator() -> None:
+    paused, _ = drive(started(), Pause("x"))
+    assert advance(paused, Restarted(9, 1))[1] == ()

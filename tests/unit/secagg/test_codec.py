@@ -1,0 +1,184 @@
+"""The fixed-point codec: bounds, headroom, unbiased rounding, order."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpalm.errors import CodecOverflowError, LayoutMismatchError, NonFiniteUpdateError
+from fedpalm.secagg.codec import FixedPointCodec, add_into
+
+KEY = bytes(range(32))
+
+sites = st.integers(1, 200)
+clips = st.floats(1e-6, 1024, allow_nan=False)
+max_weights = st.integers(1, 1_000_000)
+
+
+def _codec(**changes: object) -> FixedPointCodec:
+    values = {"sites": 4, "parameters": 5, "clip_abs": 0.5, "max_weight": 100, **changes}
+    return FixedPointCodec(**values)  # type: ignore[arg-type]
+
+
+def _vector(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
+
+
+def _decode(codec: FixedPointCodec, encoded: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    return (
+        codec.decode_deltas(encoded[: codec.parameters]),
+        codec.decode_stats(encoded[codec.parameters :]),
+    )
+
+
+@given(n=sites, clip=clips, max_weight=max_weights)
+def test_every_codec_that_exists_has_headroom_for_the_sum_of_the_whole_roster(
+    n: int, clip: float, max_weight: int
+) -> None:
+    try:
+        codec = _codec(sites=n, clip_abs=clip, max_weight=max_weight)
+    except CodecOverflowError:
+        return
+    for scale, bound in ((codec.delta_scale, max_weight * clip), (codec.stat_scale, max_weight)):
+        assert math.log2(scale).is_integer()
+        # Stochastic rounding may go to the next integer above the scaled bound.
+        assert n * (math.ceil(bound * scale) + 1) < 2**31
+
+
+@given(n=sites, clip=clips, max_weight=max_weights, sign=st.sampled_from([-1.0, 1.0]))
+def test_the_largest_contributions_of_all_sites_add_up_without_wrapping(
+    n: int, clip: float, max_weight: int, sign: float
+) -> None:
+    try:
+        codec = _codec(sites=n, clip_abs=clip, max_weight=max_weight)
+    except CodecOverflowError:
+        return
+    delta = np.full(5, sign * np.float32(3e38), dtype=np.float32)
+    one = codec.encode(delta, max_weight, {}, KEY)
+    total = np.zeros_like(one)
+    for _ in range(n):
+        add_into(total, one)
+    deltas, stats = _decode(codec, total)
+    np.testing.assert_allclose(
+        deltas, sign * n * max_weight * clip, rtol=0, atol=1.01 * n / codec.delta_scale
+    )
+    assert stats["weight"] == pytest.approx(n * max_weight, abs=1.01 * n / codec.stat_scale)
+
+
+@given(
+    st.lists(st.floats(-0.5, 0.5, width=32), min_size=5, max_size=5),
+    st.floats(0, 100),
+    st.binary(min_size=32, max_size=32),
+)
+def test_one_contribution_comes_back_within_one_unit_of_its_scale(
+    values: list[float], weight: float, key: bytes
+) -> None:
+    codec = _codec()
+    delta = _vector(*values)
+    deltas, stats = _decode(codec, codec.encode(delta, weight, {}, key))
+    wanted = weight * delta.astype(np.float64)
+    assert (np.abs(deltas - wanted) < 1.0001 / codec.delta_scale).all()
+    assert abs(stats["weight"] - weight) < 1.0001 / codec.stat_scale
+
+
+def test_rounding_is_unbiased() -> None:
+    codec = _codec(parameters=200_000)
+    value = np.float32(0.37)
+    delta = np.full(codec.parameters, value, dtype=np.float32)
+    weight = 1.25 / codec.delta_scale / float(value)  # every product is 1.25 units
+    encoded = codec.encode(delta, weight, {}, KEY)[: codec.parameters].view(np.int32)
+    assert set(np.unique(encoded).tolist()) == {1, 2}
+    # Binomial: standard deviation of the mean is sqrt(0.25 * 0.75 / 200000) = 0.00097.
+    assert abs(encoded.mean() - 1.25) < 5 * 0.00097
+
+
+def test_rounding_of_negative_values_is_unbiased_too() -> None:
+    codec = _codec(parameters=200_000)
+    delta = np.full(codec.parameters, np.float32(-0.37), dtype=np.float32)
+    weight = 1.25 / codec.delta_scale / float(np.float32(0.37))
+    encoded = codec.encode(delta, weight, {}, KEY)[: codec.parameters].view(np.int32)
+    assert abs(encoded.mean() + 1.25) < 5 * 0.00097
+
+
+@given(st.integers(0, 2**32 - 1), st.permutations(range(6)))
+def test_the_sum_does_not_depend_on_the_order(seed: int, order: list[int]) -> None:
+    codec = _codec(sites=6, parameters=300)
+    rng = np.random.default_rng(seed)
+    parts = [
+        codec.encode(
+            rng.normal(0, 1, 300).astype(np.float32), float(rng.uniform(0, 100)), {}, rng.bytes(32)
+        )
+        for _ in range(6)
+    ]
+    forward, shuffled = np.zeros_like(parts[0]), np.zeros_like(parts[0])
+    for part in parts:
+        add_into(forward, part)
+    for index in order:
+        add_into(shuffled, parts[index])
+    np.testing.assert_array_equal(forward, shuffled)
+
+
+def test_the_same_key_gives_the_same_integers_and_another_key_others() -> None:
+    codec = _codec(parameters=1000)
+    delta = np.random.default_rng(1).normal(0, 0.1, 1000).astype(np.float32)
+    first = codec.encode(delta, 3, {}, KEY)
+    np.testing.assert_array_equal(first, codec.encode(delta, 3, {}, KEY))
+    assert (first != codec.encode(delta, 3, {}, bytes(32))).any()
+
+
+def test_blocks_leave_no_seam() -> None:
+    """Longer than a block: each value is encoded as if it were alone with its share of keystream."""
+    codec = _codec(parameters=(1 << 16) + 3)
+    delta = np.linspace(-0.5, 0.5, codec.parameters, dtype=np.float32)
+    deltas, _ = _decode(codec, codec.encode(delta, 100, {}, KEY))
+    assert (np.abs(deltas - 100 * delta.astype(np.float64)) < 1.0001 / codec.delta_scale).all()
+
+
+def test_statistics_ride_behind_the_weight_and_may_be_negative() -> None:
+    codec = _codec(stats=("weight", "loss", "gain"))
+    encoded = codec.encode(_vector(0, 0, 0, 0, 0), 10, {"loss": -7.5, "gain": 2.25}, KEY)
+    assert encoded.nbytes == codec.payload_bytes == 4 * 8
+    _, stats = _decode(codec, encoded)
+    unit = 1.0001 / codec.stat_scale
+    wanted = {"weight": 10.0, "loss": -7.5, "gain": 2.25}
+    assert {n: stats[n] == pytest.approx(v, abs=unit) for n, v in wanted.items()} == dict.fromkeys(
+        wanted, True
+    )
+
+
+@pytest.mark.parametrize("weight", [-0.1, 100.1, math.nan, math.inf])
+def test_a_weight_outside_the_plans_bound_is_refused(weight: float) -> None:
+    with pytest.raises(CodecOverflowError):
+        _codec().encode(_vector(0, 0, 0, 0, 0), weight, {}, KEY)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_delta_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(NonFiniteUpdateError):
+        _codec().encode(_vector(0, 0, value, 0, 0), 1, {}, KEY)
+
+
+@pytest.mark.parametrize("delta", [np.zeros(4, np.float32), np.zeros(5, np.float64)])
+def test_a_delta_of_another_shape_or_type_is_refused(delta: np.ndarray) -> None:
+    with pytest.raises(LayoutMismatchError):
+        _codec().encode(delta, 1, {}, KEY)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sites": 0},
+        {"clip_abs": 0.0},
+        {"clip_abs": math.inf},
+        {"stats": ()},
+        {"sites": 2**25},
+        {"clip_abs": 1e-12, "max_weight": 1},
+    ],
+)
+def test_parameters_without_headroom_or_meaning_make_no_codec(changes: dict[str, object]) -> None:
+    with pytest.raises(CodecOverflowError):
+        _codec(**changes)
