@@ -221,7 +221,7 @@ def test_approving_twice_keeps_the_first_consent(asked):
 
 
 def test_a_proposal_for_another_plan_or_a_second_release_is_refused(asked):
-    site, exchange = asked
+    site, _ = asked
     run = site.store.run("toy-1")
     with pytest.raises(RefusedError, match="another plan"):
         site.desk.propose(run, "exchange-2", bytes(32))
