@@ -21,10 +21,10 @@ CREATE TABLE runs (
 
 -- One row an attempt, written in the same transaction as runs.state; history, and what status shows.
 CREATE TABLE attempts (
-    run_id     TEXT NOT NULL REFERENCES runs,
+    run_id     TEXT NOT NULL REFERENCES runs,    -- table runs
     round      INTEGER NOT NULL,                 -- from 1
     attempt    INTEGER NOT NULL,                 -- from 1 in each round
-    opened_ms  INTEGER NOT NULL,
+    opened_ms  INTEGER NOT NULL,                 -- when it began to wait for sites
     cohort     TEXT NOT NULL DEFAULT '[]',       -- JSON list of sites; empty until sealed
     closed_ms  INTEGER NOT NULL DEFAULT 0,       -- 0: not over
     model_hash TEXT NOT NULL DEFAULT '',         -- committed model; empty if aborted or not over
@@ -34,35 +34,35 @@ CREATE TABLE attempts (
 
 -- A row here is what a receipt says: the whole update is valid and on disk.
 CREATE TABLE updates (
-    run_id        TEXT NOT NULL REFERENCES runs,
-    round         INTEGER NOT NULL,
-    attempt       INTEGER NOT NULL,
-    site          TEXT NOT NULL,
+    run_id        TEXT NOT NULL REFERENCES runs, -- table runs
+    round         INTEGER NOT NULL,              -- as in table attempts
+    attempt       INTEGER NOT NULL,              -- as in table attempts
+    site          TEXT NOT NULL,                 -- whose it is
     payload_hash  TEXT NOT NULL,                 -- of the encoded update
-    payload_bytes INTEGER NOT NULL,
+    payload_bytes INTEGER NOT NULL,              -- length
     received_ms   INTEGER NOT NULL,              -- told again, unchanged, with every copy of the receipt
     PRIMARY KEY (run_id, round, attempt, site)
 ) STRICT;
 
 CREATE TABLE models (
-    run_id       TEXT NOT NULL REFERENCES runs,
+    run_id       TEXT NOT NULL REFERENCES runs,  -- table runs
     round        INTEGER NOT NULL,               -- round that committed it; 0: the initial model
     model_hash   TEXT NOT NULL,                  -- file models/<hash>.f32, unless deleted by keep_models
-    committed_ms INTEGER NOT NULL,
+    committed_ms INTEGER NOT NULL,               -- when its commit was stored
     PRIMARY KEY (run_id, round)
 ) STRICT;
 
 CREATE TABLE exchanges (
-    exchange_id TEXT PRIMARY KEY,
-    run_id      TEXT NOT NULL REFERENCES runs,
+    exchange_id TEXT PRIMARY KEY,                -- chosen at the start
+    run_id      TEXT NOT NULL REFERENCES runs,   -- table runs
     state       TEXT NOT NULL,                   -- JSON of fedpalm.exchange.machine.ExchangeMachine
-    created_ms  INTEGER NOT NULL
+    created_ms  INTEGER NOT NULL                 -- when the operator started it
 ) STRICT;
 
 -- Public statements: a site's signed yes, relayed to every other site as it came.
 CREATE TABLE consents (
-    exchange_id TEXT NOT NULL REFERENCES exchanges,
-    site        TEXT NOT NULL,
+    exchange_id TEXT NOT NULL REFERENCES exchanges, -- table exchanges
+    site        TEXT NOT NULL,                   -- whose it is
     consent     BLOB NOT NULL,                   -- canonical JSON of statement, signature and certificates
     PRIMARY KEY (exchange_id, site)
 ) STRICT;
@@ -70,21 +70,21 @@ CREATE TABLE consents (
 -- Ciphertext only, sealed from site to site; the coordinator has no key to any of it. The bytes lie
 -- in spool/ and are erased when the exchange is over; the row stays.
 CREATE TABLE sealed_experts (
-    exchange_id   TEXT NOT NULL REFERENCES exchanges,
-    sender        TEXT NOT NULL,
-    recipient     TEXT NOT NULL,
+    exchange_id   TEXT NOT NULL REFERENCES exchanges, -- table exchanges
+    sender        TEXT NOT NULL,                 -- site that sealed it
+    recipient     TEXT NOT NULL,                 -- site that alone can open it
     payload_hash  TEXT NOT NULL,                 -- of the sealed bytes
-    payload_bytes INTEGER NOT NULL,
-    received_ms   INTEGER NOT NULL,
+    payload_bytes INTEGER NOT NULL,              -- length
+    received_ms   INTEGER NOT NULL,              -- when it was whole and verified
     PRIMARY KEY (exchange_id, sender, recipient)
 ) STRICT;
 
 -- What operators did, in order.
 CREATE TABLE operator_events (
-    seq      INTEGER PRIMARY KEY,
-    at_ms    INTEGER NOT NULL,
+    seq      INTEGER PRIMARY KEY,                -- order
+    at_ms    INTEGER NOT NULL,                   -- when it was asked
     operator TEXT NOT NULL,                      -- name in the operator's certificate
     action   TEXT NOT NULL,                      -- submit, start, abort, resume, exchange start, exchange cancel
-    run_id   TEXT NOT NULL,
+    run_id   TEXT NOT NULL,                      -- table runs
     detail   TEXT NOT NULL DEFAULT ''            -- the reason given, if any
 ) STRICT;

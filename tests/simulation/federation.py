@@ -100,7 +100,7 @@ class SimulatedFederation:
 
     def __init__(self, root: Path, plan: Plan, order: random.Random | None = None) -> None:
         self.root, self.plan, self.clock = root, plan, FakeClock()
-        self.order = order or random.Random(0)  # noqa: S311
+        self.order = order or random.Random(0)
         self.inbox: dict[str, deque[pb.Instruction]] = {}
         self.free_bytes = 1 << 40
         self.kill_before_sum = self.kill_after_sum = False

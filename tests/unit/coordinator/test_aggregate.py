@@ -1,0 +1,125 @@
+"""The sum: exact, in any order, in little memory, and never half written."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator.aggregate import BLOCK_VALUES, aggregate
+from coordinator.spool import Spool
+from fedpalm.errors import IntegrityError, NonFiniteUpdateError, ResourceError
+from fedpalm.methods.rules import WeightedMean
+from fedpalm.secagg.codec import FixedPointCodec
+
+
+class Bench:
+    """Files of a round: a global model and updates of ``sites`` sites."""
+
+    def __init__(self, root: Path, sites: int, parameters: int, weights: list[float] | None = None):
+        self.spool = Spool(root / "models", root / "spool")
+        self.codec = FixedPointCodec(sites, parameters, clip_abs=0.5, max_weight=100)
+        rng = np.random.default_rng(4)
+        self.params = rng.normal(0, 1, parameters).astype("<f4")
+        name = hashlib.sha256(self.params.tobytes()).hexdigest()
+        self.model = self.spool.model(name)
+        self.model.write_bytes(self.params.tobytes())
+        self.updates = []
+        self.encoded = []
+        for number in range(sites):
+            delta = rng.normal(0, 0.1, parameters).astype(np.float32)
+            weight = weights[number] if weights else float(rng.integers(1, 100))
+            self.encoded.append(self.codec.encode(delta, weight, {}, rng.bytes(32)))
+            self.updates.append(root / f"update-{number}")
+            self.updates[-1].write_bytes(self.encoded[-1].astype("<u4").tobytes())
+
+    def run(self, updates: list[Path] | None = None) -> str:
+        return aggregate(
+            self.codec,
+            WeightedMean(),
+            self.model,
+            self.updates if updates is None else updates,
+            self.spool.model,
+        )
+
+    def read(self, model_hash: str) -> np.ndarray:
+        return np.fromfile(self.spool.model(model_hash), dtype="<f4")
+
+
+@pytest.fixture
+def make(tmp_path: Path):  # type: ignore[no-untyped-def]
+    return lambda **kw: Bench(tmp_path, **kw)
+
+
+@pytest.mark.parametrize("parameters", [1, BLOCK_VALUES - 1, BLOCK_VALUES, 2 * BLOCK_VALUES + 3])
+def test_the_sum_is_what_plain_64_bit_integers_give(make, parameters: int) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=5, parameters=parameters)
+    total = sum(one.view(np.int32).astype(np.int64) for one in bench.encoded)
+    weight = total[-1] / bench.codec.stat_scale
+    wanted = bench.params + total[:-1] / bench.codec.delta_scale / weight
+    np.testing.assert_array_equal(bench.read(bench.run()), wanted.astype(np.float32))
+
+
+def test_the_result_is_named_by_its_hash(make) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=3, parameters=1000)
+    model_hash = bench.run()
+    data = bench.spool.model(model_hash).read_bytes()
+    assert hashlib.sha256(data).hexdigest() == model_hash
+
+
+def test_any_order_gives_the_same_bytes(make) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=9, parameters=3000)
+    orders = [random.Random(seed).sample(bench.updates, 9) for seed in range(5)]
+    assert len({bench.run(order) for order in orders}) == 1
+
+
+def test_a_total_weight_of_zero_is_no_update(make) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=2, parameters=50, weights=[0.0, 0.0])
+    assert bench.run() == bench.model.name.removesuffix(".f32")
+
+
+def test_memory_grows_neither_with_the_model_nor_with_the_sites(make) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=24, parameters=20 * BLOCK_VALUES)
+    bench.run(bench.updates[:1])
+    tracemalloc.start()
+    bench.run()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    block = 8 * BLOCK_VALUES
+    assert peak < 8 * block < bench.model.stat().st_size
+
+
+@pytest.mark.parametrize("length", [0, 100, -4, +4])
+def test_a_file_of_another_size_stops_the_sum(make, length: int) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=3, parameters=1000)
+    whole = bench.updates[1].read_bytes()
+    changed = whole + b"abcd" if length > 0 and length < 10 else whole[: length or 0]
+    bench.updates[1].write_bytes(changed)
+    with pytest.raises(IntegrityError):
+        bench.run()
+    assert [path.name for path in bench.spool.models.iterdir()] == [bench.model.name]
+
+
+def test_a_step_out_of_the_range_of_float32_commits_nothing(make) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=2, parameters=10)
+    bench.model.write_bytes(np.full(10, 3.4e38, dtype="<f4").tobytes())
+
+    class Doubling(WeightedMean):
+        def step(self, params, total, stats):  # type: ignore[no-untyped-def]
+            with np.errstate(over="ignore"):
+                return (params.astype(np.float64) * 2).astype(np.float32)
+
+    with pytest.raises(NonFiniteUpdateError):
+        aggregate(bench.codec, Doubling(), bench.model, bench.updates, bench.spool.model)
+    assert [path.name for path in bench.spool.models.iterdir()] == [bench.model.name]
+
+
+def test_a_missing_file_is_named_a_matter_of_the_disk(make) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=2, parameters=10)
+    bench.updates[0].unlink()
+    with pytest.raises(ResourceError, match="could not be formed"):
+        bench.run()

@@ -1,0 +1,140 @@
+"""The store: durable, all or nothing, and only of this version."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from coordinator.run_records import RunRecords, UpdateRow
+from coordinator.store import SCHEMA_VERSION, Store
+from fedpalm.errors import ConfigError, IntegrityError, NotFoundError, ResourceError
+from fedpalm.rounds.events import CloseRound, PersistCohort, PublishModel, RoundRef
+from fedpalm.rounds.run import RoundOpened, Run, RunTerms, Start, advance
+from tests.simulation.federation import rehearsal_plan
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.sqlite3"
+
+
+def test_a_new_store_keeps_what_was_committed_and_only_that(path: Path) -> None:
+    with Store.open(path) as store:
+        store.admit_site("amber", "f1", admitted_ms=1, expires_ms=2)
+        with pytest.raises(RuntimeError), store.transaction("half a step") as db:
+            db.execute("DELETE FROM sites")
+            raise RuntimeError("the process thinks better of it")
+    with Store.open(path) as store:
+        assert [row.site for row in store.sites()] == ["amber"]
+
+
+def test_it_waits_for_the_disk_at_every_commit(path: Path) -> None:
+    with Store.open(path) as store:
+        assert store.query("PRAGMA journal_mode") == [("wal",)]
+        assert store.query("PRAGMA synchronous") == [(2,)]
+        assert store.query("PRAGMA foreign_keys") == [(1,)]
+
+
+def test_only_its_owner_can_read_it(path: Path) -> None:
+    Store.open(path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_store_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
+    Store.open(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(ConfigError, match="newer version"):
+        Store.open(path)
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION + 1,)
+
+
+def test_a_file_that_is_no_store_is_refused(path: Path) -> None:
+    path.write_bytes(b"not a database" * 1000)
+    with pytest.raises(IntegrityError):
+        Store.open(path)
+
+
+def test_a_store_that_cannot_be_written_names_the_step_that_failed(path: Path) -> None:
+    with Store.open(path) as store:
+        store.query("PRAGMA busy_timeout = 1")
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ResourceError, match="admission of a site was not stored"):
+            store.admit_site("amber", "f1", admitted_ms=1, expires_ms=2)
+        other.execute("ROLLBACK")
+        other.close()
+        store.admit_site("amber", "f1", admitted_ms=1, expires_ms=2)
+        assert store.site("amber").fingerprint == "f1"
+
+
+def test_a_second_admission_replaces_the_certificate_and_keeps_the_history(path: Path) -> None:
+    with Store.open(path) as store:
+        store.admit_site("amber", "f1", admitted_ms=1, expires_ms=2)
+        store.site_seen("amber", 77, "1.2.3")
+        store.site_seen("amber", 78)
+        store.admit_site("amber", "f2", admitted_ms=3, expires_ms=4)
+        row = store.site("amber")
+    assert (row.fingerprint, row.admitted_ms, row.expires_ms) == ("f2", 3, 4)
+    assert (row.last_seen_ms, row.software_version) == (78, "1.2.3")
+
+
+def test_an_unknown_site_is_not_found(path: Path) -> None:
+    with Store.open(path) as store, pytest.raises(NotFoundError):
+        store.site("mallory")
+
+
+def test_every_column_of_the_schema_says_what_it_holds() -> None:
+    schema = (resources.files("coordinator") / "schema.sql").read_text()
+    columns = re.findall(r"^    ([a-z_]+ +(?:TEXT|INTEGER|BLOB).*)$", schema, re.M)
+    assert len(columns) > 30
+    assert [column for column in columns if " -- " not in column] == []
+
+
+def test_a_run_and_everything_that_happened_in_it_come_back(path: Path) -> None:
+    plan = rehearsal_plan(sites=3, rounds=2)
+    ref = RoundRef(1, 1)
+    update = UpdateRow("r", ref, "site-000", "ab" * 32, 392, 9)
+    with Store.open(path) as store:
+        records = RunRecords(store)
+        records.create("r", plan, 5)
+        run, _ = advance(Run(RunTerms.of(plan), plan.initial_model), Start(6))
+        records.save("r", run, (RoundOpened(ref), PersistCohort(ref, ("site-000",))), 6)
+        records.save("r", run, (), 9, update)
+        records.save(
+            "r", run, (PublishModel(ref, "cd" * 32), CloseRound(ref, True, "cd" * 32, "")), 10
+        )
+    with Store.open(path) as store:
+        records = RunRecords(store)
+        (back,) = records.load()
+        assert (back.run_id, back.plan, back.created_ms) == ("r", plan, 5)
+        assert back.run.to_json() == run.to_json()
+        assert records.update("r", ref, "site-000") == update
+        assert records.updates("r", ref) == {"site-000": update}
+        assert records.update("r", ref, "site-001") is None
+        assert records.models("r") == {0: plan.initial_model, 1: "cd" * 32}
+        assert store.query("SELECT cohort, closed_ms, model_hash FROM attempts") == [
+            ('["site-000"]', 10, "cd" * 32)
+        ]
+        with pytest.raises(NotFoundError, match="0 to 1"):
+            records.model("r", 2)
+
+
+def test_an_advance_that_cannot_be_stored_whole_is_not_stored_at_all(path: Path) -> None:
+    plan = rehearsal_plan(sites=3, rounds=2)
+    ref = RoundRef(1, 1)
+    with Store.open(path) as store:
+        records = RunRecords(store)
+        records.create("r", plan, 5)
+        run, _ = advance(Run(RunTerms.of(plan), plan.initial_model), Start(6))
+        twice = (RoundOpened(ref), RoundOpened(ref))
+        with pytest.raises(sqlite3.IntegrityError):
+            records.save("r", run, twice, 6)
+        (back,) = records.load()
+        assert back.run.state == "created"
+        assert store.query("SELECT * FROM attempts") == []
