@@ -117,13 +117,21 @@ class Connection:
     async def upload(
         self, method: Method, requests: AsyncIterable[Message], *, deadline_s: float
     ) -> Any:
-        """Requests as fast as they are taken, one reply; the coordinator may reply before the end."""
+        """A header, then chunks as fast as they are taken; one reply, maybe before the end.
+
+        After the first request it waits until the coordinator asks for the second, so that payloads
+        which have to wait for their turn wait here and not in the coordinator's memory.
+        """
         call = method.call(timeout=deadline_s, wait_for_ready=False)
         ending = Ending(call)
         try:
             try:
+                first = True
                 async for request in requests:
+                    if not first:
+                        await call.initial_metadata()
                     await call.write(request)
+                    first = False
                 await call.done_writing()
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 pass  # The call is over already; awaiting it says how.

@@ -125,14 +125,16 @@ class _Guarded:
     async def stream_unary(self, wire_stream: AsyncIterable[bytes], context: Context) -> Any:
         async with self._errors_as_status(context):
             admission = _Admission(self._gate, self._method, context)
-            return await self._handler(self._requests(wire_stream, admission), context)
+            requests = _in_turn(self._requests(wire_stream, admission), context)
+            return await self._handler(requests, context)
 
     async def stream_stream(
         self, wire_stream: AsyncIterable[bytes], context: Context
     ) -> AsyncIterator[Any]:
         async with self._errors_as_status(context):
             admission = _Admission(self._gate, self._method, context)
-            replies = self._handler(self._requests(wire_stream, admission), context)
+            requests = self._requests(wire_stream, admission)
+            replies = self._handler(requests, context)
             async with aclosing(replies):
                 async for reply in replies:
                     admission.renew()
@@ -206,6 +208,19 @@ class _Admission:
     def _admit(self) -> None:
         self._gate.admit(self._method, self._context)
         self._at = self._gate.clock.now()
+
+
+async def _in_turn(requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
+    """The same requests; the sender learns when the second is wanted, and waits until then.
+
+    So a handler that has the header decides how many payloads are under way at once.
+    """
+    said = False
+    async for request in requests:
+        yield request
+        if not said:
+            await context.send_initial_metadata(())
+            said = True
 
 
 @asynccontextmanager

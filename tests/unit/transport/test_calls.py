@@ -489,6 +489,50 @@ async def test_the_coordinator_may_answer_before_the_upload_has_ended() -> None:
 
 
 @in_loop
+async def test_a_payload_waits_at_its_sender_until_the_handler_wants_it() -> None:
+    turn, seen, sent = asyncio.Event(), asyncio.Event(), 0
+
+    class OneAtATime(Recorder):
+        async def UploadUpdate(
+            self, requests: AsyncIterator[UploadRequest], context: Any
+        ) -> Receipt:
+            await anext(requests)
+            seen.set()
+            await turn.wait()
+            async for _ in requests:
+                pass
+            return Receipt(payload_hash=HASH)
+
+    async def counted() -> AsyncIterator[UploadRequest]:
+        nonlocal sent
+        for _ in range(5):
+            yield UploadRequest(chunk=Chunk(data=b"x"))
+            sent += 1
+
+    async with Pair(OneAtATime()) as pair:
+        upload = asyncio.create_task(
+            pair.connection.upload(
+                pair.connection.federation.UploadUpdate, counted(), deadline_s=20
+            )
+        )
+        await seen.wait()
+        await asyncio.sleep(0.1)
+        assert sent == 1
+        turn.set()
+        assert await upload == Receipt(payload_hash=HASH)
+        assert sent == 5
+
+
+@in_loop
+async def test_an_upload_of_nothing_reaches_its_handler() -> None:
+    async with Pair() as pair:
+        receipt = await pair.connection.upload(
+            pair.connection.federation.UploadUpdate, chunks(), deadline_s=10
+        )
+        assert receipt.payload_bytes == 0
+
+
+@in_loop
 async def test_an_error_of_the_sender_s_own_ends_the_upload_and_comes_out() -> None:
     async def breaks() -> AsyncIterator[UploadRequest]:
         yield UploadRequest(chunk=Chunk(data=b"x"))
