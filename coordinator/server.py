@@ -8,8 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from fedpalm.clock import Clock, SystemClock
 from fedpalm.errors import ConfigError, IdentityError, StateError, UnavailableError
@@ -66,26 +66,43 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     coordinator = Coordinator.build(home, settings, identity, store, clock)
-    for address in _addresses(home, settings.listen):
+    async with listening(coordinator, home) as address:
+        sys.stdout.write(f"ready: coordinator of {settings.federation} on {address}\n")
+        sys.stdout.flush()
+        await stop.wait()
+        log.info("stopping")
+
+
+@asynccontextmanager
+async def listening(coordinator: Coordinator, home: Home) -> AsyncIterator[str]:
+    """Take up unfinished runs and serve; yields the bound ``host:port``, which is also written down.
+
+    Raises:
+        UnavailableError: the address cannot be bound.
+        HashMismatchError, NotFoundError: the global model of an unfinished run is damaged.
+    """
+    listen = coordinator.settings.listen
+    for address in _addresses(home, listen):
         try:
             server = build_server(
-                identity, address, roles=SERVICE_ROLES, authorise=coordinator.authorise, clock=clock
+                coordinator.identity,
+                address,
+                roles=SERVICE_ROLES,
+                authorise=coordinator.authorise,
+                clock=coordinator.clock,
             )
             break
         except UnavailableError:
-            if address == settings.listen:
+            if address == listen:
                 raise
     add_FederationServicer_to_server(FederationService(coordinator), server)  # type: ignore[no-untyped-call]
     add_OperatorServicer_to_server(OperatorService(coordinator), server)  # type: ignore[no-untyped-call]
-    coordinator.start()
-    await server.start()
-    listening = f"{settings.listen.rpartition(':')[0]}:{bound_port(server)}"
-    write_public(home.listen, f"{listening}\n".encode())
-    sys.stdout.write(f"ready: coordinator of {settings.federation} on {listening}\n")
-    sys.stdout.flush()
     try:
-        await stop.wait()
-        log.info("stopping")
+        coordinator.start()
+        await server.start()
+        bound = f"{listen.rpartition(':')[0]}:{bound_port(server)}"
+        write_public(home.listen, f"{bound}\n".encode())
+        yield bound
     finally:
         await coordinator.driver.stop()
         await server.stop(STOP_GRACE_S)

@@ -1,0 +1,178 @@
+"""A coordinator that really listens, in this process, and callers of it that say what they like."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coordinator.config import CoordinatorSettings, Home
+from coordinator.server import listening
+from coordinator.state import Coordinator
+from coordinator.store import Store
+from fedpalm.clock import SystemClock
+from fedpalm.methods.rehearsal import rehearsal_vector
+from fedpalm.pki.bundle import TlsIdentity
+from fedpalm.pki.fingerprint import fingerprint
+from fedpalm.pki.identity import Role
+from fedpalm.plan import Plan
+from fedpalm.transport.channel import Connection
+from fedpalm.transport.chunks import send_buffer
+from fedpalm.wire.v1 import federation_pb2 as f
+from fedpalm.wire.v1 import operator_pb2 as o
+from tests.support.pki import TestAuthority
+
+DEADLINE_S = 20.0
+
+
+@dataclass
+class Operator:
+    """Calls of the operator service."""
+
+    connection: Connection
+
+    async def call(self, method: str, request: Any) -> Any:
+        return await self.connection.unary(
+            getattr(self.connection.operator, method), request, deadline_s=DEADLINE_S
+        )
+
+    async def submit(self, plan: Plan, model: bytes | None = None) -> o.SubmitPlanReply:
+        vector = rehearsal_vector(plan.model_layout, plan.draft.seed).astype("<f4").tobytes()
+
+        async def parts() -> AsyncIterator[o.SubmitPlanRequest]:
+            yield o.SubmitPlanRequest(plan=plan.to_bytes())
+            async for chunk in send_buffer(vector if model is None else model):
+                yield o.SubmitPlanRequest(chunk=chunk)
+
+        return await self.connection.upload(
+            self.connection.operator.SubmitPlan, parts(), deadline_s=DEADLINE_S
+        )
+
+    async def start(self, plan: Plan) -> str:
+        reply = await self.submit(plan)
+        await self.call("StartRun", o.RunRef(run_id=reply.run_id))
+        return str(reply.run_id)
+
+
+@dataclass
+class Site:
+    """Calls of the federation service under one site's certificate."""
+
+    name: str
+    connection: Connection
+
+    async def call(self, method: str, request: Any) -> Any:
+        return await self.connection.unary(
+            getattr(self.connection.federation, method), request, deadline_s=DEADLINE_S
+        )
+
+    @asynccontextmanager
+    async def instructions(self) -> AsyncIterator[AsyncIterator[f.Instruction]]:
+        """What the coordinator says, heartbeats left out."""
+        stream = self.connection.stream(
+            self.connection.federation.Instructions,
+            f.InstructionsRequest(site_id=self.name),
+            idle_s=DEADLINE_S,
+        )
+
+        async def telling() -> AsyncIterator[f.Instruction]:
+            async for one in stream:
+                if one.WhichOneof("kind") != "heartbeat":
+                    yield one
+
+        async with aclosing(stream):  # type: ignore[type-var]
+            yield telling()
+
+    async def join(self, run_id: str, plan: Plan) -> None:
+        await self.call(
+            "JoinRun",
+            f.JoinRunRequest(
+                run_id=run_id,
+                site_id=self.name,
+                plan_hash=plan.hash,
+                layout_hash=plan.model_layout.hash,
+            ),
+        )
+
+    async def download(self, run_id: str, model_hash: bytes, offset: int = 0) -> bytes:
+        request = f.DownloadModelRequest(run_id=run_id, model_hash=model_hash, offset=offset)
+        data = b""
+        async for chunk in self.connection.stream(
+            self.connection.federation.DownloadModel, request, idle_s=DEADLINE_S
+        ):
+            assert chunk.offset == offset + len(data)
+            data += chunk.data
+        return data
+
+    def header(self, order: f.TrainRound, plan: Plan, payload: bytes) -> f.UpdateHeader:
+        return f.UpdateHeader(
+            ref=order.ref,
+            site_id=self.name,
+            plan_hash=plan.hash,
+            model_hash=order.model_hash,
+            payload_hash=hashlib.sha256(payload).digest(),
+            payload_bytes=len(payload),
+        )
+
+    async def upload(
+        self, header: f.UpdateHeader, payload: bytes, offset: int = 0, until: int | None = None
+    ) -> f.Receipt:
+        async def parts() -> AsyncIterator[f.UploadRequest]:
+            yield f.UploadRequest(header=header)
+            async for chunk in send_buffer(payload[:until], offset):
+                yield f.UploadRequest(chunk=chunk)
+
+        return await self.connection.upload(
+            self.connection.federation.UploadUpdate, parts(), deadline_s=DEADLINE_S
+        )
+
+
+@dataclass
+class RunningCoordinator:
+    """Its address, its parts and its people."""
+
+    address: str
+    coordinator: Coordinator
+    authority: TestAuthority
+    people: dict[str, TlsIdentity]
+
+    @asynccontextmanager
+    async def operator(self) -> AsyncIterator[Operator]:
+        async with Connection(self.address, self.people["operator"]) as connection:
+            yield Operator(connection)
+
+    @asynccontextmanager
+    async def site(self, name: str, identity: TlsIdentity | None = None) -> AsyncIterator[Site]:
+        async with Connection(self.address, identity or self.people[name]) as connection:
+            yield Site(name, connection)
+
+
+class World:
+    """A home folder, a CA and people, for coordinators that come and go."""
+
+    def __init__(self, root: Path, *sites: str, **settings: Any) -> None:
+        self.home = Home(root)
+        self.authority = TestAuthority("simulated")
+        self.settings = CoordinatorSettings(
+            federation="simulated", listen="127.0.0.1:0", **{"heartbeat_s": 0.2, **settings}
+        )
+        self.identity = self.authority.enrol(Role.COORDINATOR, "hub")
+        self.people = {"operator": self.authority.enrol(Role.OPERATOR, "olga")}
+        for site in sites:
+            self.people[site] = self.authority.enrol(Role.PARTICIPANT, site)
+            with Store.open(self.home.store) as store:
+                store.admit_site(
+                    site, fingerprint(self.people[site].leaf), admitted_ms=1, expires_ms=2
+                )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[RunningCoordinator]:
+        with Store.open(self.home.store) as store:
+            coordinator = Coordinator.build(
+                self.home, self.settings, self.identity, store, SystemClock()
+            )
+            async with listening(coordinator, self.home) as address:
+                yield RunningCoordinator(address, coordinator, self.authority, self.people)
