@@ -30,6 +30,10 @@ SERVER_OPTIONS: tuple[Option, ...] = (
     *_COMMON,
     # Two processes on one port would each have half of the truth.
     ("grpc.so_reuseport", 0),
+    # Bytes that one upload may have on the way. gRPC's own estimate grows with a loaded machine's
+    # delays to many times that, on each connection.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", CHUNK_BYTES),
     ("grpc.max_concurrent_streams", 64),
     ("grpc.server_handshake_timeout_ms", 10 * _SECOND_MS),
     ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_S * _SECOND_MS),

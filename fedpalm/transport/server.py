@@ -14,6 +14,7 @@ from ..pki.identity import Role
 from . import require_tls_1_3
 from .gate import Gate
 from .limits import MAX_CONCURRENT_CALLS, SERVER_OPTIONS
+from .memory import share_one_arena
 from .peer import Peer, current_peer
 
 __all__ = ["SERVICE_ROLES", "Peer", "bound_port", "build_server", "current_peer"]
@@ -51,6 +52,7 @@ def build_server(
         ConfigError: gRPC was loaded before TLS 1.2 was ruled out.
     """
     require_tls_1_3()
+    share_one_arena()
     gate = Gate(tls.identity.federation, roles, authorise, clock or SystemClock())
     server = grpc.aio.server(
         interceptors=(gate,),
