@@ -15,10 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from google.protobuf.message import Message
 
-from fedpalm import __version__
-from fedpalm.errors import EgressRefusedError, HashMismatchError, NotFoundError, StaleRoundError
+from fedpalm.errors import HashMismatchError, NotFoundError, StaleRoundError
 from fedpalm.exchange.consent import SignedConsent, verify_consents
 from fedpalm.exchange.sealing import seal_expert
 from fedpalm.exchange.site import ExpertsSealed, SiteExchange, SiteState
@@ -28,33 +26,24 @@ from fedpalm.methods.base import SiteUpdate
 from fedpalm.methods.contribution import codec_for, rounding_key
 from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.identity import Identity, Role
-from fedpalm.plan import Plan
 from fedpalm.wire.v1 import federation_pb2 as wire
 
 from .consents import terms_of, to_wire
 from .exchange_book import ExchangeBook
 from .log import SiteLog
-from .outgoing import PASSPORT, OutgoingPayload, PayloadKind, Place, message_bytes
+from .messages import MessageGate
+from .outgoing import OutgoingPayload, PayloadKind, Place
 from .private_content import refuse_private_content
+from .release import refused
 from .store import NewUpdate, SiteStore, StoredUpdate
 
-PROTOCOL_VERSIONS = (1,)
-COORDINATOR_NAME = "coordinator"
 
-
-class EgressGate:
-    """Makes every :class:`OutgoingPayload` of a site.
-
-    Args:
-        identity: who this site is; its signing key signs consents, sealed experts and the log.
-    """
+class EgressGate(MessageGate):
+    """Makes every :class:`OutgoingPayload` of a site; here those that carry weights or a consent."""
 
     def __init__(self, store: SiteStore, log: SiteLog, identity: TlsIdentity) -> None:
-        self._store, self._log, self._identity = store, log, identity
+        super().__init__(store, log, identity)
         self._book = ExchangeBook(store)
-        self.site = identity.identity.name
-        self.federation = identity.identity.federation
-        self.coordinator = Identity(self.federation, Role.COORDINATOR, COORDINATOR_NAME).uri
 
     # --- rounds -----------------------------------------------------------------------------------
 
@@ -86,17 +75,17 @@ class EgressGate:
         plan = self._agreed_plan(run_id)
         agreed = plan.model_layout
         if not agreed.only(OPEN_SET) or _specs(layout) != agreed.tensors:
-            raise _refused("the update's layout is not the open_set.* layout of the plan")
+            raise refused("the update's layout is not the open_set.* layout of the plan")
         if type(update) is not SiteUpdate or type(update.delta) is not np.ndarray:
-            raise _refused(f"{type(update).__name__} is not a site's update")
+            raise refused(f"{type(update).__name__} is not a site's update")
         if update.delta.shape != (agreed.size,) or update.delta.dtype != np.float32:
-            raise _refused(
+            raise refused(
                 f"the delta is {update.delta.dtype} {update.delta.shape}, the plan's float32 "
                 f"({agreed.size},)"
             )
         codec = codec_for(plan)
         if set(update.stats) != set(codec.stats[1:]):
-            raise _refused(f"statistics {sorted(update.stats)[:5]} are not those of the method")
+            raise refused(f"statistics {sorted(update.stats)[:5]} are not those of the method")
         delta = update.delta.copy()
         refuse_private_content(agreed, delta, shared, private)
         encoded = codec.encode(
@@ -163,22 +152,20 @@ class EgressGate:
         """
         exchange = self._exchange(exchange_id)
         if exchange is None or exchange.state not in (SiteState.APPROVED, SiteState.SEALED):
-            raise _refused(f"this site has not approved exchange {exchange_id[:63]!r}")
+            raise refused(f"this site has not approved exchange {exchange_id[:63]!r}")
         plan = self._agreed_plan(exchange.terms.run)
         agreed = plan.released_layout
         if not agreed.only(CLOSED_SET_EXPERT) or _specs(layout) != agreed.tensors:
-            raise _refused(
-                "only the plan's closed_set.expert.* tensors are released in an exchange"
-            )
+            raise refused("only the plan's closed_set.expert.* tensors are released in an exchange")
         terms = terms_of(plan, exchange.terms.run, exchange_id)
         if terms != exchange.terms:
-            raise _refused("the exchange is not about the plan that this site agreed to")
+            raise refused("the exchange is not about the plan that this site agreed to")
         consents = list(consents)
         agreement = verify_consents(
             consents, terms, self._identity.root, now=self._store.clock.now()
         )
         if agreement.party(self.site).consent_hash != exchange.consent_hash:
-            raise _refused("the consent that came back under this site's name is not its own")
+            raise refused("the consent that came back under this site's name is not its own")
         if exchange.state is SiteState.SEALED:
             return self._stored_sealed(exchange_id)
         vector = agreed.flatten(expert)
@@ -187,7 +174,7 @@ class EgressGate:
         hashes: dict[str, bytes] = {}
         with self._store.files(), self._store.transaction() as db:
             if self._exchange(exchange_id) != exchange:
-                raise _refused("the exchange has changed while this site was sealing")
+                raise refused("the exchange has changed while this site was sealing")
             for recipient in terms.others(self.site):
                 sealed = seal_expert(
                     vector,
@@ -242,7 +229,7 @@ class EgressGate:
         """
         exchange = self._exchange(exchange_id)
         if exchange is None or exchange.state in (SiteState.ASKED, SiteState.CANCELLED):
-            raise _refused(f"nobody at this site has answered exchange {exchange_id[:63]!r}")
+            raise refused(f"nobody at this site has answered exchange {exchange_id[:63]!r}")
         place = Place(exchange.terms.run, exchange=exchange_id)
         request = wire.ConsentRequest(ref=self._exchange_ref(place), site_id=self.site)
         if exchange.state is SiteState.DECLINED:
@@ -250,7 +237,7 @@ class EgressGate:
             return self._release(PayloadKind.REFUSAL, request, place)
         consent = self._book.consent(exchange_id)
         if consent is None or consent.consent.hash != exchange.consent_hash:
-            raise _refused("the stored consent is not the one that was approved")
+            raise refused("the stored consent is not the one that was approved")
         request.consent.CopyFrom(to_wire(consent))
         return self._release(PayloadKind.CONSENT, request, place)
 
@@ -266,119 +253,10 @@ class EgressGate:
             payload_bytes=payload.size,
         )
 
-    # --- messages of names, hashes and offsets ----------------------------------------------------
-
-    def release_hello(self) -> OutgoingPayload:
-        request = wire.HelloRequest(
-            protocol_versions=PROTOCOL_VERSIONS, site_id=self.site, software_version=__version__
-        )
-        return self._release(PayloadKind.HELLO, request)
-
-    def release_fetch_plan(self, run_id: str) -> OutgoingPayload:
-        request = wire.FetchPlanRequest(run_id=run_id)
-        return self._release(PayloadKind.FETCH_PLAN, request, Place(run_id))
-
-    def release_join(self, run_id: str) -> OutgoingPayload:
-        """Raises NotFoundError: the run is not stored, so there is nothing to join."""
-        plan = self._agreed_plan(run_id)
-        request = wire.JoinRunRequest(
-            run_id=run_id,
-            site_id=self.site,
-            plan_hash=plan.hash,
-            layout_hash=plan.model_layout.hash,
-        )
-        return self._release(PayloadKind.JOIN_RUN, request, Place(run_id))
-
-    def release_instructions(self) -> OutgoingPayload:
-        request = wire.InstructionsRequest(site_id=self.site)
-        return self._release(PayloadKind.INSTRUCTIONS, request)
-
-    def release_download(self, run_id: str, model_hash: bytes, offset: int) -> OutgoingPayload:
-        request = wire.DownloadModelRequest(run_id=run_id, model_hash=model_hash, offset=offset)
-        return self._release(PayloadKind.DOWNLOAD_MODEL, request, Place(run_id))
-
-    def release_update_offset(self, payload: OutgoingPayload) -> OutgoingPayload:
-        """The question how much of a released update has arrived."""
-        return self._release(PayloadKind.UPDATE_OFFSET, self.update_header(payload), payload.place)
-
-    def update_header(self, payload: OutgoingPayload) -> wire.UpdateHeader:
-        """What goes before the chunks of a released update."""
-        place = payload.place
-        update = self._store.update(place.run, place.round or 0)
-        if update is None or update.payload_hash != payload.payload_hash:
-            raise _refused("this payload is not the update of its round")
-        return wire.UpdateHeader(
-            ref=wire.RoundRef(run_id=place.run, round=place.round, attempt=place.attempt),
-            site_id=self.site,
-            plan_hash=self._agreed_plan(place.run).hash,
-            model_hash=update.model_hash,
-            payload_hash=payload.payload_hash,
-            payload_bytes=payload.size,
-        )
-
-    def release_fetch_consents(self, run_id: str, exchange_id: str) -> OutgoingPayload:
-        place = Place(run_id, exchange=exchange_id)
-        return self._release(PayloadKind.FETCH_CONSENTS, self._exchange_ref(place), place)
-
-    def release_download_expert(
-        self, run_id: str, exchange_id: str, sender: str
-    ) -> OutgoingPayload:
-        place = Place(run_id, exchange=exchange_id)
-        request = wire.SealedExpertRef(
-            exchange=self._exchange_ref(place), sender=sender, recipient=self.site
-        )
-        return self._release(PayloadKind.DOWNLOAD_EXPERT, request, place)
-
-    def release_confirm(self, run_id: str, exchange_id: str) -> OutgoingPayload:
-        place = Place(run_id, exchange=exchange_id)
-        request = wire.ConfirmExpertsRequest(ref=self._exchange_ref(place), site_id=self.site)
-        return self._release(PayloadKind.CONFIRM_EXPERTS, request, place)
-
-    # --- receipts ---------------------------------------------------------------------------------
-
-    def record_receipt(self, payload: OutgoingPayload, receipt: wire.Receipt) -> None:
-        """Check a receipt against what was sent and log it, once.
-
-        Raises:
-            HashMismatchError: it is a receipt for other bytes.
-        """
-        if (receipt.payload_hash, receipt.payload_bytes) != (payload.payload_hash, payload.size):
-            raise HashMismatchError(
-                f"the receipt is not for the {payload.kind.value} that was sent",
-                safe="the sent bytes are kept",
-                next_step="ask the operator of the coordinator",
-            )
-        with self._store.transaction() as db:
-            row = db.execute(
-                "SELECT receipt_seq FROM releases WHERE seq = ?", (payload.seq,)
-            ).fetchone()
-            if row["receipt_seq"] is None:
-                entry = self._log.append(
-                    db,
-                    EntryKind.RECEIPT,
-                    {
-                        "egress": payload.seq,
-                        "payload_hash": payload.payload_hash.hex(),
-                        "sender": self.coordinator,
-                    },
-                )
-                db.execute(
-                    "UPDATE releases SET receipt_seq = ? WHERE seq = ?", (entry.seq, payload.seq)
-                )
-
-    # --- inside -----------------------------------------------------------------------------------
-
-    def _agreed_plan(self, run_id: str) -> Plan:
-        run = self._store.run(run_id)
-        if run is None:
-            raise NotFoundError(f"this site has not joined run {run_id[:63]!r}")
-        return run.plan
+    # --- inside ---------------------------------------------------------------------------------
 
     def _exchange(self, exchange_id: str) -> SiteExchange | None:
         return self._book.get(exchange_id)
-
-    def _exchange_ref(self, place: Place) -> wire.ExchangeRef:
-        return wire.ExchangeRef(run_id=place.run, exchange_id=place.exchange)
 
     def _stored_sealed(self, exchange_id: str) -> list[OutgoingPayload]:
         rows = self._store.rows(
@@ -390,7 +268,7 @@ class EgressGate:
         with self._store.transaction() as db:
             for row in rows:
                 if row["file"] is None:
-                    raise _refused("this exchange is over")
+                    raise refused("this exchange is over")
                 path = self._store.home.state / row["file"]
                 _check_file(path, row["payload_hash"])
                 uri = Identity(self.federation, Role.PARTICIPANT, row["recipient"]).uri
@@ -413,72 +291,11 @@ class EgressGate:
                 )
         return released
 
-    def _release(
-        self, kind: PayloadKind, message: Message, place: Place | None = None
-    ) -> OutgoingPayload:
-        data = message_bytes(message)
-        with self._store.transaction() as db:
-            return self._outgoing(
-                db,
-                kind,
-                place or Place(),
-                payload_hash=hashlib.sha256(data).digest(),
-                size=len(data),
-                message=message,
-            )
-
-    def _outgoing(
-        self,
-        db: sqlite3.Connection,
-        kind: PayloadKind,
-        place: Place,
-        *,
-        payload_hash: bytes,
-        size: int,
-        message: Message | None = None,
-        path: Path | None = None,
-        layout_hash: bytes | None = None,
-        recipient: str | None = None,
-        known_seq: int | None = None,
-    ) -> OutgoingPayload:
-        recipient = recipient or self.coordinator
-        if known_seq is None:
-            layout = {"layout_hash": layout_hash.hex()} if layout_hash else {}
-            entry = self._log.append(
-                db,
-                EntryKind.EGRESS,
-                {
-                    "payload": kind.value,
-                    "payload_hash": payload_hash.hex(),
-                    "bytes": size,
-                    "recipient": recipient,
-                    **layout,
-                    **place.body(),
-                },
-            )
-            db.execute(
-                "INSERT INTO releases (seq, payload, place, recipient, payload_hash) "
-                "VALUES (?, ?, ?, ?, ?)",
-                (entry.seq, kind.value, str(place), recipient, payload_hash),
-            )
-            known_seq = entry.seq
-        return OutgoingPayload(
-            PASSPORT,
-            kind=kind,
-            place=place,
-            recipient=recipient,
-            payload_hash=payload_hash,
-            size=size,
-            seq=known_seq,
-            message=message,
-            path=path,
-        )
-
 
 def _specs(layout: Layout) -> tuple[TensorSpec, ...]:
     """Names and shapes as they are now, whatever the object says of its own hash."""
     if type(layout) is not Layout or any(type(spec) is not TensorSpec for spec in layout.tensors):
-        raise _refused(f"{type(layout).__name__} is not a layout")
+        raise refused(f"{type(layout).__name__} is not a layout")
     return tuple(TensorSpec(spec.name, tuple(spec.shape)) for spec in layout.tensors)
 
 
@@ -492,7 +309,3 @@ def _check_file(path: Path, payload_hash: bytes) -> None:
         raise HashMismatchError(
             f"{path}: the bytes are not those that were stored", safe="nothing was sent"
         )
-
-
-def _refused(why: str) -> EgressRefusedError:
-    return EgressRefusedError(f"egress gate: {why}", safe="nothing was encoded, stored or sent")

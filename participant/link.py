@@ -17,7 +17,8 @@ from fedpalm.transport.chunks import SpoolWriter, send_file
 from fedpalm.wire.v1 import federation_pb2 as wire
 
 from .consents import from_wire
-from .egress import PROTOCOL_VERSIONS, EgressGate
+from .egress import EgressGate
+from .messages import PROTOCOL_VERSIONS
 from .outgoing import OutgoingPayload, PayloadKind, require_outgoing
 
 CALL_DEADLINE_S = 30.0

@@ -57,7 +57,7 @@ class Place:
 
 
 PASSPORT = object()
-"""Held by the egress gate (``egress.py``) and by nobody else; a test keeps watch."""
+"""Held by the egress gate (``release.py``) and by nobody else; a test keeps watch."""
 
 
 @final

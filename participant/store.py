@@ -32,93 +32,7 @@ from .files import Buffer, check_owner_only, erase, sync_folder, write_durably
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 30.0
 
-_SCHEMA = """
--- A run that this site takes part in. state: joined -> completed | aborted | left.
-CREATE TABLE runs (
-  run_id TEXT PRIMARY KEY,
-  plan BLOB NOT NULL,              -- the exact canonical JSON that was agreed
-  state TEXT NOT NULL CHECK (state IN ('joined', 'completed', 'aborted', 'left')),
-  model_hash BLOB,                 -- the final global model, once the run has ended
-  reason TEXT NOT NULL DEFAULT '',
-  joined_ms INTEGER NOT NULL
-) STRICT;
-
--- Global models that were downloaded, so that evaluation can find them by round.
-CREATE TABLE models (
-  run_id TEXT NOT NULL REFERENCES runs (run_id),
-  round INTEGER NOT NULL,
-  model_hash BLOB NOT NULL,
-  PRIMARY KEY (run_id, round)
-) STRICT;
-
--- The private state of a run after a round; one row a run, replaced as the run goes on.
-CREATE TABLE states (
-  run_id TEXT PRIMARY KEY REFERENCES runs (run_id),
-  round INTEGER NOT NULL,
-  file TEXT NOT NULL UNIQUE,
-  file_hash BLOB NOT NULL
-) STRICT;
-
--- What was trained in a round, as it is sent. Older files go; the row stays, so that no round is
--- ever trained twice.
-CREATE TABLE updates (
-  run_id TEXT NOT NULL REFERENCES runs (run_id),
-  round INTEGER NOT NULL,
-  model_hash BLOB NOT NULL,        -- the global model that it was trained from
-  payload_hash BLOB NOT NULL,
-  payload_bytes INTEGER NOT NULL,
-  layout_hash BLOB NOT NULL,
-  file TEXT,
-  PRIMARY KEY (run_id, round)
-) STRICT;
-
--- Each permission to send, made in the transaction of its log entry.
-CREATE TABLE releases (
-  seq INTEGER PRIMARY KEY,         -- of the log entry
-  payload TEXT NOT NULL,
-  place TEXT NOT NULL,             -- run/round/attempt, run/exchange, run, or empty
-  recipient TEXT NOT NULL,
-  payload_hash BLOB NOT NULL,
-  receipt_seq INTEGER
-) STRICT;
-CREATE INDEX releases_by_place ON releases (place, payload);
-
--- Exchanges; machine is fedpalm.exchange.site.SiteExchange as JSON, state a copy of its state.
-CREATE TABLE exchanges (
-  exchange_id TEXT PRIMARY KEY,
-  run_id TEXT NOT NULL REFERENCES runs (run_id),
-  machine TEXT NOT NULL,
-  state TEXT NOT NULL,
-  consent BLOB,                    -- this site's own signed consent
-  agreed TEXT,                     -- JSON array of the consents under which it sealed
-  key_file TEXT,                   -- the recipient key, until the experts are opened
-  answered INTEGER NOT NULL DEFAULT 0,  -- the coordinator has this site's present answer
-  proposed_ms INTEGER NOT NULL
-) STRICT;
-
--- This site's expert as sealed to each other site; sealing is randomised, so it is done once.
-CREATE TABLE sealed_experts (
-  exchange_id TEXT NOT NULL REFERENCES exchanges (exchange_id),
-  recipient TEXT NOT NULL,
-  payload_hash BLOB NOT NULL,
-  payload_bytes INTEGER NOT NULL,
-  file TEXT,
-  PRIMARY KEY (exchange_id, recipient)
-) STRICT;
-
--- The hash-chained log. Rows are added at the end and never touched again.
-CREATE TABLE log (
-  seq INTEGER PRIMARY KEY,
-  entry BLOB NOT NULL
-) STRICT;
-CREATE TRIGGER log_is_not_updated BEFORE UPDATE ON log
-  BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
-CREATE TRIGGER log_is_not_deleted BEFORE DELETE ON log
-  BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
-CREATE TRIGGER log_grows_at_the_end BEFORE INSERT ON log
-  WHEN NEW.seq != (SELECT COALESCE(MAX(seq), -1) + 1 FROM log)
-  BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
-"""
+_SCHEMA = Path(__file__).with_name("schema.sql")
 
 
 @dataclass(frozen=True)
@@ -482,7 +396,7 @@ class SiteStore:
         with self.transaction() as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version == 0:
-                for statement in _statements(_SCHEMA):
+                for statement in _statements(_SCHEMA.read_text(encoding="utf-8")):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

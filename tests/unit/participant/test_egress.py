@@ -351,6 +351,6 @@ def _uses(name: str) -> set[str]:
 
 
 def test_only_the_gate_holds_the_passport_and_only_the_link_the_connection():
-    assert _uses("PASSPORT") == {"outgoing.py", "egress.py"}
+    assert _uses("PASSPORT") == {"outgoing.py", "release.py"}
     assert PASSPORT is not None
     assert _uses("unary") | _uses("upload") == {"link.py"}
