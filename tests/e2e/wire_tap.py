@@ -1,111 +1,136 @@
 """A recording man in the middle that the test itself equips with both sides' keys.
 
 TLS hides what travels, so the tap ends it: to the site it is the coordinator, to the coordinator it
-is the site, and it keeps the plaintext HTTP/2 bytes of each direction. Nobody without both private
-keys could build it.
+is the site. It relays every call of any name and kind and keeps each message and all metadata, and
+it counts the encrypted bytes on the site's side, so that nothing can travel beside what it records.
+Nobody without both private keys could build it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import threading
-from dataclasses import dataclass, field
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-FRAME_HEADER = 9
-DATA_FRAME = 0x0
-PADDED = 0x8
-CLIENT_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+from fedpalm.cli.byte_counter import ByteCounter
+from fedpalm.pki.bundle import load_tls_identity
+from fedpalm.pki.identity import coordinator_dns_name
+from fedpalm.transport import require_tls_1_3
+from fedpalm.transport.limits import SERVER_OPTIONS, client_options
 
-
-@dataclass
-class Recording:
-    """Plaintext of one direction of one connection."""
-
-    data: bytearray = field(default_factory=bytearray)
-
-    def messages(self) -> dict[int, bytes]:
-        """DATA payloads joined per HTTP/2 stream: what gRPC sent, without frame headers."""
-        streams: dict[int, bytearray] = {}
-        at = len(CLIENT_PREFACE) if self.data.startswith(CLIENT_PREFACE) else 0
-        while at + FRAME_HEADER <= len(self.data):
-            length = int.from_bytes(self.data[at : at + 3], "big")
-            kind, flags = self.data[at + 3], self.data[at + 4]
-            stream = int.from_bytes(self.data[at + 5 : at + 9], "big") & 0x7FFFFFFF
-            payload = self.data[at + FRAME_HEADER : at + FRAME_HEADER + length]
-            if kind == DATA_FRAME:
-                if flags & PADDED:
-                    payload = payload[1 : len(payload) - payload[0]]
-                streams.setdefault(stream, bytearray()).extend(payload)
-            at += FRAME_HEADER + length
-        return {stream: bytes(data) for stream, data in streams.items()}
+require_tls_1_3()
+import grpc  # noqa: E402  (the line above must come first)
 
 
 class WireTap:
-    """Listens in a thread; ``sent`` and ``received`` are the site's two directions."""
+    """A context manager; sites dial ``address``. ``sent`` and ``received`` are the site's messages."""
 
     def __init__(self, site_tls: Path, coordinator_tls: Path, target: str) -> None:
-        self.sent: list[Recording] = []
-        self.received: list[Recording] = []
-        self._target = target.rsplit(":", 1)
-        self._server_side = _context(ssl.Purpose.CLIENT_AUTH, coordinator_tls)
-        self._client_side = _context(ssl.Purpose.SERVER_AUTH, site_tls)
-        self._client_side.check_hostname = False
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-        if not self._ready.wait(10):
-            raise RuntimeError("the tap did not start")
+        self.sent: list[bytes] = []
+        self.received: list[bytes] = []
+        self._target = target
+        self._site = load_tls_identity(site_tls, now=time.time())
+        self._coordinator = load_tls_identity(coordinator_tls, now=time.time())
+        self._stack = ExitStack()
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self._port}"
+        return self._counter.address
 
-    def _serve(self) -> None:
+    @property
+    def encrypted_bytes_sent(self) -> int:
+        return self._counter.sent
+
+    def __enter__(self) -> WireTap:
+        ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
+        self._thread.start()
+        if not ready.wait(20):
+            raise RuntimeError("the tap did not start")
+        self._counter = self._stack.enter_context(ByteCounter(f"127.0.0.1:{self._port}"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        asyncio.run_coroutine_threadsafe(self._server.stop(None), self._loop).result(20)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(20)
+
+    def _run(self, ready: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
 
         async def listen() -> None:
-            server = await asyncio.start_server(self._relay, "127.0.0.1", 0, ssl=self._server_side)
-            self._port = server.sockets[0].getsockname()[1]
-            self._ready.set()
+            ours, theirs = self._coordinator, self._site
+            self._channel = grpc.aio.secure_channel(
+                self._target,
+                grpc.ssl_channel_credentials(theirs.ca_pem, theirs.key_pem, theirs.chain_pem),
+                options=client_options(
+                    coordinator_dns_name(theirs.identity.federation), proxy=False
+                ),
+            )
+            self._server = grpc.aio.server(options=SERVER_OPTIONS)
+            self._server.add_generic_rpc_handlers((_AnyCall(self),))
+            self._port = self._server.add_secure_port(
+                "127.0.0.1:0",
+                grpc.ssl_server_credentials(
+                    [(ours.key_pem, ours.chain_pem)], ours.ca_pem, require_client_auth=True
+                ),
+            )
+            await self._server.start()
+            ready.set()
 
         self._loop.run_until_complete(listen())
         self._loop.run_forever()
 
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream_reader, upstream_writer = await asyncio.open_connection(
-            self._target[0], int(self._target[1]), ssl=self._client_side
+    async def relay(
+        self, method: str, requests: AsyncIterator[bytes], context: Any
+    ) -> AsyncIterator[bytes]:
+        metadata = [(k, v) for k, v in context.invocation_metadata() if k != "user-agent"]
+        self.sent.append(repr((method, metadata)).encode())
+
+        async def recorded() -> AsyncIterator[bytes]:
+            async for request in requests:
+                self.sent.append(request)
+                yield request
+
+        call = self._channel.stream_stream(method)(
+            recorded(), metadata=metadata, timeout=context.time_remaining()
         )
-        sent, received = Recording(), Recording()
-        self.sent.append(sent)
-        self.received.append(received)
-        await asyncio.gather(
-            _copy(reader, upstream_writer, sent), _copy(upstream_reader, writer, received)
-        )
 
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        async def greet() -> None:
+            # The coordinator's initial metadata says that an upload's turn has come.
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await context.send_initial_metadata(await call.initial_metadata() or ())
 
-
-async def _copy(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, recording: Recording
-) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(1 << 16):
-            recording.data += data
-            writer.write(data)
-            await writer.drain()
-    with contextlib.suppress(OSError):
-        writer.close()
+        greeting = asyncio.ensure_future(greet())
+        try:
+            async for reply in call:
+                await greeting
+                self.received.append(reply)
+                yield reply
+        except grpc.aio.AioRpcError as error:
+            context.set_trailing_metadata(tuple(error.trailing_metadata() or ()))
+            await context.abort(error.code(), error.details() or "")
+        finally:
+            greeting.cancel()
+            call.cancel()
 
 
-def _context(purpose: ssl.Purpose, tls: Path) -> ssl.SSLContext:
-    context = ssl.create_default_context(purpose, cafile=str(tls / "ca.pem"))
-    context.load_cert_chain(str(tls / "tls.pem"), str(tls / "tls.key"))
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.set_alpn_protocols(["h2"])
-    return context
+class _AnyCall(grpc.GenericRpcHandler):
+    """Takes every method as a stream of raw bytes both ways, which is what any call is."""
+
+    def __init__(self, tap: WireTap) -> None:
+        self._tap = tap
+
+    def service(self, details: Any) -> Any:
+        async def handle(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+            async for reply in self._tap.relay(details.method, requests, context):
+                yield reply
+
+        return grpc.stream_stream_rpc_method_handler(handle)
