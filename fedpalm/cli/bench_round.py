@@ -131,7 +131,16 @@ class RoundBench:
         """Seconds per round, and the counted site's bytes sent per round."""
         plan, model = self.folder / "plan.toml", self.folder / "initial.safetensors"
         plan.write_text(PLAN.format(rounds=self.rounds + 1, sites=self.sites), encoding="utf-8")
-        make = [sys.executable, "-m", "fedpalm", "model", "init", plan, "--out", model]
+        make: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "fedpalm",
+            "model",
+            "init",
+            plan,
+            "--out",
+            model,
+        ]
         supervisor.run_json(
             "model", [*make, "--parameters", str(self.parameters)], timeout_s=COMMAND_S
         )
