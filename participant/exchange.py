@@ -1,8 +1,7 @@
-"""The site's half of the deployment exchange: what its person decides, what its agent then does.
+"""The agent's half of the deployment exchange: what needs the coordinator and the trained model.
 
-The state machine is :class:`fedpalm.exchange.site.SiteExchange`; here its steps are stored, with the
-log entry and the bytes that go with each, before their effects are carried out. Every function may be
-called again after a crash: it goes on from what is stored.
+What the site's person decided (``desk.py``) comes first; every step is stored, with its log entry and
+the bytes that go with it, before its effect is carried out, and may be repeated after a crash.
 """
 
 from __future__ import annotations
@@ -11,160 +10,29 @@ import asyncio
 from dataclasses import dataclass
 
 from fedpalm.errors import (
+    EgressRefusedError,
+    IllegalTransitionError,
     IntegrityError,
-    NotFoundError,
+    ProtocolError,
     RefusedError,
     SealedExpertError,
     StateError,
 )
-from fedpalm.exchange.consent import Consent, sign_consent, verify_consents
-from fedpalm.exchange.recipient import RecipientKey
+from fedpalm.exchange.consent import verify_consents
 from fedpalm.exchange.sealing import open_expert
-from fedpalm.exchange.site import (
-    Approved,
-    CancelNoted,
-    Declined,
-    ExpertOpened,
-    SiteExchange,
-    SiteState,
-)
+from fedpalm.exchange.site import ExpertOpened, SiteExchange, SiteState
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.methods.base import Tensors
-from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.identity import Identity, Role
+from fedpalm.wire.v1 import federation_pb2 as wire
 
-from .consents import terms_of
+from .desk import Desk
 from .egress import EgressGate
-from .exchange_book import ExchangeBook
+from .ending import Ended, ExitAfter, Outcome
 from .link import Link
-from .log import SiteLog
-from .store import SiteStore, StoredRun
+from .reporter import Reporter
+from .store import StoredRun
 from .trainer import Trainer
-
-MAX_REASON = 500
-
-
-@dataclass(frozen=True)
-class Desk:
-    """What a decision needs: the site's store, log and identity. The command line has no more."""
-
-    store: SiteStore
-    log: SiteLog
-    identity: TlsIdentity
-
-    @property
-    def book(self) -> ExchangeBook:
-        return ExchangeBook(self.store)
-
-    def open_exchange(self, exchange_id: str | None) -> SiteExchange:
-        """The named exchange, or the one that waits for an answer.
-
-        Raises:
-            NotFoundError: there is none, or none of that name.
-        """
-        if exchange_id is not None:
-            found = self.book.get(exchange_id)
-            if found is None:
-                raise NotFoundError(f"no exchange {exchange_id[:63]!r} has been proposed here")
-            return found
-        asked = [one for one in self.book.all() if one.state is SiteState.ASKED]
-        if not asked:
-            raise NotFoundError(
-                "no exchange waits for this site's answer",
-                next_step="the operator starts one with: fedpalm-coordinator exchange start",
-            )
-        return asked[-1]
-
-    def propose(self, run: StoredRun, exchange_id: str, plan_hash: bytes) -> SiteExchange:
-        """Take up the coordinator's proposal; nothing is approved by it.
-
-        Raises:
-            RefusedError: another plan than this site's, no experts in the plan, or the plan's one
-                exchange was another.
-        """
-        if run.plan.hash != plan_hash:
-            raise RefusedError(
-                f"exchange {exchange_id[:63]!r} names another plan than this site agreed to",
-                safe="nothing was approved or sealed",
-            )
-        if not run.plan.expert_layout:
-            raise RefusedError("the plan releases no experts", safe="nothing was sealed")
-        terms = terms_of(run.plan, run.run_id, exchange_id)
-        site = self.identity.identity.name
-        exchange = SiteExchange.propose(terms, site, self.book.all())
-        with self.store.transaction() as db:
-            self.book.put(db, exchange)
-        return exchange
-
-    def approve(self, exchange: SiteExchange) -> SiteExchange:
-        """The person's yes: a fresh recipient key, a signed consent and the log entry, at once.
-
-        Raises:
-            IllegalTransitionError: it was declined or cancelled before.
-        """
-        if exchange.state in (SiteState.APPROVED, SiteState.SEALED, SiteState.COMPLETED):
-            return exchange
-        key = RecipientKey.generate()
-        terms, site = exchange.terms, self.identity.identity.name
-        consent = Consent(terms, site, key.public_bytes)
-        signed = sign_consent(consent, self.identity.signing_key, self.identity.chain)
-        approved, _ = exchange.step(Approved(consent.hash))
-        with self.store.transaction() as db:
-            name = self.store.write_private(terms.exchange_id, "key", key.private_bytes())
-            self.book.put(db, approved)
-            self.book.put_consent(db, terms.exchange_id, signed, name)
-            self.log.append(
-                db,
-                EntryKind.EXCHANGE_APPROVED,
-                {
-                    "run": terms.run,
-                    "exchange": terms.exchange_id,
-                    "plan_hash": terms.plan_hash.hex(),
-                    "consent_hash": consent.hash.hex(),
-                    "layout_hash": terms.layout_hash.hex(),
-                },
-            )
-        return approved
-
-    def refuse(self, exchange: SiteExchange, reason: str) -> SiteExchange:
-        """The person's no; also after a yes, as long as the exchange goes on.
-
-        Raises:
-            IllegalTransitionError: it is completed or cancelled.
-        """
-        declined, _ = exchange.step(Declined(_clip(reason)))
-        if declined == exchange:
-            return exchange
-        terms = exchange.terms
-        with self.store.transaction() as db:
-            self.book.put(db, declined)
-            self.book.drop_files(db, terms.exchange_id, sealed=True)
-            db.execute(
-                "UPDATE exchanges SET answered = 0 WHERE exchange_id = ?", (terms.exchange_id,)
-            )
-            self.log.append(
-                db,
-                EntryKind.EXCHANGE_REFUSED,
-                {
-                    "run": terms.run,
-                    "exchange": terms.exchange_id,
-                    "plan_hash": terms.plan_hash.hex(),
-                },
-            )
-        return declined
-
-    def close(self, exchange_id: str, completed: bool, reason: str) -> SiteExchange | None:
-        """The coordinator says that the exchange is over; keys and sealed files go."""
-        exchange = self.book.get(exchange_id)
-        if exchange is None:
-            return None
-        if not completed:
-            exchange, _ = exchange.step(CancelNoted(_clip(reason)))
-        with self.store.transaction() as db:
-            self.book.put(db, exchange)
-            self.book.drop_files(db, exchange_id, sealed=True)
-        self.store.remove_orphans()
-        return exchange
 
 
 @dataclass(frozen=True)
@@ -174,6 +42,76 @@ class ExchangeAgent:
     desk: Desk
     gate: EgressGate
     trainer: Trainer
+    report: Reporter
+    exit_after: ExitAfter
+
+    async def follow(self, link: Link, instruction: wire.Instruction) -> None:
+        """Carry out an instruction about an exchange; what was not agreed is refused and told.
+
+        Raises:
+            ProtocolError: an instruction that this site does not know.
+            StateError: it does not fit (any more), and may be skipped.
+            Ended: what the agent was to wait for has happened.
+        """
+        kind = instruction.WhichOneof("kind")
+        if kind not in (
+            "exchange_proposed",
+            "seal_experts",
+            "fetch_experts",
+            "exchange_closed",
+        ):
+            raise ProtocolError(f"unknown instruction {kind!r}")
+        message = getattr(instruction, kind)
+        exchange_id = message.ref.exchange_id
+        try:
+            if kind == "exchange_closed":
+                self._on_closed(message)
+                return
+            run = self.desk.store.run(message.ref.run_id)
+            if run is None or run.state != "completed":
+                raise StateError(
+                    f"exchange {exchange_id}: run {message.ref.run_id} is not completed here"
+                )
+            if kind == "exchange_proposed":
+                self._on_proposed(run, message)
+            elif kind == "seal_experts":
+                self.report.working(f"exchange {exchange_id}: sealing")
+                count = await self.seal(link, run, exchange_id)
+                self.report.line(f"exchange {exchange_id}: expert sealed to {count} sites")
+            else:
+                self.report.working(f"exchange {exchange_id}: receiving experts")
+                count = await self.fetch(link, run, exchange_id)
+                self.report.line(f"exchange {exchange_id}: {count} experts received and stored")
+        except (EgressRefusedError, RefusedError, IllegalTransitionError) as error:
+            # The coordinator asked for what was not agreed: say so, send nothing, go on.
+            self.report.line(f"exchange {exchange_id}: refused: {error.what}")
+        except SealedExpertError as error:
+            # Asking again would bring the same bytes: take the yes back, and say why.
+            self.report.line(f"exchange {exchange_id}: {error.what}")
+            self.desk.refuse(self.desk.open_exchange(exchange_id), error.what)
+
+    def _on_proposed(self, run: StoredRun, proposed: wire.ExchangeProposed) -> None:
+        exchange_id = proposed.ref.exchange_id
+        exchange = self.desk.propose(run, exchange_id, proposed.plan_hash)
+        if exchange.state is SiteState.ASKED:
+            self.report.line(
+                f"exchange {exchange_id}: the operator asks for this site's expert; decide with: "
+                f"fedpalm-participant exchange review | approve | refuse"
+            )
+        else:
+            # It asks again, so it may not have the answer.
+            self.desk.book.set_answered(exchange_id, False)
+
+    def _on_closed(self, closed: wire.ExchangeClosed) -> None:
+        exchange = self.desk.close(closed.ref.exchange_id, closed.completed, closed.reason)
+        if exchange is not None:
+            word = "completed" if closed.completed else "cancelled"
+            self.report.line(
+                f"exchange {closed.ref.exchange_id}: {word}"
+                + (f": {closed.reason}" if closed.reason else "")
+            )
+        if self.exit_after is ExitAfter.EXCHANGE:
+            raise Ended(Outcome(closed.ref.run_id, closed.completed, closed.reason))
 
     async def answer(self, link: Link, exchange_id: str) -> None:
         """Send the answer that was given here, and remember that it arrived."""
@@ -281,8 +219,3 @@ class ExchangeAgent:
             for body in entries:
                 desk.log.append(db, EntryKind.EXPERT_RECEIVED, body)
         store.remove_orphans()
-
-
-def _clip(reason: str) -> str:
-    """At most MAX_REASON bytes of UTF-8, the limit of the wire."""
-    return reason.encode()[:MAX_REASON].decode(errors="ignore")

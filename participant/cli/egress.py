@@ -14,7 +14,7 @@ from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.identity import Identity
 
-from ..exchange import Desk
+from ..desk import Desk
 from ..outgoing import DATA_KINDS
 from .site import open_site
 

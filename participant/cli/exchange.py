@@ -11,7 +11,7 @@ from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.errors import NotFoundError
 from fedpalm.exchange.site import SiteExchange
 
-from ..exchange import Desk
+from ..desk import Desk
 from .site import open_site
 
 

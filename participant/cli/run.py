@@ -41,7 +41,8 @@ def run(exit_after_run: bool, exit_after_exchange: bool, home: Path, as_json: bo
     steps (a second one at once), and the same command goes on where it stood.
     """
     # The agent brings grpc, which the other commands do without.
-    from ..agent import Agent, ExitAfter, Outcome
+    from ..agent import Agent
+    from ..ending import ExitAfter, Outcome
     from ..reporter import LiveReporter, PlainReporter, Reporter
 
     if exit_after_run and exit_after_exchange:

@@ -12,7 +12,7 @@ from fedpalm.pki.bundle import load_tls_identity
 from fedpalm.pki.identity import Identity, Role
 
 from ..config import Home, ParticipantConfig
-from ..exchange import Desk
+from ..desk import Desk
 from ..log import SiteLog
 from ..store import SiteStore
 

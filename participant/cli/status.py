@@ -10,7 +10,7 @@ import click
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 
 from ..config import Home
-from ..exchange import Desk
+from ..desk import Desk
 from ..store import StoredRun
 from .run import agent_runs
 from .site import open_site

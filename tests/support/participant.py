@@ -31,10 +31,11 @@ from fedpalm.plan import CodecSettings, Plan, PlanDraft, TrainingSettings
 from fedpalm.transport.chunks import send_buffer
 from fedpalm.wire.limits import check_limits
 from fedpalm.wire.v1 import federation_pb2 as wire
-from participant.agent import Agent, ExitAfter, Outcome
+from participant.agent import Agent
 from participant.config import Home, ParticipantConfig
+from participant.desk import Desk
 from participant.egress import EgressGate
-from participant.exchange import Desk
+from participant.ending import ExitAfter, Outcome
 from participant.log import SiteLog
 from participant.store import SiteStore
 from participant.trainer import Trainer

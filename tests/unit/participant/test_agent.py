@@ -20,8 +20,8 @@ from fedpalm.errors import (
 from fedpalm.layout import Layout, TensorSpec
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.wire.v1 import federation_pb2 as wire
-from participant.agent import ExitAfter
 from participant.config import Home
+from participant.ending import ExitAfter
 from participant.outgoing import PayloadKind
 from tests.support.aio import in_loop
 from tests.support.participant import (

@@ -20,9 +20,9 @@ from fedpalm.exchange.recipient import PRIVATE_BYTES
 from fedpalm.exchange.site import SiteState
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.wire.v1 import federation_pb2 as wire
-from participant.agent import ExitAfter
 from participant.config import Home
 from participant.consents import from_wire, to_wire
+from participant.ending import ExitAfter
 from participant.outgoing import PayloadKind
 from tests.support.aio import in_loop
 from tests.support.participant import EXPERT, SITES, Crash, FakeCoordinator, Site, World, make_plan
@@ -295,6 +295,33 @@ async def test_a_coordinator_that_asks_for_experts_unasked_gets_none(world):
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert not coordinator.sealed
+
+
+@in_loop
+async def test_an_expert_that_does_not_open_is_not_used_and_takes_the_yes_back(world):
+    coordinator = await _trained(world)
+    coordinator.propose_exchange()
+    send = coordinator.UploadSealedExpert
+
+    async def damage(site, requests):
+        receipt = await send(site, requests)
+        for pair, data in coordinator.sealed.items():
+            if pair == ("west", "north"):
+                coordinator.sealed[pair] = data[:-1] + bytes([data[-1] ^ 1])
+        return receipt
+
+    coordinator.UploadSealedExpert = damage
+    homes = [world.home(name) for name in SITES]
+    sites = [Site(home) for home in homes]
+    agents = [asyncio.create_task(site.run(coordinator, ExitAfter.EXCHANGE)) for site in sites]
+    await asyncio.gather(*(_decide(home) for home in homes))
+    outcomes = await asyncio.gather(*agents)
+    assert not any(outcome.completed for outcome in outcomes)
+    assert list(coordinator.refusals) == ["north"]
+    assert "west" in coordinator.refusals["north"]
+    north = Site(world.home("north"))
+    assert not any(name.startswith("received") for name in north.store.load_state("toy-1"))
+    assert north.desk.book.key(EXCHANGE) is None
 
 
 @in_loop
