@@ -31,6 +31,7 @@ from torch import Tensor
 from ..errors import LayoutMismatchError
 from ..layout import CLOSED_SET_EXPERT, OPEN_SET, FloatVector
 from ..models.compnet import PalmModel, TexturalExpert
+from ..models.compnet_spec import TEMPLATE_LENGTH
 from ..models.teim import Teim
 from ..plan import TrainingSettings
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
@@ -156,32 +157,36 @@ class FedPalmSite:
 
         Fused templates are [z_c | z_g] / sqrt(2): their cosine is the mean of the two cosines.
         """
+        own = (self._closed, self._site)
         if not self._training.closed_set_fusion:
-            return self._templates(images, shared, self._closed, self._site)
-        own = self._templates(images, shared, self._closed, self._site)
-        both = np.concatenate([own, self.open_templates(images, shared)], axis=1)
-        return (both * 2**-0.5).astype(np.float32)
+            return self._templates(images, shared, [own])
+        fused = self._templates(images, shared, [own, (self._open, GLOBAL)])
+        return (fused * 2**-0.5).astype(np.float32)
 
     def open_templates(
         self, images: npt.NDArray[np.float32], shared: FloatVector
     ) -> npt.NDArray[np.float32]:
-        return self._templates(images, shared, self._open, GLOBAL)
+        return self._templates(images, shared, [(self._open, GLOBAL)])
 
     def _templates(
-        self, images: npt.NDArray[np.float32], shared: FloatVector, learner: Learner, anchor: str
+        self,
+        images: npt.NDArray[np.float32],
+        shared: FloatVector,
+        views: list[tuple[Learner, str]],
     ) -> npt.NDArray[np.float32]:
+        """(N, 512 k): the unit templates of k (model, anchor) pairs side by side, on one set F."""
         torch.set_num_threads(self._training.threads)
         self._load(shared)
-        chosen: Counter[str] = Counter()
+        parts: list[npt.NDArray[np.float32]] = []
         with torch.no_grad():
-            return stack(
-                unit(
-                    learner.model.embed(
-                        self._enhance(learner, anchor, self._features(spectrum), chosen)
-                    )
-                )
-                for spectrum in spectra(images)
-            )
+            for spectrum in spectra(images):
+                features = self._features(spectrum)
+                templates = [
+                    unit(learner.model.embed(self._enhance(learner, anchor, features, Counter())))
+                    for learner, anchor in views
+                ]
+                parts.append(np.concatenate(templates, axis=1))
+        return stack(parts, TEMPLATE_LENGTH * len(views))
 
     def _load(self, shared: FloatVector) -> None:
         import_tensors(self._open.model, OPEN_SET, self.layout.unflatten(shared))

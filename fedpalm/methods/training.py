@@ -139,7 +139,8 @@ def plain_templates(
     """(N, 512) templates of a model without TEIM."""
     torch.set_num_threads(threads)
     with torch.no_grad():
-        return stack(unit(model.embed(model.expert(spectrum))) for spectrum in spectra(images))
+        parts = [unit(model.embed(model.expert(spectrum))) for spectrum in spectra(images)]
+    return stack(parts, TEMPLATE_LENGTH)
 
 
 def spectra(images: npt.NDArray[np.float32]) -> Iterator[Tensor]:
@@ -148,9 +149,9 @@ def spectra(images: npt.NDArray[np.float32]) -> Iterator[Tensor]:
         yield phase_spectrum(torch.tensor(images[begin : begin + TEMPLATE_BATCH]))
 
 
-def stack(parts: Iterable[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Concatenate batches of templates; no images are (0, 512)."""
-    return np.concatenate([np.empty((0, TEMPLATE_LENGTH), np.float32), *parts])
+def stack(parts: list[npt.NDArray[np.float32]], length: int) -> npt.NDArray[np.float32]:
+    """Concatenate batches of templates; of no images it is (0, length)."""
+    return np.concatenate([np.empty((0, length), np.float32), *parts])
 
 
 def check_names(tensors: Mapping[str, object], prefixes: Iterable[str]) -> None:
