@@ -133,15 +133,15 @@ class Desk:
         return declined
 
     def close(self, exchange_id: str, completed: bool, reason: str) -> SiteExchange | None:
-        """The coordinator says that the exchange is over; keys and sealed files go."""
+        """The coordinator says that the exchange is over; None if that is no news here."""
         exchange = self.book.get(exchange_id)
-        if exchange is None:
+        if exchange is None or self.book.is_closed(exchange_id):
             return None
         if not completed:
             exchange, _ = exchange.step(CancelNoted(_clip(reason)))
         with self.store.transaction() as db:
             self.book.put(db, exchange)
-            self.book.drop_files(db, exchange_id, sealed=True)
+            self.book.close(db, exchange_id)
         self.store.remove_orphans()
         return exchange
 

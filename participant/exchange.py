@@ -104,12 +104,13 @@ class ExchangeAgent:
 
     def _on_closed(self, closed: wire.ExchangeClosed) -> None:
         exchange = self.desk.close(closed.ref.exchange_id, closed.completed, closed.reason)
-        if exchange is not None:
-            word = "completed" if closed.completed else "cancelled"
-            self.report.line(
-                f"exchange {closed.ref.exchange_id}: {word}"
-                + (f": {closed.reason}" if closed.reason else "")
-            )
+        if exchange is None:
+            return
+        word = "completed" if closed.completed else "cancelled"
+        self.report.line(
+            f"exchange {closed.ref.exchange_id}: {word}"
+            + (f": {closed.reason}" if closed.reason else "")
+        )
         if self.exit_after is ExitAfter.EXCHANGE:
             raise Ended(Outcome(closed.ref.run_id, closed.completed, closed.reason))
 

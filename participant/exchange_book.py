@@ -97,6 +97,16 @@ class ExchangeBook:
             return None
         return RecipientKey.from_private_bytes(read_secret(self._key_path(row["key_file"])))
 
+    def is_closed(self, exchange_id: str) -> bool:
+        """Whether the coordinator has said that it is over."""
+        row = self._row(exchange_id)
+        return row is not None and bool(row["closed"])
+
+    def close(self, db: sqlite3.Connection, exchange_id: str) -> None:
+        """The coordinator says that it is over: key and sealed experts go."""
+        db.execute("UPDATE exchanges SET closed = 1 WHERE exchange_id = ?", (exchange_id,))
+        self.drop_files(db, exchange_id, sealed=True)
+
     def drop_files(self, db: sqlite3.Connection, exchange_id: str, *, sealed: bool) -> None:
         """Let go of the recipient key, and with ``sealed`` of the sealed experts, too.
 

@@ -58,6 +58,7 @@ CREATE TABLE exchanges (
   agreed TEXT,                     -- JSON array of the consents under which it sealed
   key_file TEXT,                   -- the recipient key, until the experts are opened
   answered INTEGER NOT NULL DEFAULT 0,  -- the coordinator has this site's present answer
+  closed INTEGER NOT NULL DEFAULT 0,    -- the coordinator has said that it is over
   proposed_ms INTEGER NOT NULL
 ) STRICT;
 

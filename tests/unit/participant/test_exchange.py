@@ -142,10 +142,7 @@ async def _crash_at_every_step(world: World) -> None:
             except Crash:
                 coordinator.queues.pop("north", None)
                 site = Site(home)
-                over = (SiteState.COMPLETED, SiteState.CANCELLED)
-                exchange = site.desk.book.get(EXCHANGE)
-                done = coordinator.exchange_state == "completed"
-                if not (done and exchange.state in over):
+                if not site.desk.book.is_closed(EXCHANGE):
                     await site.run(coordinator, ExitAfter.EXCHANGE)
                 return True
             return False
@@ -363,3 +360,23 @@ def test_a_consent_survives_the_wire_and_nothing_else_passes_for_one(asked):
         changed.statement = statement
         with pytest.raises(ProtocolError):
             from_wire(changed)
+
+
+@in_loop
+async def test_an_exchange_that_was_closed_before_does_not_end_the_wait_for_the_next(world):
+    coordinator = await _trained(world)
+    coordinator.propose_exchange()
+    homes = [world.home(name) for name in SITES]
+    agents = [
+        asyncio.create_task(Site(home).run(coordinator, ExitAfter.EXCHANGE)) for home in homes
+    ]
+    await asyncio.gather(*(_decide(home) for home in homes))
+    await asyncio.gather(*agents)
+    site = Site(homes[0])
+    task = asyncio.create_task(site.run(coordinator, ExitAfter.EXCHANGE))
+    await _until(lambda: any("connected" in line for line in site.lines))
+    await asyncio.sleep(0.05)
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert not any("exchange" in line for line in site.lines)
