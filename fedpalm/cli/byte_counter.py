@@ -18,6 +18,7 @@ class ByteCounter:
         self.received = 0
         """Bytes to the dialling side."""
         self.address = ""
+        self._writers: list[asyncio.StreamWriter] = []
 
     def __enter__(self) -> ByteCounter:
         self._loop = asyncio.new_event_loop()
@@ -28,9 +29,16 @@ class ByteCounter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._end_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end_all(self) -> None:
+        """Drop every connection; a peer that would keep its one open does not keep this alive."""
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
 
     def _run(self, listening: threading.Event) -> None:
         async def listen() -> None:
@@ -43,6 +51,7 @@ class ByteCounter:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there_reader, there_writer = await asyncio.open_connection(self._host, self._port)
+        self._writers += [writer, there_writer]
 
         async def copy(
             source: asyncio.StreamReader, sink: asyncio.StreamWriter, outgoing: bool
