@@ -4,10 +4,11 @@ that runs: each is refused with the right status, reaches no handler, and hurts 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,14 +23,16 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedpalm.errors import FedPalmError, IdentityError, UnavailableError, WrongRoleError
-from fedpalm.pki.bundle import TlsIdentity, pem_of
+from fedpalm.pki.authority import load_authority
+from fedpalm.pki.bundle import TlsIdentity, load_tls_identity, pem_of
 from fedpalm.pki.identity import Identity, Role, coordinator_dns_name
 from fedpalm.pki.keys import new_tls_key, private_key_pem
 from fedpalm.transport.channel import Connection
 from fedpalm.wire.v1.federation_pb2 import HelloRequest
 from fedpalm.wire.v1.operator_pb2 import ListSitesRequest
 from tests.support.pki import TestAuthority
-from tests.support.servicer import Recorder, serving
+
+from .harness import RealFederation
 
 FEDERATION = "palms"
 PATIENCE_S = 20.0
@@ -47,33 +50,29 @@ class RunningServer:
 
 
 @pytest.fixture(scope="module")
-def running_server() -> Iterator[RunningServer]:
-    authority = TestAuthority(FEDERATION)
-    recorder, stop = Recorder(), threading.Event()
-    address: list[str] = []
-    ready = threading.Event()
-
-    async def serve() -> None:
-        async with serving(recorder, authority.enrol(Role.COORDINATOR, "hub")) as bound:
-            address.append(bound)
-            ready.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.02)
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
+def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The real coordinator process, with one admitted site."""
+    federation = RealFederation(tmp_path_factory.mktemp("dialled"), ("north",), FEDERATION)
+    federation.found()
     try:
-        assert ready.wait(PATIENCE_S)
+        federation.serve()
+        federation.enrol("north", None)
+        home, now = federation.coordinator_home, time.time()
         yield RunningServer(
-            address=address[0],
-            authority=authority,
-            site=authority.enrol(Role.PARTICIPANT, "north"),
-            operator=authority.enrol(Role.OPERATOR, "desk"),
-            state=lambda: list(recorder.calls),
+            address=federation.address,
+            authority=TestAuthority.of(load_authority(home / "ca")),
+            site=load_tls_identity(federation.site_home("north") / "tls", now=now),
+            operator=load_tls_identity(home / "operator", now=now),
+            state=lambda: _dump(home / "store.sqlite3"),
         )
     finally:
-        stop.set()
-        thread.join()
+        federation.stop()
+
+
+def _dump(store: Path) -> list[str]:
+    """Every row of the coordinator's store."""
+    with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as db:
+        return list(db.iterdump())
 
 
 @pytest.fixture(autouse=True)
@@ -332,3 +331,12 @@ def test_a_refusal_says_what_to_do_and_nothing_of_the_inside(running_server: Run
     text = str(caught.value)
     assert "spiffe://palms/participant/north" in text
     assert "Traceback" not in text and ".py" not in text
+
+
+@pytest.mark.parametrize("name", ["south", "north"], ids=["never admitted", "other certificate"])
+def test_a_certificate_of_the_ca_that_the_operator_did_not_admit_is_refused(
+    running_server: RunningServer, name: str
+) -> None:
+    with pytest.raises(FedPalmError) as caught:
+        hello(running_server, running_server.authority.enrol(Role.PARTICIPANT, name))
+    assert caught.value.grpc_status in ("PERMISSION_DENIED", "UNAUTHENTICATED")
