@@ -22,15 +22,20 @@ def eer_interval(
 ) -> tuple[float, float]:
     """Percentile interval of the EER, 0..1; deterministic in ``seed``.
 
+    Resampling pairs without an error shows none either, and would claim certainty: the upper end is
+    then the rule of three, 3 / genuine pairs (ISO/IEC 19795-1, annex B; pairs of one person are not
+    independent, so even that is on the short side).
+
     Raises:
         DataError: ``confidence`` outside (0, 1), or as :func:`eer_resamples`.
     """
     if not 0.0 < confidence < 1.0:
         raise DataError("an interval needs a confidence in (0, 1)")
     tail = (1.0 - confidence) / 2
-    low, high = np.quantile(
-        eer_resamples(scores, seed=seed, resamples=resamples), [tail, 1.0 - tail]
-    )
+    drawn = eer_resamples(scores, seed=seed, resamples=resamples)
+    if not drawn.any():
+        return 0.0, min(1.0, 3.0 / len(scores.genuine))
+    low, high = np.quantile(drawn, [tail, 1.0 - tail])
     return float(low), float(high)
 
 

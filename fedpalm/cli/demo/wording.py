@@ -19,7 +19,7 @@ NEVER = (
     ("Templates", "computed and compared at the site"),
     ("Classification heads", "their rows are prototypes of identities"),
     ("The closed-set embedding", "the personal model beyond its textural expert"),
-    ("Losses and counts of images", "kept in the site's own store"),
+    ("Losses and metrics", "kept in the site's own store"),
     ("Private keys", "made at the site, in files only its user can read"),
 )
 
