@@ -32,7 +32,7 @@ from ..pki.bundle import create_keys, install_certificates, load_tls_identity
 from ..pki.identity import Identity, Role, coordinator_dns_name
 from ..pki.request import create_request
 from ..transport import require_tls_1_3
-from ..transport.limits import CHUNK_BYTES, SERVER_OPTIONS, client_options
+from ..transport.limits import MAX_CHUNK_BYTES, SERVER_OPTIONS, client_options
 
 FEDERATION, SERVICE = "raw-stream", "raw.Round"
 
@@ -124,9 +124,9 @@ async def _site_round(channel: grpc.aio.Channel, load: Load, folder: Path) -> No
 
 async def _messages(size: int, load: Load) -> AsyncIterator[bytes]:
     """``size`` random bytes in messages of 1 MiB; random, so that nothing on the way compresses."""
-    block, digest = os.urandom(min(size, CHUNK_BYTES)), hashlib.sha256()
-    for offset in range(0, size, CHUNK_BYTES):
-        message = block if size - offset >= CHUNK_BYTES else block[: size - offset]
+    block, digest = os.urandom(min(size, MAX_CHUNK_BYTES)), hashlib.sha256()
+    for offset in range(0, size, MAX_CHUNK_BYTES):
+        message = block if size - offset >= MAX_CHUNK_BYTES else block[: size - offset]
         if load.hashed:
             await asyncio.to_thread(digest.update, message)
         yield message

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-CHUNK_BYTES = 1024 * 1024
-MAX_MESSAGE_BYTES = CHUNK_BYTES + 64 * 1024
+# What is sent. gRPC keeps about one message's worth of buffers for each connection that brought one:
+# 64 sites with chunks of 1 MiB cost 60 MiB more than with these, for a tenth of the time of a round.
+CHUNK_BYTES = 256 * 1024
+# What the contract allows.
+MAX_CHUNK_BYTES = 1024 * 1024
+MAX_MESSAGE_BYTES = MAX_CHUNK_BYTES + 64 * 1024
 # A unary call that the server works on for longer is ended; a stream on which nothing moves, too.
 UNARY_DEADLINE_S = 60.0
 STREAM_IDLE_S = 60.0
@@ -33,7 +37,7 @@ SERVER_OPTIONS: tuple[Option, ...] = (
     # Bytes that one upload may have on the way. gRPC's own estimate grows with a loaded machine's
     # delays to many times that, on each connection.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", CHUNK_BYTES),
+    ("grpc.http2.lookahead_bytes", MAX_CHUNK_BYTES),
     ("grpc.max_concurrent_streams", 64),
     ("grpc.server_handshake_timeout_ms", 10 * _SECOND_MS),
     ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_S * _SECOND_MS),
