@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import fcntl
 import logging
 import os
@@ -46,6 +47,7 @@ def serve(home: Home) -> None:
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    faulthandler.enable()
     clock = SystemClock()
     identity = load_tls_identity(home.tls, now=clock.now())
     if identity.identity.role is not Role.COORDINATOR:

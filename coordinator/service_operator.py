@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from fedpalm.methods.contribution import codec_for
 from fedpalm.plan import Plan
 from fedpalm.rounds.run import AbortRun, Resume, RunInput, Start
 from fedpalm.secagg.codec import BYTES_PER_VALUE
-from fedpalm.transport.chunks import SpoolWriter, send_file
+from fedpalm.transport.chunks import CHUNK_BYTES, SpoolWriter, send_file
 from fedpalm.transport.peer import Context, current_peer
 from fedpalm.wire.v1 import operator_pb2 as pb
 from fedpalm.wire.v1.federation_pb2 import Chunk
@@ -197,10 +198,17 @@ class OperatorService(OperatorServicer):
         async with SpoolWriter(path, size, bytes.fromhex(plan.initial_model)) as writer:
             await writer.receive(_chunks(requests))
         try:
-            await asyncio.to_thread(lambda: check_finite(np.fromfile(path, dtype="<f4")))
+            await asyncio.to_thread(_check_finite, path)
         except BaseException:
             path.unlink()
             raise
+
+
+def _check_finite(path: Path) -> None:
+    """Raises NonFiniteUpdateError for a (P,) float32 file with NaN or infinity; reads it in blocks."""
+    with path.open("rb") as file:
+        while data := file.read(CHUNK_BYTES):
+            check_finite(np.frombuffer(data, dtype="<f4"))
 
 
 async def _first_plan(requests: AsyncIterator[pb.SubmitPlanRequest]) -> bytes:
