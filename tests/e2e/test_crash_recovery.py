@@ -24,9 +24,7 @@ def _in_round(federation: RealFederation, number: int) -> Callable[[], bool]:
     def check() -> bool:
         status = federation.status_or_none()
         assert not status or status["round"] <= number, f"too late to disturb: {status}"
-        return bool(
-            status and status["round"] == number and status["round_state"] == "collecting"
-        )
+        return bool(status and status["round"] == number and status["round_state"] == "collecting")
 
     return check
 

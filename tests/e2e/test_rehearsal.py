@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from coordinator.run_records import RunRecords
+from coordinator.store import Store
 from fedpalm.methods.base import RoundContext
 from fedpalm.methods.contribution import codec_for, rounding_key
 from fedpalm.methods.rehearsal import RehearsalMethod
@@ -18,7 +21,7 @@ from fedpalm.plan import Plan
 from .harness import RealFederation, run_cli
 
 ROUNDS = 3
-PARAMETERS = 300_001
+PARAMETERS = 1_000_001
 PLAN = f"""
 name = "rehearsal"
 method = "rehearsal"
@@ -71,6 +74,13 @@ def _expected(bound: Plan, vector: np.ndarray) -> np.ndarray:
     return vector
 
 
+def _plan_and_initial(run: RealFederation, model: Path) -> tuple[Plan, np.ndarray]:
+    with Store.open(run.coordinator_home / "store.sqlite3") as store:
+        (stored,) = RunRecords(store).load()
+    (initial,) = load_file(model).values()
+    return stored.plan, initial
+
+
 def test_three_sites_and_a_coordinator_reach_the_model_that_one_process_computes(
     rehearsed: tuple[RealFederation, Path, Path], tmp_path: Path
 ) -> None:
@@ -91,10 +101,26 @@ def test_three_sites_and_a_coordinator_reach_the_model_that_one_process_computes
     (vector,) = load_file(out).values()
     assert vector.shape == (PARAMETERS,)
 
-    from coordinator.run_records import RunRecords
-    from coordinator.store import Store
+    np.testing.assert_array_equal(vector, _expected(*_plan_and_initial(run, model)))
 
-    with Store.open(run.coordinator_home / "store.sqlite3") as store:
-        (stored,) = RunRecords(store).load()
-    (initial,) = load_file(model).values()
-    np.testing.assert_array_equal(vector, _expected(stored.plan, initial))
+
+def test_kills_at_any_moment_on_both_sides_change_no_bit(
+    rehearsed: tuple[RealFederation, Path, Path],
+) -> None:
+    run, plan, model = rehearsed
+    plan.write_text(PLAN.replace(f"rounds = {ROUNDS}", "rounds = 9"))
+    run.submit(plan, model)
+    for site in run.sites:
+        run.run_site(site)
+    run.operator("start")
+    for number, victims in ((2, ["coordinator"]), (4, ["birch"]), (6, ["coordinator", "amber"])):
+        run.wait_for(lambda n=number: (run.status_or_none() or {"round": 0})["round"] >= n, "it")
+        for victim in victims:
+            run.kill(victim)
+        for victim in victims:
+            run.serve() if victim == "coordinator" else run.run_site(victim)
+    status = run.wait_for(
+        lambda: (s := run.status_or_none()) and s["state"] == "completed" and s, "the run"
+    )
+    wanted = _expected(*_plan_and_initial(run, model)).astype("<f4").tobytes()
+    assert status["model_hash"] == hashlib.sha256(wanted).hexdigest()

@@ -186,7 +186,8 @@ def _egress(report: Report) -> str:
         f'<ul class="never">\n{never}</ul>\n'
         '<p class="note">Protocol messages carry names of sites and runs, versions, hashes and '
         "offsets; they are in the logs, too. A site's round update, and its number of training "
-        "images as the weight inside it, can be read by the coordinator, and by nobody on the way.</p>\n</section>\n"
+        "images as the weight inside it, can be read by the coordinator, and by nobody on the way."
+        "</p>\n</section>\n"
     )
 
 

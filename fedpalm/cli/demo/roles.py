@@ -32,7 +32,7 @@ class Operator:
         self._say("init", "--federation", FEDERATION, "--listen", "127.0.0.1:0")
 
     def serve(self) -> Child:
-        return self.supervisor.start("coordinator", self._argv("serve"))
+        return self.supervisor.start("coordinator", self._argv("serve"), lasting=True)
 
     def admit(self, request: Path, bundle: Path) -> None:
         self._say("sites", "admit", request, "--out", bundle)
@@ -103,7 +103,7 @@ class SitePerson:
         self._say("join", "--install", bundle)
 
     def run(self) -> Child:
-        return self.supervisor.start(self.name, self._argv("run"))
+        return self.supervisor.start(self.name, self._argv("run"), lasting=True)
 
     def approve(self, run_id: str) -> None:
         self._say("exchange", "approve", run_id)

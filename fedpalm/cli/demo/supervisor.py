@@ -37,6 +37,7 @@ class Child:
     name: str
     process: subprocess.Popen[str]
     log: Path
+    lasting: bool = False
 
     @property
     def running(self) -> bool:
@@ -68,9 +69,18 @@ class Supervisor:
         self.stop()
 
     def start(
-        self, name: str, argv: Sequence[str | Path], *, nice: int = 0, read_stdout: bool = False
+        self,
+        name: str,
+        argv: Sequence[str | Path],
+        *,
+        nice: int = 0,
+        read_stdout: bool = False,
+        lasting: bool = False,
     ) -> Child:
-        """Start a process under a name of its own; stdout goes to its log unless it is to be read."""
+        """Start a process under a name of its own; stdout goes to its log unless it is to be read.
+
+        A ``lasting`` one is not to end before it is told to, not even with exit code 0.
+        """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(
                 "children belong to the main thread: they end when their thread does"
@@ -89,7 +99,7 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=_tether(os.getpid(), nice),
             )
-        child = Child(name, process, log)
+        child = Child(name, process, log, lasting)
         self._children[name] = child
         return child
 
@@ -116,6 +126,8 @@ class Supervisor:
             reply = None
         if child.process.returncode == 0 and reply is not None:
             return reply
+        # A command fails when its server is gone: that is the failure to report then.
+        self.check()
         if isinstance(reply, dict) and isinstance(reply.get("error"), dict):
             error = reply["error"]
             if error.get("code") in error_codes():
@@ -128,11 +140,12 @@ class Supervisor:
         raise self.failure(child, f"ended with exit code {child.process.returncode}")
 
     def check(self) -> None:
-        """Raise ChildFailedError if a started process ended with an error."""
+        """Raise ChildFailedError if a process failed, or a lasting one ended at all."""
         for child in list(self._children.values()):
             code = child.process.poll()
-            if code not in (None, 0):
-                raise self.failure(child, f"ended with exit code {code}")
+            if code is not None and (code != 0 or child.lasting):
+                by = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                raise self.failure(child, by)
 
     def failure(self, child: Child, what: str) -> FedPalmError:
         """The error for a child that failed, with the tail of its log and what to do next."""

@@ -123,6 +123,20 @@ def test_a_child_that_ended_well_is_no_failure(tmp_path: Path):
         supervisor.check()
 
 
+def test_a_service_that_ends_by_itself_is_a_failure_even_with_exit_code_0(tmp_path: Path):
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start("coordinator", python("pass"), lasting=True).process.wait()
+        with pytest.raises(ChildFailedError, match="coordinator ended with exit code 0"):
+            supervisor.check()
+
+
+def test_a_command_that_fails_because_its_server_is_gone_reports_the_server(tmp_path: Path):
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start("coordinator", python("raise SystemExit(9)")).process.wait()
+        with pytest.raises(ChildFailedError, match="coordinator ended with exit code 9"):
+            supervisor.run_json("operator", python("raise SystemExit(5)"), timeout_s=PATIENCE_S)
+
+
 def test_a_command_gives_back_what_it_printed(tmp_path: Path):
     code = "import sys; assert sys.argv[-1] == '--json'; print('{\"run_id\": \"r\"}')"
     with Supervisor(tmp_path) as supervisor:
