@@ -10,9 +10,10 @@ from functools import partial
 from typing import ParamSpec
 
 from fedpalm.clock import Clock
-from fedpalm.errors import FedPalmError, ResourceError
+from fedpalm.errors import FedPalmError, HashMismatchError, NotFoundError, ResourceError
 from fedpalm.methods.rules import server_rule
 from fedpalm.rounds.events import Aggregate, RoundRef, TimerKind
+from fedpalm.rounds.run import Pause, RunState
 from fedpalm.wire.v1 import federation_pb2 as pb
 
 from .aggregate import aggregate
@@ -46,16 +47,15 @@ class Driver:
         self.conductor = Conductor(records, self, clock)
 
     def start(self) -> None:
-        """Delete what no row speaks of, check the models in use, go on with unfinished runs.
-
-        Raises:
-            HashMismatchError, NotFoundError: the global model of an unfinished run is damaged.
-        """
+        """Delete what no row speaks of and go on with unfinished runs; a damaged model pauses its run."""
         conductor = self.conductor
         for run_id in conductor.run_ids():
             run = conductor.run(run_id)
-            if not run.over:
-                self._spool.check_model(run.model_hash)
+            if run.state is RunState.RUNNING:
+                try:
+                    self._spool.check_model(run.model_hash)
+                except (HashMismatchError, NotFoundError) as error:
+                    conductor.feed(run_id, Pause(error.what))
         self._spool.keep_models_only(
             model_hash
             for run_id in conductor.run_ids()

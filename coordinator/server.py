@@ -39,7 +39,6 @@ def serve(home: Home) -> None:
         ConfigError, KeyFileError, IdentityError: the home cannot be used.
         StateError: another coordinator serves it.
         UnavailableError: the address cannot be bound.
-        HashMismatchError, NotFoundError: the global model of an unfinished run is damaged.
     """
     settings = home.settings()
     logging.basicConfig(
@@ -81,7 +80,6 @@ async def listening(coordinator: Coordinator, home: Home) -> AsyncIterator[str]:
 
     Raises:
         UnavailableError: the address cannot be bound.
-        HashMismatchError, NotFoundError: the global model of an unfinished run is damaged.
     """
     listen = coordinator.settings.listen
     for address in _addresses(home, listen):

@@ -66,9 +66,11 @@ class OperatorService(OperatorServicer):
         return pb.SubmitPlanReply(run_id=run_id, plan_hash=plan.hash)
 
     async def StartRun(self, request: pb.RunRef, context: Context) -> pb.RunStatus:
+        await self._require_model(request.run_id)
         return self._order(context, "start", request.run_id, Start(self._c.now_ms()))
 
     async def ResumeRun(self, request: pb.RunRef, context: Context) -> pb.RunStatus:
+        await self._require_model(request.run_id)
         return self._order(context, "resume", request.run_id, Resume(self._c.now_ms()))
 
     async def AbortRun(self, request: pb.AbortRunRequest, context: Context) -> pb.RunStatus:
@@ -136,6 +138,11 @@ class OperatorService(OperatorServicer):
         self._record(context, action, run_id, detail)
         self._c.conductor.feed(run_id, received)
         return self._status(run_id)
+
+    async def _require_model(self, asked: str) -> None:
+        """Raises HashMismatchError, NotFoundError: the run's global model is damaged or gone."""
+        model_hash = self._c.conductor.run(self._resolve(asked)).model_hash
+        await asyncio.to_thread(self._c.spool.check_model, model_hash)
 
     def _record(self, context: Context, action: str, run_id: str, detail: str = "") -> None:
         operator = current_peer(context).identity.name

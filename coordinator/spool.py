@@ -56,7 +56,7 @@ class Spool:
             raise HashMismatchError(
                 f"{self.model(model_hash)}: its bytes are not those of its name",
                 safe="the run is where it was",
-                next_step="restore the file from a backup",
+                next_step="restore the file from a backup, then: fedpalm-coordinator resume",
             )
 
     def update(self, run_id: str, ref: RoundRef, site: str, payload_hash: str) -> Path:

@@ -78,7 +78,7 @@ class Coordinator:
         return round(self.clock.now() * 1000)
 
     def start(self) -> None:
-        """Go on where the store says. Raises HashMismatchError for a damaged model in use."""
+        """Go on where the store says."""
         self.driver.start()
         self.exchanges.restart()
 

@@ -375,6 +375,24 @@ async def test_a_coordinator_keeps_the_port_that_it_once_chose(world: World) -> 
 
 
 @in_loop
+async def test_a_damaged_model_pauses_its_run_until_it_is_restored(world: World) -> None:
+    plan = rehearsal_plan(sites=2, rounds=1)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        run_id, _, _ = await both(hub, stack, plan)
+        path = hub.coordinator.spool.model(plan.initial_model)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"!")
+    async with world.running() as hub, hub.operator() as operator:
+        run = hub.coordinator.conductor.run(run_id)
+        assert run.state == "paused" and path.name in run.reason
+        with pytest.raises(HashMismatchError):
+            await operator.call("ResumeRun", o.RunRef())
+        path.write_bytes(whole)
+        assert (await operator.call("ResumeRun", o.RunRef())).state == "running"
+
+
+@in_loop
 async def test_only_the_newest_models_stay_when_that_is_asked_for(tmp_path: Path) -> None:
     world = World(tmp_path, *SITES, keep_models="latest")
     plan = rehearsal_plan(sites=2, rounds=4)
