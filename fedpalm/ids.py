@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import NewType
 
 from .errors import ProtocolError
-
-SiteId = NewType("SiteId", str)
-RunId = NewType("RunId", str)
-FederationId = NewType("FederationId", str)
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -24,21 +19,21 @@ def _name(text: str, what: str) -> str:
     return text
 
 
-def site_id(text: str) -> SiteId:
+def site_id(text: str) -> str:
     """Validate a site name (a DNS label, so that it fits a SAN URI unescaped)."""
-    return SiteId(_name(text, "site name"))
+    return _name(text, "site name")
 
 
-def federation_id(text: str) -> FederationId:
+def federation_id(text: str) -> str:
     """Validate a federation name (a DNS label)."""
-    return FederationId(_name(text, "federation name"))
+    return _name(text, "federation name")
 
 
-def run_id(text: str) -> RunId:
+def run_id(text: str) -> str:
     """Validate a run name (a DNS label)."""
-    return RunId(_name(text, "run name"))
+    return _name(text, "run name")
 
 
-def new_run_id(name: str) -> RunId:
+def new_run_id(name: str) -> str:
     """A fresh run name: the plan's name and 32 random bits."""
     return run_id(f"{name[:54]}-{secrets.token_hex(4)}")

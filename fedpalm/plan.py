@@ -24,7 +24,6 @@ MAX_SITES = 200
 class TrainingSettings(Settings):
     """What a site does in a round; every value is public."""
 
-    backbone: Literal["compnet", "none"] = "compnet"
     local_epochs: int = Field(2, ge=1, le=100)
     batch_size: int = Field(16, ge=2, le=4096)
     learning_rate: float = Field(1e-3, gt=0, le=1)
@@ -61,16 +60,21 @@ class PlanDraft(Settings):
     join_deadline_s: float = Field(600, gt=0, le=7 * 86400)
     round_deadline_s: float = Field(3600, gt=0, le=7 * 86400)
     max_attempts: int = Field(3, ge=1, le=100)
-    expert_exchange: Literal["deployment", "never"] = "deployment"
+    expert_exchange: Literal["deployment", "never"] = "never"
+    """Left out: ``deployment`` for a method that has experts, ``never`` for the others."""
     training: TrainingSettings = TrainingSettings()
     codec: CodecSettings = CodecSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _exchange_if_there_are_experts(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "expert_exchange" not in values:
+            has_experts = values.get("method") == "fedpalm"
+            return {**values, "expert_exchange": "deployment" if has_experts else "never"}
+        return values
+
     @model_validator(mode="after")
-    def _rehearsal_trains_nothing(self) -> PlanDraft:
-        if (self.method == "rehearsal") != (self.training.backbone == "none"):
-            raise ValueError(
-                "method 'rehearsal' goes with training.backbone 'none', and only with it"
-            )
+    def _no_exchange_without_experts(self) -> PlanDraft:
         if self.method != "fedpalm" and self.expert_exchange != "never":
             raise ValueError(
                 f"method {self.method!r} has no experts: set expert_exchange = 'never'"

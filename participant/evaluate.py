@@ -82,7 +82,7 @@ def evaluate_site(
     from fedpalm.evaluation.report import evaluate_templates
 
     run = _find_run(store, run_id)
-    if config.data is None or run.plan.draft.training.backbone == "none":
+    if config.data is None or run.plan.draft.method == "rehearsal":
         raise ConfigError(
             "there is nothing to evaluate: the run trains nothing, or participant.toml has no [data]"
         )

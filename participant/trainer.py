@@ -109,7 +109,7 @@ class Trainer:
         self._state_round = None
 
     def _images(self, plan: Plan) -> SiteImages:
-        if plan.draft.training.backbone == "none":
+        if plan.draft.method == "rehearsal":
             empty = np.empty((0, 1, 128, 128), dtype=np.float32)
             return SiteImages(empty, np.empty(0, dtype=np.int64), 0)
         if self._config.data is None:

@@ -30,10 +30,6 @@ method = "rehearsal"
 rounds = {rounds}
 reproducible = true
 quorum = {sites}
-expert_exchange = "never"
-
-[training]
-backbone = "none"
 """
 COMMAND_S = 120.0
 Say = Callable[[str], None]

@@ -129,7 +129,7 @@ def _check_path(
     if moment > leaf.not_valid_after_utc:
         raise IdentityError(
             f"{identity}: the certificate expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
-            next_step="renew the certificate",
+            next_step="enrol anew: fedpalm-participant join, then fedpalm-coordinator sites admit",
         )
     if moment < leaf.not_valid_before_utc:
         raise IdentityError(

@@ -89,7 +89,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic
             raise IdentityError(f"{peer.identity}: not of federation {self._federation!r}")
         if self.clock.now() >= peer.not_after:
             raise IdentityError(
-                f"{peer.identity}: the certificate has expired", next_step="renew the certificate"
+                f"{peer.identity}: the certificate has expired",
+                next_step="enrol anew: fedpalm-participant join, then sites admit",
             )
         service = method.lstrip("/").partition("/")[0]
         if peer.identity.role not in self._roles.get(service, frozenset()):

@@ -18,7 +18,6 @@ seed = 7
 reproducible = true
 quorum = {quorum}
 round_deadline_s = 120
-expert_exchange = "{exchange}"
 
 [training]
 local_epochs = 1
@@ -32,8 +31,7 @@ def plan_and_model(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 
     def make(method: str, rounds: int, quorum: int = 2) -> tuple[Path, Path]:
         plan, model = tmp_path / "plan.toml", tmp_path / "initial.safetensors"
-        exchange = "deployment" if method == "fedpalm" else "never"
-        plan.write_text(PLAN.format(method=method, rounds=rounds, quorum=quorum, exchange=exchange))
+        plan.write_text(PLAN.format(method=method, rounds=rounds, quorum=quorum))
         run_cli("fedpalm", "model", "init", plan, "--out", model)
         return plan, model
 

@@ -29,10 +29,6 @@ rounds = {ROUNDS}
 seed = 5
 reproducible = true
 quorum = 3
-expert_exchange = "never"
-
-[training]
-backbone = "none"
 """
 
 

@@ -52,8 +52,6 @@ def rehearsal_plan(sites: int, rounds: int, *, quorum: int = 2, parameters: int 
                 "max_attempts": 3,
                 "join_deadline_s": 60,
                 "round_deadline_s": 600,
-                "expert_exchange": "never",
-                "training": {"backbone": "none"},
             },
             "roster": [f"site-{number:03}" for number in range(sites)],
             "layout": layout.to_json(),

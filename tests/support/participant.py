@@ -27,7 +27,7 @@ from fedpalm.pki.authority import Authority, create_authority
 from fedpalm.pki.bundle import TlsIdentity, create_keys, install_certificates
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.request import create_request
-from fedpalm.plan import CodecSettings, Plan, PlanDraft, TrainingSettings
+from fedpalm.plan import CodecSettings, Plan, PlanDraft
 from fedpalm.transport.chunks import send_buffer
 from fedpalm.wire.limits import check_limits
 from fedpalm.wire.v1 import federation_pb2 as wire
@@ -108,7 +108,7 @@ def initial_vector() -> np.ndarray:
 
 
 def make_plan(rounds: int = 3, sites: tuple[str, ...] = SITES, **changes: Any) -> Plan:
-    """A FedPalm-shaped plan for the toy method; ``backbone`` none: it needs no images."""
+    """A FedPalm-shaped plan for the toy method: it needs no images."""
     draft = PlanDraft.model_construct(
         name="toy",
         method="fedpalm",
@@ -120,7 +120,6 @@ def make_plan(rounds: int = 3, sites: tuple[str, ...] = SITES, **changes: Any) -
         round_deadline_s=60.0,
         max_attempts=3,
         expert_exchange="deployment",
-        training=TrainingSettings(backbone="compnet"),
         codec=CodecSettings(),
     )
     values: dict[str, Any] = {

@@ -12,7 +12,7 @@ from fedpalm.settings import parse_settings
 def values(**changes: Any) -> dict[str, Any]:
     plan: dict[str, Any] = {
         "federation": "trial",
-        "draft": {"name": "p", "method": "fedavg", "rounds": 3, "expert_exchange": "never"},
+        "draft": {"name": "p", "method": "fedavg", "rounds": 3},
         "roster": ("a", "b", "c"),
         "layout": ({"name": "open_set.w", "shape": [4]},),
         "initial_model": "0" * 64,
@@ -64,7 +64,6 @@ def test_every_part_of_a_plan_is_in_its_hash(change: dict[str, Any]) -> None:
         ({"surprise": 1}, "surprise"),
         (draft(quorum=4), "quorum"),
         (draft(rounds=0), "rounds"),
-        (draft(method="rehearsal"), "backbone"),
         (draft(expert_exchange="deployment"), "expert"),
         (draft(round_deadline_s=-1), "round_deadline_s"),
         (draft(training={"dropout": 2}), "dropout"),

@@ -50,7 +50,6 @@ class DemoSettings(Settings):
             quorum=self.sites,
             join_deadline_s=600,
             round_deadline_s=1800,
-            expert_exchange="deployment" if self.method == "fedpalm" else "never",
         )
 
 

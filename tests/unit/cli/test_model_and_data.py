@@ -52,10 +52,7 @@ def test_the_file_says_its_layouts_in_the_order_of_the_vector(tmp_path: Path):
 
 def test_a_rehearsal_may_have_any_length(tmp_path: Path):
     draft = tmp_path / "plan.toml"
-    draft.write_text(
-        'name = "p"\nmethod = "rehearsal"\nrounds = 1\nexpert_exchange = "never"\n'
-        '[training]\nbackbone = "none"\n'
-    )
+    draft.write_text('name = "p"\nmethod = "rehearsal"\nrounds = 1\n')
     out = tmp_path / "m.safetensors"
     assert run("model", "init", draft, "--out", out, "--parameters", "1000").exit_code == 0
     with safetensors.safe_open(str(out), framework="numpy") as file:

@@ -59,6 +59,7 @@ def exchange_plan() -> Plan:
     values = rehearsal_plan(sites=3, rounds=1).model_dump()
     values["draft"] |= {
         "method": "fedpalm",
+        "expert_exchange": "deployment",
     }
     return Plan.model_validate(
         {**values, "roster": SITES, "expert_layout": tuple(EXPERT.to_json())}

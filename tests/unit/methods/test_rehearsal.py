@@ -13,7 +13,7 @@ from fedpalm.layout import Layout, TensorSpec
 from fedpalm.methods.base import RoundContext
 from fedpalm.methods.contribution import codec_for
 from fedpalm.methods.rehearsal import RehearsalMethod, rehearsal_vector
-from fedpalm.plan import CodecSettings, Plan, PlanDraft, TrainingSettings
+from fedpalm.plan import CodecSettings, Plan, PlanDraft
 
 
 def _plan(size=70_000, seed=1, **codec):
@@ -24,8 +24,6 @@ def _plan(size=70_000, seed=1, **codec):
             method="rehearsal",
             rounds=3,
             seed=seed,
-            expert_exchange="never",
-            training=TrainingSettings(backbone="none"),
             codec=CodecSettings(**codec),
         ),
         roster=("a", "b"),

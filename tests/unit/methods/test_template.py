@@ -26,7 +26,7 @@ def test_the_exchange_releases_the_closed_set_expert_and_nothing_else():
 
 @pytest.mark.parametrize("method", ["fedavg", "rehearsal"])
 def test_other_methods_share_no_teim_and_release_nothing(method):
-    training = TrainingSettings(backbone="none" if method == "rehearsal" else "compnet")
+    training = TrainingSettings()
     template = model_template(method, training, 0)
     assert template.layout.size == 22_899 + 4_971_008
     assert template.expert_layout.tensors == ()
