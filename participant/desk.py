@@ -87,7 +87,7 @@ class Desk:
         terms, site = exchange.terms, self.identity.identity.name
         consent = Consent(terms, site, key.public_bytes)
         signed = sign_consent(consent, self.identity.signing_key, self.identity.chain)
-        approved, _ = exchange.step(Approved(consent.hash))
+        approved = exchange.step(Approved(consent.hash))
         with self.store.transaction() as db:
             name = self.store.write_private(terms.exchange_id, "key", key.private_bytes())
             self.book.put(db, approved)
@@ -111,7 +111,7 @@ class Desk:
         Raises:
             IllegalTransitionError: it is completed or cancelled.
         """
-        declined, _ = exchange.step(Declined(_clip(reason)))
+        declined = exchange.step(Declined(_clip(reason)))
         if declined == exchange:
             return exchange
         terms = exchange.terms
@@ -138,7 +138,7 @@ class Desk:
         if exchange is None or self.book.is_closed(exchange_id):
             return None
         if not completed:
-            exchange, _ = exchange.step(CancelNoted(_clip(reason)))
+            exchange = exchange.step(CancelNoted(_clip(reason)))
         with self.store.transaction() as db:
             self.book.put(db, exchange)
             self.book.close(db, exchange_id)

@@ -216,8 +216,7 @@ class EgressGate(MessageGate):
                         recipient=uri,
                     )
                 )
-            sealed_now, _ = exchange.step(ExpertsSealed(agreement, hashes))
-            self._book.put(db, sealed_now)
+            self._book.put(db, exchange.step(ExpertsSealed(agreement, hashes)))
             self._book.put_agreed(db, exchange_id, consents)
         return released
 

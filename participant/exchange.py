@@ -180,9 +180,7 @@ class ExchangeAgent:
             )
             vector = open_expert(sealed, layout, agreement, sender=sender, recipient=site, key=key)
             experts[sender] = dict(layout.unflatten(vector))
-            exchange, _ = exchange.step(
-                ExpertOpened(sender, bytes.fromhex(sealed.header.expert_hash))
-            )
+            exchange = exchange.step(ExpertOpened(sender, bytes.fromhex(sealed.header.expert_hash)))
             entries.append(
                 {
                     "run": terms.run,

@@ -4,10 +4,10 @@
       |                   |                   |
       +--- decline -------+-------------------+--> declined      (cancel by the coordinator: cancelled)
 
-Persist, then send: :data:`TABLE` is the whole machine; store ``exchange.to_json()`` in one transaction
-with the ledger entry and the bytes that go with it (the signed consent, the sealed experts, an opened
-expert), then carry out the effects. ``outstanding()`` says what is still to be done after a restart: a
-retry sends the stored bytes and never seals again.
+:data:`TABLE` is the whole machine. Persist, then send: ``exchange.to_json()`` is stored in one
+transaction with the ledger entry and the bytes that go with it (the signed consent, the sealed experts,
+the opened ones), and what leaves is read back from there. A retry sends the stored bytes and never
+seals again.
 """
 
 from __future__ import annotations
@@ -81,41 +81,6 @@ class CancelNoted:
 Input = Approved | Declined | ExpertsSealed | ExpertOpened | CancelNoted
 
 
-# --- effects -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SendConsent:
-    """Send the stored signed consent."""
-
-
-@dataclass(frozen=True)
-class SendRefusal:
-    """Tell the coordinator that this site does not take part."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class SendSealed:
-    """Send the stored sealed expert for ``recipient``, if the coordinator does not have it."""
-
-    recipient: str
-
-
-@dataclass(frozen=True)
-class ConfirmDelivery:
-    """Tell the coordinator that every expert was opened."""
-
-
-@dataclass(frozen=True)
-class EraseRecipientKey:
-    """Erase the private key that this exchange's experts are sealed to."""
-
-
-Effect = SendConsent | SendRefusal | SendSealed | ConfirmDelivery | EraseRecipientKey
-
-
 @dataclass(frozen=True)
 class SiteExchange:
     """One exchange as a site knows it; immutable, a step makes the next one.
@@ -174,12 +139,9 @@ class SiteExchange:
         over = (SiteState.DECLINED, SiteState.CANCELLED)
         return bool(self.sealed) or self.state not in over
 
-    def step(self, event: Input) -> tuple[SiteExchange, tuple[Effect, ...]]:
-        """Take one input.
+    def step(self, event: Input) -> SiteExchange:
+        """Take one input; returns the next exchange, or this one if the input repeats what is known.
 
-        Returns:
-            The next exchange (this one, if the input repeats what is known) and what to do after it
-            has been stored.
         Raises:
             IllegalTransitionError: the state has no row for this input.
             ConsentError: sealed under an agreement that is not this exchange's.
@@ -194,26 +156,7 @@ class SiteExchange:
             )
         record, state = row
         recorded, done = record(self, event)
-        if not done or state is self.state:
-            return recorded, ()
-        entered = replace(recorded, state=state)
-        return entered, entered.outstanding()
-
-    def outstanding(self) -> tuple[Effect, ...]:
-        """What to do on entering the state, and again after a restart or a lost connection."""
-        match self.state:
-            case SiteState.ASKED:
-                return ()
-            case SiteState.APPROVED:
-                return (SendConsent(),)
-            case SiteState.SEALED:
-                return tuple(SendSealed(to) for to in self.terms.others(self.site))
-            case SiteState.COMPLETED:
-                return (EraseRecipientKey(), ConfirmDelivery())
-            case SiteState.DECLINED:
-                return (EraseRecipientKey(), SendRefusal(self.reason))
-            case SiteState.CANCELLED:
-                return (EraseRecipientKey(),)
+        return replace(recorded, state=state) if done else recorded
 
     def to_json(self) -> dict[str, Any]:
         """JSON values for the store."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hypothesis import settings
@@ -79,62 +80,67 @@ class Federation(RuleBasedStateMachine):
         if send:
             self.send_from_coordinator(effects)
 
-    def send_from_coordinator(self, effects: tuple[hub.Effect, ...]) -> None:
+    def send_from_coordinator(self, effects: Iterable[hub.Effect]) -> None:
         for effect in effects:
             if not isinstance(effect, hub.EraseSealed):
                 self.flying.append(ToSite(effect.site, type(effect).__name__))
 
-    def tell_site(self, name: str, event: member.Input, *, send: bool = True) -> None:
-        after, effects = self.site(name).step(event)
-        self.sites[name] = after.to_json()
-        if send:
-            self.send_from_site(name, effects)
-
-    def send_from_site(self, name: str, effects: tuple[member.Effect, ...]) -> None:
+    def tell_site(self, name: str, *events: member.Input) -> SiteExchange:
+        """Step in memory, store once."""
         exchange = self.site(name)
-        for effect in effects:
-            match effect:
-                case member.SendConsent():
-                    self.flying.append(hub.ConsentGiven(name, exchange.consent_hash))
-                case member.SendRefusal(reason):
-                    self.flying.append(hub.ConsentRefused(name, reason))
-                case member.SendSealed(to):
-                    self.flying.append(hub.ExpertSealed(name, to, exchange.sealed[to]))
-                case member.ConfirmDelivery():
-                    self.flying.append(hub.ExpertsDelivered(name))
+        for event in events:
+            exchange = exchange.step(event)
+        self.sites[name] = exchange.to_json()
+        return exchange
+
+    def answer(self, name: str) -> None:
+        """What a site sends until it has arrived, and again when it is asked again."""
+        exchange = self.site(name)
+        if exchange.state is SiteState.DECLINED:
+            self.flying.append(hub.ConsentRefused(name, exchange.reason))
+        elif exchange.state in (SiteState.APPROVED, SiteState.SEALED, SiteState.COMPLETED):
+            self.flying.append(hub.ConsentGiven(name, exchange.consent_hash))
 
     def receive(self, message: ToSite) -> None:
         """A site's driver: what it does with each thing the coordinator sends."""
         name = message.site
         if message.what == "AskConsent":
             earlier = [self.site(name)] if name in self.sites else []
-            exchange = SiteExchange.propose(TERMS, name, earlier)
-            self.sites[name] = exchange.to_json()
-            self.send_from_site(name, exchange.outstanding())
-            return
-        exchange = self.site(name) if name in self.sites else None
-        if exchange is None:
+            self.sites[name] = SiteExchange.propose(TERMS, name, earlier).to_json()
+            self.answer(name)
+        elif name not in self.sites:
             assert message.what == "TellCancelled"
         elif message.what == "TellCancelled":
             self.tell_site(name, member.CancelNoted("over"))
         elif message.what == "AskSealed":
-            if exchange.state is SiteState.APPROVED:
-                agreement = Agreement(CONSENTS.values(), TERMS, AUTHORITY.root, now=NOW)
-                self.sealings[name] += 1
-                hashes = {
-                    to: hashlib.sha256(f"{name}{to}{self.sealings[name]}".encode()).digest()
-                    for to in TERMS.others(name)
-                }
-                self.tell_site(name, member.ExpertsSealed(agreement, hashes))
-            elif exchange.state is SiteState.SEALED:
-                self.send_from_site(name, exchange.outstanding())
-        elif message.what == "DeliverExperts" and exchange.state is SiteState.SEALED:
-            for sender in TERMS.others(name):
-                expert = hashlib.sha256(sender.encode()).digest()
-                if self.site(name).state is SiteState.SEALED:
-                    self.tell_site(name, member.ExpertOpened(sender, expert))
+            self.seal(name)
         elif message.what == "DeliverExperts":
-            self.send_from_site(name, exchange.outstanding())
+            self.fetch(name)
+
+    def seal(self, name: str) -> None:
+        exchange = self.site(name)
+        if exchange.state is SiteState.APPROVED:
+            agreement = Agreement(CONSENTS.values(), TERMS, AUTHORITY.root, now=NOW)
+            self.sealings[name] += 1
+            hashes = {
+                to: hashlib.sha256(f"{name}{to}{self.sealings[name]}".encode()).digest()
+                for to in TERMS.others(name)
+            }
+            exchange = self.tell_site(name, member.ExpertsSealed(agreement, hashes))
+        if exchange.state is SiteState.SEALED:
+            for to in TERMS.others(name):
+                self.flying.append(hub.ExpertSealed(name, to, exchange.sealed[to]))
+
+    def fetch(self, name: str) -> None:
+        exchange = self.site(name)
+        if exchange.state is SiteState.SEALED:
+            opened = (
+                member.ExpertOpened(sender, hashlib.sha256(sender.encode()).digest())
+                for sender in TERMS.others(name)
+            )
+            exchange = self.tell_site(name, *opened)
+        if exchange.state is SiteState.COMPLETED:
+            self.flying.append(hub.ExpertsDelivered(name))
 
     def deliver(self, message: Message) -> None:
         if isinstance(message, ToSite):
@@ -190,9 +196,11 @@ class Federation(RuleBasedStateMachine):
         self.send_from_coordinator(self.coordinator().outstanding())
 
     @rule(name=st.sampled_from(ROSTER))
-    def a_site_restarts(self, name: str) -> None:
-        if name in self.sites:
-            self.send_from_site(name, self.site(name).outstanding())
+    def a_site_connects_again(self, name: str) -> None:
+        asked = self.coordinator().outstanding()
+        self.send_from_coordinator(one for one in asked if getattr(one, "site", None) == name)
+        if name in self.sites and self.site(name).state in (SiteState.APPROVED, SiteState.DECLINED):
+            self.answer(name)
 
     # --- what must hold whatever happens
 
@@ -228,7 +236,7 @@ class Federation(RuleBasedStateMachine):
             self.the_coordinator_restarts()
             for name in ROSTER:
                 self.people_say_yes(name)
-                self.a_site_restarts(name)
+                self.a_site_connects_again(name)
             while self.flying:
                 self.deliver(self.flying.pop(0))
         end = self.coordinator().state

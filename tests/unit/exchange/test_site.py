@@ -20,14 +20,9 @@ from fedpalm.exchange.site import (
     TABLE,
     Approved,
     CancelNoted,
-    ConfirmDelivery,
     Declined,
-    EraseRecipientKey,
     ExpertOpened,
     ExpertsSealed,
-    SendConsent,
-    SendRefusal,
-    SendSealed,
     SiteExchange,
     SiteState,
 )
@@ -47,16 +42,16 @@ def own_consent(world: World, agreement: Agreement) -> Approved:
 
 def exchanges(world: World, agreement: Agreement) -> dict[SiteState, SiteExchange]:
     """One exchange in each state, reached by inputs only."""
-    approved, _ = asked(world).step(own_consent(world, agreement))
-    sealed, _ = approved.step(ExpertsSealed(agreement, HASHES))
-    half, _ = sealed.step(ExpertOpened("east", b"1" * 32))
+    approved = asked(world).step(own_consent(world, agreement))
+    sealed = approved.step(ExpertsSealed(agreement, HASHES))
+    half = sealed.step(ExpertOpened("east", b"1" * 32))
     return {
         SiteState.ASKED: asked(world),
         SiteState.APPROVED: approved,
         SiteState.SEALED: sealed,
-        SiteState.COMPLETED: half.step(ExpertOpened("west", b"2" * 32))[0],
-        SiteState.DECLINED: approved.step(Declined("no"))[0],
-        SiteState.CANCELLED: approved.step(CancelNoted("over"))[0],
+        SiteState.COMPLETED: half.step(ExpertOpened("west", b"2" * 32)),
+        SiteState.DECLINED: approved.step(Declined("no")),
+        SiteState.CANCELLED: approved.step(CancelNoted("over")),
     }
 
 
@@ -87,17 +82,17 @@ def test_an_input_without_a_row_is_an_error_that_names_state_and_input(at, input
             assert type(event).__name__ in caught.value.what and state.value in caught.value.what
 
 
-def test_a_yes_is_sent_after_it_was_recorded(world, agreement):
-    approved, effects = asked(world).step(own_consent(world, agreement))
-    assert effects == (SendConsent(),)
+def test_a_yes_is_recorded_with_the_consent_that_was_signed(world, agreement):
+    approved = asked(world).step(own_consent(world, agreement))
+    assert approved.state is SiteState.APPROVED
     assert approved.consent_hash == agreement.party("north").consent_hash
-    assert SiteExchange.from_json(approved.to_json()).outstanding() == (SendConsent(),)
 
 
 def test_a_second_yes_with_another_key_is_refused(at, agreement, world):
-    assert at[SiteState.APPROVED].step(own_consent(world, agreement))[1] == ()
+    approved = at[SiteState.APPROVED]
+    assert approved.step(own_consent(world, agreement)) == approved
     with pytest.raises(RefusedError, match="another key"):
-        at[SiteState.APPROVED].step(Approved(b"x" * 32))
+        approved.step(Approved(b"x" * 32))
 
 
 def test_nothing_is_sealed_without_this_sites_own_yes(at, agreement):
@@ -126,27 +121,25 @@ def test_a_site_seals_to_all_others_or_to_none(at, agreement, names: tuple[str, 
         at[SiteState.APPROVED].step(ExpertsSealed(agreement, dict.fromkeys(names, b"x" * 32)))
 
 
-def test_a_site_seals_once_and_a_retry_sends_what_is_stored(at, agreement):
+def test_a_site_seals_once_and_keeps_what_it_sealed_to_whom(at, agreement):
     sealed = at[SiteState.SEALED]
     with pytest.raises(IllegalTransitionError):
         sealed.step(ExpertsSealed(agreement, HASHES))
-    again = SiteExchange.from_json(sealed.to_json())
-    assert again.sealed == HASHES
-    assert again.outstanding() == (SendSealed("east"), SendSealed("west"))
+    assert SiteExchange.from_json(sealed.to_json()).sealed == HASHES
 
 
 def test_the_exchange_is_complete_with_the_last_opened_expert(at):
     sealed = at[SiteState.SEALED]
-    half, effects = sealed.step(ExpertOpened("east", b"1" * 32))
-    assert (half.state, effects) == (SiteState.SEALED, ())
-    assert half.step(ExpertOpened("east", b"1" * 32)) == (half, ())
-    done, effects = half.step(ExpertOpened("west", b"2" * 32))
+    half = sealed.step(ExpertOpened("east", b"1" * 32))
+    assert half.state is SiteState.SEALED
+    assert half.step(ExpertOpened("east", b"1" * 32)) == half
+    done = half.step(ExpertOpened("west", b"2" * 32))
     assert done.state is SiteState.COMPLETED
-    assert effects == (EraseRecipientKey(), ConfirmDelivery())
+    assert done.opened == {"east": b"1" * 32, "west": b"2" * 32}
 
 
 def test_a_second_different_expert_of_the_same_site_is_refused(at):
-    half, _ = at[SiteState.SEALED].step(ExpertOpened("east", b"1" * 32))
+    half = at[SiteState.SEALED].step(ExpertOpened("east", b"1" * 32))
     with pytest.raises(RefusedError, match="another expert"):
         half.step(ExpertOpened("east", b"3" * 32))
 
@@ -157,17 +150,16 @@ def test_an_expert_of_oneself_or_a_stranger_is_refused(at, sender: str):
         at[SiteState.SEALED].step(ExpertOpened(sender, b"1" * 32))
 
 
-def test_a_no_and_a_cancel_erase_the_recipient_key(at):
+def test_a_no_and_a_cancel_end_what_is_open_and_keep_their_reason(at):
     for state in (SiteState.ASKED, SiteState.APPROVED, SiteState.SEALED):
-        declined, effects = at[state].step(Declined("no"))
-        assert declined.state is SiteState.DECLINED
-        assert effects == (EraseRecipientKey(), SendRefusal("no"))
-        cancelled, effects = at[state].step(CancelNoted("over"))
-        assert (cancelled.state, effects) == (SiteState.CANCELLED, (EraseRecipientKey(),))
+        declined = at[state].step(Declined("no"))
+        assert (declined.state, declined.reason) == (SiteState.DECLINED, "no")
+        cancelled = at[state].step(CancelNoted("over"))
+        assert (cancelled.state, cancelled.reason) == (SiteState.CANCELLED, "over")
 
 
 def test_a_cancel_does_not_undo_what_is_complete(at):
-    assert at[SiteState.COMPLETED].step(CancelNoted("over")) == (at[SiteState.COMPLETED], ())
+    assert at[SiteState.COMPLETED].step(CancelNoted("over")) == at[SiteState.COMPLETED]
 
 
 # --- one exchange for a plan -------------------------------------------------------------------------
@@ -197,7 +189,7 @@ def test_a_plan_with_an_open_or_finished_exchange_gets_no_second_one(world, at, 
 def test_a_plan_whose_experts_were_sealed_gets_no_second_exchange_even_if_it_was_called_off(
     world, at, ending
 ):
-    ended, _ = at[SiteState.SEALED].step(ending)
+    ended = at[SiteState.SEALED].step(ending)
     second = replace(world.terms, exchange_id="trial-0001-x2")
     with pytest.raises(RefusedError, match="releases the experts once"):
         SiteExchange.propose(second, "north", [SiteExchange.from_json(ended.to_json())])
@@ -223,10 +215,9 @@ def test_a_site_that_is_not_on_the_roster_takes_no_part(world):
 
 
 @pytest.mark.parametrize("state", SiteState)
-def test_an_exchange_survives_the_store_with_what_it_still_has_to_do(at, state):
+def test_an_exchange_survives_the_store(at, state):
     again = SiteExchange.from_json(json.loads(json.dumps(at[state].to_json())))
     assert again == at[state]
-    assert again.outstanding() == at[state].outstanding()
 
 
 @pytest.mark.parametrize(
