@@ -99,18 +99,16 @@ class AskConsent:
 
 @dataclass(frozen=True)
 class AskSealed:
-    """Send a site all consents; it verifies them and seals to ``recipients``."""
+    """Send a site all consents; it verifies them and seals to every other site."""
 
     site: str
-    recipients: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class DeliverExperts:
-    """Let a site fetch the sealed experts of ``senders``."""
+    """Let a site fetch the sealed experts of every other site."""
 
     site: str
-    senders: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -182,19 +180,10 @@ class ExchangeMachine:
             case ExchangeState.CONSENTING:
                 return tuple(AskConsent(site) for site in roster if site not in self.consents)
             case ExchangeState.SEALING:
-                missing = {
-                    site: tuple(
-                        to for to in self.terms.others(site) if (site, to) not in self.sealed
-                    )
-                    for site in roster
-                }
-                return tuple(AskSealed(site, to) for site, to in missing.items() if to)
+                missing = {sender for sender, _ in _pairs(self.terms) - set(self.sealed)}
+                return tuple(AskSealed(site) for site in roster if site in missing)
             case ExchangeState.DELIVERING:
-                return tuple(
-                    DeliverExperts(site, self.terms.others(site))
-                    for site in roster
-                    if site not in self.delivered
-                )
+                return tuple(DeliverExperts(site) for site in roster if site not in self.delivered)
             case ExchangeState.COMPLETED:
                 return (EraseSealed(),)
             case ExchangeState.CANCELLED:

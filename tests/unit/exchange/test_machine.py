@@ -119,7 +119,7 @@ def test_sealing_waits_for_the_last_yes(absent: str):
     assert machine.outstanding() == (AskConsent(absent),)
     machine, effects = machine.step(ConsentGiven(absent, digest(absent)))
     assert machine.state is ExchangeState.SEALING
-    assert effects == tuple(AskSealed(site, TERMS.others(site)) for site in ROSTER)
+    assert effects == tuple(AskSealed(site) for site in ROSTER)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,11 @@ def test_delivery_begins_with_the_last_expert_and_ends_with_the_last_confirmatio
     machine = machines()[ExchangeState.SEALING]
     *first, last = seals()
     machine = run(machine, *first)
-    assert machine.outstanding() == (AskSealed("west", ("north",)),)
+    assert machine.outstanding() == (AskSealed("west"),)
     machine, effects = machine.step(last)
-    assert effects == tuple(DeliverExperts(site, TERMS.others(site)) for site in ROSTER)
+    assert effects == tuple(DeliverExperts(site) for site in ROSTER)
     machine = run(machine, ExpertsDelivered("north"), ExpertsDelivered("east"))
-    assert machine.outstanding() == (DeliverExperts("west", ("east", "north")),)
+    assert machine.outstanding() == (DeliverExperts("west"),)
     machine, effects = machine.step(ExpertsDelivered("west"))
     assert (machine.state, effects) == (ExchangeState.COMPLETED, (EraseSealed(),))
 
