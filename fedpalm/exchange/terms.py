@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from ..canonical import canonical_json, domain_hash
 from ..errors import ProtocolError
 from ..ids import federation_id, run_id, site_id
 
@@ -45,11 +43,6 @@ class ExchangeTerms:
             )
         if len(self.plan_hash) != 32 or len(self.layout_hash) != 32:
             raise ProtocolError("a hash in the terms of an exchange is not 32 bytes long")
-
-    @cached_property
-    def hash(self) -> bytes:
-        """32 bytes that name these terms."""
-        return domain_hash("exchange-terms/v1", canonical_json(self.to_json()))
 
     def others(self, site: str) -> tuple[str, ...]:
         """The roster without ``site``."""

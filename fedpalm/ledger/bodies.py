@@ -33,10 +33,6 @@ def _hash(value: Value) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
-def _signature(value: Value) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{128}", value) is not None
-
-
 def _name(value: Value) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", value) is not None
 
@@ -64,12 +60,9 @@ FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
         for layout in ({"layout_hash": _hash}, {})
         for where in (_IN_ROUND, _IN_EXCHANGE, _IN_RUN, {})
     ),
-    # What the recipient says it got, with its signature or, as the wire has it today, on the word of
-    # the authenticated channel; ``egress`` is the seq of the entry it answers.
-    EntryKind.RECEIPT: (
-        {"egress": _count, "payload_hash": _hash, "sender": _identity, "signature": _signature},
-        {"egress": _count, "payload_hash": _hash, "sender": _identity},
-    ),
+    # What the recipient says it got, on the word of the authenticated channel; ``egress`` is the seq of
+    # the entry it answers.
+    EntryKind.RECEIPT: ({"egress": _count, "payload_hash": _hash, "sender": _identity},),
     EntryKind.EXCHANGE_APPROVED: (
         {**_IN_EXCHANGE, "plan_hash": _hash, "consent_hash": _hash, "layout_hash": _hash},
     ),
