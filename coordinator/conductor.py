@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from dataclasses import dataclass
-from typing import Protocol
 
 from fedpalm.clock import Clock
 from fedpalm.errors import (
@@ -18,9 +16,7 @@ from fedpalm.errors import (
     LayoutMismatchError,
     NotFoundError,
     NotOnRosterError,
-    ProtocolError,
     ResourceError,
-    StaleRoundError,
     StateError,
 )
 from fedpalm.methods.contribution import codec_for
@@ -43,7 +39,6 @@ from fedpalm.rounds.events import (
     TimerKind,
     UpdateAccepted,
 )
-from fedpalm.rounds.machine import RoundState
 from fedpalm.rounds.run import (
     EndRun,
     InRound,
@@ -61,47 +56,14 @@ from fedpalm.secagg.codec import BYTES_PER_VALUE, FixedPointCodec
 from fedpalm.wire.v1 import federation_pb2 as pb
 
 from . import instructions
+from .claims import UpdateClaim, check_claim
+from .outside import Outside
 from .run_records import RunRecords, UpdateRow
 
 log = logging.getLogger(__name__)
 
 RESTART_GRACE_MS = 60_000
 """After a restart sites get at least this long to come back before a deadline counts."""
-
-
-@dataclass(frozen=True)
-class UpdateClaim:
-    """What a site says of an update that it wants to send. Hashes are hex SHA-256."""
-
-    run_id: str
-    ref: RoundRef
-    site: str
-    plan_hash: str
-    model_hash: str
-    payload_hash: str
-    payload_bytes: int
-
-
-class Outside(Protocol):
-    """What happens elsewhere, after the reason for it is stored."""
-
-    def instruct(self, site: str, instruction: pb.Instruction) -> None:
-        """Tell a site, if it is connected; it is told again what it needs when it comes back."""
-
-    def set_timer(self, run_id: str, ref: RoundRef, kind: TimerKind, at_ms: int) -> None:
-        """Call :meth:`Conductor.timer_rang` then; replaces the run's earlier timer."""
-
-    def aggregate(self, run_id: str, effect: Aggregate) -> None:
-        """Form the sum, then call :meth:`Conductor.aggregated` or ``aggregation_failed``."""
-
-    def require_room(self, needed_bytes: int, what: str) -> None:
-        """Raises ResourceError if the disk has not so much."""
-
-    def round_closed(self, run_id: str, ref: RoundRef) -> None:
-        """The attempt's updates are not needed any more."""
-
-    def changed(self, run_id: str) -> None:
-        """The status of the run is another one."""
 
 
 class _Conducted:
@@ -225,31 +187,7 @@ class Conductor:
                 f"site {claim.site} already delivered another update in {claim.ref}",
                 safe="the first one stays",
             )
-        current = conducted.run.current
-        if (
-            current is None
-            or claim.ref != current.ref
-            or current.state is not RoundState.COLLECTING
-        ):
-            raise StaleRoundError(
-                f"run {claim.run_id} takes no updates for {claim.ref}",
-                safe="nothing was stored",
-                next_step="wait for the next instruction",
-            )
-        if claim.site not in current.cohort:
-            raise NotOnRosterError(
-                f"site {claim.site} is not in the cohort of {claim.ref}", safe="nothing was stored"
-            )
-        if claim.plan_hash != conducted.plan.hash.hex():
-            raise HashMismatchError(f"run {claim.run_id} has another plan")
-        if claim.model_hash != current.model_hash:
-            raise HashMismatchError(f"{claim.ref} starts from another global model")
-        if claim.payload_bytes != conducted.codec.payload_bytes:
-            raise ProtocolError(
-                f"an update of this run has {conducted.codec.payload_bytes} bytes, "
-                f"not {claim.payload_bytes}",
-                safe="nothing was stored",
-            )
+        check_claim(claim, conducted.plan, conducted.codec, conducted.run)
         return None
 
     def accept_update(self, claim: UpdateClaim) -> UpdateRow:

@@ -31,7 +31,7 @@ RETRY_S = 5.0
 
 
 class Driver:
-    """Implements :class:`coordinator.conductor.Outside` on asyncio; owns the conductor.
+    """Implements :class:`coordinator.outside.Outside` on asyncio; owns the conductor.
 
     Args:
         keep_models: ``all``, or ``latest`` for the initial model and the newest two of each run.

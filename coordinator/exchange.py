@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -48,6 +47,7 @@ from fedpalm.rounds.run import RunState
 from fedpalm.wire.v1 import federation_pb2 as pb
 
 from . import instructions
+from .claims import SealedClaim
 from .conductor import Conductor
 from .exchange_records import ExchangeRecords, SealedRow
 from .spool import Spool
@@ -57,18 +57,6 @@ log = logging.getLogger(__name__)
 SEAL_OVERHEAD_BYTES = 4096 + MAX_HEADER_BYTES
 _ENDED = (ExchangeState.COMPLETED, ExchangeState.CANCELLED)
 _RELAYING = (ExchangeState.SEALING, ExchangeState.DELIVERING)
-
-
-@dataclass(frozen=True)
-class SealedClaim:
-    """What a site says of a sealed expert that it wants to send; hex SHA-256 of its bytes."""
-
-    run_id: str
-    exchange_id: str
-    sender: str
-    recipient: str
-    payload_hash: str
-    payload_bytes: int
 
 
 class ExchangeDesk:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from fedpalm import __version__
-from fedpalm.canonical import canonical_json
 from fedpalm.errors import (
     FedPalmError,
     NotFoundError,
@@ -21,17 +16,20 @@ from fedpalm.errors import (
     SenderMismatchError,
     VersionMismatchError,
 )
-from fedpalm.exchange.consent import SignedConsent
-from fedpalm.rounds.events import RoundRef
 from fedpalm.secagg.codec import BYTES_PER_VALUE
 from fedpalm.transport.chunks import CHUNK_BYTES, SpoolWriter, partial_bytes, send_file
 from fedpalm.transport.peer import Context, current_peer
 from fedpalm.wire.v1 import federation_pb2 as pb
 from fedpalm.wire.v1.federation_pb2_grpc import FederationServicer
 
-from .conductor import UpdateClaim
-from .exchange import SealedClaim
-from .run_records import UpdateRow
+from .claims import (
+    UpdateClaim,
+    consent_from_wire,
+    consent_to_wire,
+    receipt_of,
+    sealed_claim,
+    update_claim,
+)
 from .state import Coordinator
 
 PROTOCOL_VERSION = 1
@@ -110,10 +108,10 @@ class FederationService(FederationServicer):
                     yield chunk
 
     async def UpdateOffset(self, request: pb.UpdateHeader, context: Context) -> pb.OffsetReply:
-        claim = _claim(request, _sender(context, request.site_id))
+        claim = update_claim(request, _sender(context, request.site_id))
         known = self._c.conductor.check_update(claim)
         if known is not None:
-            return pb.OffsetReply(offset=known.payload_bytes, receipt=_receipt(known))
+            return pb.OffsetReply(offset=known.payload_bytes, receipt=receipt_of(known))
         path = self._update_path(claim)
         if path.exists():
             return pb.OffsetReply(offset=claim.payload_bytes)
@@ -123,10 +121,10 @@ class FederationService(FederationServicer):
         self, requests: AsyncIterator[pb.UploadRequest], context: Context
     ) -> pb.Receipt:
         header = await _header(requests)
-        claim = _claim(header, _sender(context, header.site_id))
+        claim = update_claim(header, _sender(context, header.site_id))
         known = self._c.conductor.check_update(claim)
         if known is not None:
-            return _receipt(known)
+            return receipt_of(known)
         path = self._update_path(claim)
         try:
             await self._c.takeover.run(
@@ -137,14 +135,14 @@ class FederationService(FederationServicer):
             # If the round closed meanwhile, that is the reason, and not what came of it.
             self._c.conductor.check_update(claim)
             raise
-        return _receipt(self._c.conductor.accept_update(claim))
+        return receipt_of(self._c.conductor.accept_update(claim))
 
     # --- the deployment exchange ------------------------------------------------------------------
 
     async def SendConsent(self, request: pb.ConsentRequest, context: Context) -> pb.ConsentReply:
         site, ref = _sender(context, request.site_id), request.ref
         if request.WhichOneof("answer") == "consent":
-            signed = _consent_from_wire(request.consent)
+            signed = consent_from_wire(request.consent)
             self._c.exchanges.consent(ref.run_id, ref.exchange_id, site, signed)
         elif request.WhichOneof("answer") == "refusal":
             self._c.exchanges.refuse(ref.run_id, ref.exchange_id, site, request.refusal)
@@ -157,13 +155,13 @@ class FederationService(FederationServicer):
     ) -> AsyncIterator[pb.SignedConsent]:
         site = _caller(context)
         for signed in self._c.exchanges.consents(request.run_id, request.exchange_id, site):
-            yield _consent_to_wire(signed)
+            yield consent_to_wire(signed)
 
     async def UploadSealedExpert(
         self, requests: AsyncIterator[pb.UploadExpertRequest], context: Context
     ) -> pb.Receipt:
         header = await _header(requests)
-        claim = _sealed_claim(header, _sender(context, header.ref.sender))
+        claim = sealed_claim(header, _sender(context, header.ref.sender))
         exchanges = self._c.exchanges
         if exchanges.check_sealed(claim) is None:
             key = ("expert", claim.exchange_id, claim.sender, claim.recipient)
@@ -260,60 +258,6 @@ async def _chunks(requests: AsyncIterator[Any]) -> AsyncIterator[pb.Chunk]:
         if request.WhichOneof("part") != "chunk":
             raise ProtocolError("an upload has one header, then chunks")
         yield request.chunk
-
-
-def _claim(header: pb.UpdateHeader, site: str) -> UpdateClaim:
-    return UpdateClaim(
-        run_id=header.ref.run_id,
-        ref=RoundRef(header.ref.round, header.ref.attempt),
-        site=site,
-        plan_hash=header.plan_hash.hex(),
-        model_hash=header.model_hash.hex(),
-        payload_hash=header.payload_hash.hex(),
-        payload_bytes=header.payload_bytes,
-    )
-
-
-def _sealed_claim(header: pb.SealedExpertHeader, site: str) -> SealedClaim:
-    return SealedClaim(
-        run_id=header.ref.exchange.run_id,
-        exchange_id=header.ref.exchange.exchange_id,
-        sender=site,
-        recipient=header.ref.recipient,
-        payload_hash=header.payload_hash.hex(),
-        payload_bytes=header.payload_bytes,
-    )
-
-
-def _receipt(row: UpdateRow) -> pb.Receipt:
-    return pb.Receipt(
-        payload_hash=bytes.fromhex(row.payload_hash),
-        payload_bytes=row.payload_bytes,
-        received_ms=row.received_ms,
-    )
-
-
-def _consent_to_wire(signed: SignedConsent) -> pb.SignedConsent:
-    return pb.SignedConsent(
-        statement=signed.consent.signed_bytes,
-        signature=signed.signature,
-        chain=[certificate.public_bytes(Encoding.DER) for certificate in signed.chain],
-    )
-
-
-def _consent_from_wire(message: pb.SignedConsent) -> SignedConsent:
-    """Raises ProtocolError, NotOnRosterError for what is not a consent in its one form."""
-    try:
-        statement = dict(json.loads(message.statement))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ProtocolError(f"malformed consent: {error}") from error
-    chain = [base64.b64encode(der).decode() for der in message.chain]
-    signed = SignedConsent.from_bytes(
-        canonical_json({**statement, "signature": message.signature.hex(), "chain": chain})
-    )
-    if signed.consent.signed_bytes != message.statement:
-        raise ProtocolError("malformed consent: not in canonical form")
-    return signed
 
 
 def _unlink_all(path: Path) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from coordinator.aggregate import aggregate
-from coordinator.conductor import Conductor, UpdateClaim
+from coordinator.claims import UpdateClaim
+from coordinator.conductor import Conductor
 from coordinator.run_records import RunRecords, UpdateRow
 from coordinator.spool import Spool
 from coordinator.store import Store

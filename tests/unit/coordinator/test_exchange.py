@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.claims import SealedClaim
 from coordinator.conductor import Conductor
-from coordinator.exchange import ExchangeDesk, SealedClaim
+from coordinator.exchange import ExchangeDesk
 from coordinator.exchange_records import ExchangeRecords
 from coordinator.run_records import RunRecords
 from coordinator.spool import Spool

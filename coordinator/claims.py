@@ -1,0 +1,136 @@
+"""What sites claim to send, whether it fits, and the wire forms of claims, receipts, consents."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fedpalm.canonical import canonical_json
+from fedpalm.errors import (
+    HashMismatchError,
+    NotOnRosterError,
+    ProtocolError,
+    StaleRoundError,
+)
+from fedpalm.exchange.consent import SignedConsent
+from fedpalm.plan import Plan
+from fedpalm.rounds.events import RoundRef
+from fedpalm.rounds.machine import RoundState
+from fedpalm.rounds.run import Run
+from fedpalm.secagg.codec import FixedPointCodec
+from fedpalm.wire.v1 import federation_pb2 as pb
+
+from .run_records import UpdateRow
+
+
+@dataclass(frozen=True)
+class UpdateClaim:
+    """What a site says of an update that it wants to send. Hashes are hex SHA-256."""
+
+    run_id: str
+    ref: RoundRef
+    site: str
+    plan_hash: str
+    model_hash: str
+    payload_hash: str
+    payload_bytes: int
+
+
+@dataclass(frozen=True)
+class SealedClaim:
+    """What a site says of a sealed expert that it wants to send; hex SHA-256 of its bytes."""
+
+    run_id: str
+    exchange_id: str
+    sender: str
+    recipient: str
+    payload_hash: str
+    payload_bytes: int
+
+
+def check_claim(claim: UpdateClaim, plan: Plan, codec: FixedPointCodec, run: Run) -> None:
+    """May this update, of which nothing has been accepted yet, come now?
+
+    Raises:
+        StaleRoundError: not the current attempt, or one that takes no more updates.
+        NotOnRosterError: the site is not in the cohort.
+        HashMismatchError: another plan or global model.
+        ProtocolError: not exactly the bytes that the codec makes.
+    """
+    current = run.current
+    if current is None or claim.ref != current.ref or current.state is not RoundState.COLLECTING:
+        raise StaleRoundError(
+            f"run {claim.run_id} takes no updates for {claim.ref}",
+            safe="nothing was stored",
+            next_step="wait for the next instruction",
+        )
+    if claim.site not in current.cohort:
+        raise NotOnRosterError(
+            f"site {claim.site} is not in the cohort of {claim.ref}", safe="nothing was stored"
+        )
+    if claim.plan_hash != plan.hash.hex():
+        raise HashMismatchError(f"run {claim.run_id} has another plan")
+    if claim.model_hash != current.model_hash:
+        raise HashMismatchError(f"{claim.ref} starts from another global model")
+    if claim.payload_bytes != codec.payload_bytes:
+        raise ProtocolError(
+            f"an update of this run has {codec.payload_bytes} bytes, not {claim.payload_bytes}",
+            safe="nothing was stored",
+        )
+
+
+def update_claim(header: pb.UpdateHeader, site: str) -> UpdateClaim:
+    return UpdateClaim(
+        run_id=header.ref.run_id,
+        ref=RoundRef(header.ref.round, header.ref.attempt),
+        site=site,
+        plan_hash=header.plan_hash.hex(),
+        model_hash=header.model_hash.hex(),
+        payload_hash=header.payload_hash.hex(),
+        payload_bytes=header.payload_bytes,
+    )
+
+
+def sealed_claim(header: pb.SealedExpertHeader, site: str) -> SealedClaim:
+    return SealedClaim(
+        run_id=header.ref.exchange.run_id,
+        exchange_id=header.ref.exchange.exchange_id,
+        sender=site,
+        recipient=header.ref.recipient,
+        payload_hash=header.payload_hash.hex(),
+        payload_bytes=header.payload_bytes,
+    )
+
+
+def receipt_of(row: UpdateRow) -> pb.Receipt:
+    return pb.Receipt(
+        payload_hash=bytes.fromhex(row.payload_hash),
+        payload_bytes=row.payload_bytes,
+        received_ms=row.received_ms,
+    )
+
+
+def consent_to_wire(signed: SignedConsent) -> pb.SignedConsent:
+    return pb.SignedConsent(
+        statement=signed.consent.signed_bytes,
+        signature=signed.signature,
+        chain=[certificate.public_bytes(Encoding.DER) for certificate in signed.chain],
+    )
+
+
+def consent_from_wire(message: pb.SignedConsent) -> SignedConsent:
+    """Raises ProtocolError, NotOnRosterError for what is not a consent in its one form."""
+    try:
+        statement = dict(json.loads(message.statement))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ProtocolError(f"malformed consent: {error}") from error
+    chain = [base64.b64encode(der).decode() for der in message.chain]
+    signed = SignedConsent.from_bytes(
+        canonical_json({**statement, "signature": message.signature.hex(), "chain": chain})
+    )
+    if signed.consent.signed_bytes != message.statement:
+        raise ProtocolError("malformed consent: not in canonical form")
+    return signed
