@@ -45,7 +45,7 @@ class CodecSettings(Settings):
     """Bounds of the fixed-point encoding; together with the roster they fix its scale exactly."""
 
     clip_abs: float = Field(0.5, gt=0, le=1024)
-    max_weight: int = Field(1000, ge=1, le=1_000_000)
+    max_weight: int = Field(10_000, ge=1, le=1_000_000)
 
 
 class PlanDraft(Settings):

@@ -10,6 +10,7 @@ import click
 
 from ...errors import InterruptedError_
 from ...plan import MAX_SITES
+from ...settings import parse_settings
 from ..console import command_errors, emit, err, json_option
 from .narrator import Narrator
 from .settings import SYNTHETIC, DemoSettings
@@ -36,7 +37,7 @@ _DEFAULT = DemoSettings()
 )
 @click.option(
     "--images",
-    type=click.IntRange(2, 1000),
+    type=click.IntRange(4, 1000),
     default=_DEFAULT.images,
     show_default=True,
     help="Images of each identity; larger folders are capped at this.",
@@ -113,7 +114,8 @@ def resolve(
         identities = _DEFAULT.identities
         if data != SYNTHETIC:
             identities = min(identities, largest_fit(data, sites))
-    return DemoSettings.model_validate(
+    return parse_settings(
+        DemoSettings,
         {
             "data": data,
             "sites": sites,
@@ -122,7 +124,8 @@ def resolve(
             "rounds": rounds,
             "method": method,
             "seed": seed,
-        }
+        },
+        "demo options",
     )
 
 
