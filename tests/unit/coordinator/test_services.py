@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -178,6 +179,33 @@ async def test_an_upload_goes_on_where_it_broke_even_after_a_restart(world: Worl
         first = await site.upload(header, payload, offset=2 << 20)
         assert (await site.call("UpdateOffset", header)).receipt == first
         assert await site.upload(header, payload) == first
+
+
+@in_loop
+async def test_a_stream_that_hangs_gives_way_to_the_next_one_of_its_site(world: World) -> None:
+    plan = rehearsal_plan(sites=2, rounds=1, parameters=BIG)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        _, sites, order = await both(hub, stack, plan)
+        site, payload = sites[0], payload_of(plan, SITES[0])
+        header = site.header(order, plan, payload)
+        sent = asyncio.Event()
+
+        async def hanging() -> AsyncIterator[f.UploadRequest]:
+            yield f.UploadRequest(header=header)
+            yield f.UploadRequest(chunk=f.Chunk(offset=0, data=payload[: 1 << 20]))
+            sent.set()
+            await asyncio.sleep(3600)
+
+        upload = site.connection.federation.UploadUpdate
+        old = asyncio.create_task(site.connection.upload(upload, hanging(), deadline_s=60))
+        await sent.wait()
+        while (await site.call("UpdateOffset", header)).offset < 1 << 20:
+            await asyncio.sleep(0.01)
+        again = await stack.enter_async_context(hub.site(SITES[0]))
+        receipt = await again.upload(header, payload, offset=1 << 20)
+        assert receipt.payload_hash == header.payload_hash
+        old.cancel()
 
 
 @in_loop
