@@ -12,10 +12,10 @@ from fedpalm.errors import NotFoundError, RefusedError
 from fedpalm.exchange.consent import Consent, sign_consent
 from fedpalm.exchange.recipient import RecipientKey
 from fedpalm.exchange.site import Approved, CancelNoted, Declined, SiteExchange, SiteState
+from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.bundle import TlsIdentity
 
-from .consents import terms_of
 from .exchange_book import ExchangeBook
 from .log import SiteLog
 from .store import SiteStore, StoredRun
@@ -68,7 +68,7 @@ class Desk:
             )
         if not run.plan.expert_layout:
             raise RefusedError("the plan releases no experts", safe="nothing was sealed")
-        terms = terms_of(run.plan, run.run_id, exchange_id)
+        terms = ExchangeTerms.of(run.plan, run.run_id, exchange_id)
         site = self.identity.identity.name
         exchange = SiteExchange.propose(terms, site, self.book.all())
         with self.store.transaction() as db:

@@ -20,15 +20,16 @@ from fedpalm.errors import HashMismatchError, NotFoundError, StaleRoundError
 from fedpalm.exchange.consent import SignedConsent, verify_consents
 from fedpalm.exchange.sealing import seal_expert
 from fedpalm.exchange.site import ExpertsSealed, SiteExchange, SiteState
+from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.layout import CLOSED_SET_EXPERT, OPEN_SET, FloatVector, Layout, TensorSpec
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.methods.base import SiteUpdate
 from fedpalm.methods.contribution import codec_for, rounding_key
 from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.identity import Identity, Role
+from fedpalm.wire.consents import to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 
-from .consents import terms_of, to_wire
 from .exchange_book import ExchangeBook
 from .log import SiteLog
 from .messages import MessageGate
@@ -157,7 +158,7 @@ class EgressGate(MessageGate):
         agreed = plan.released_layout
         if not agreed.only(CLOSED_SET_EXPERT) or _specs(layout) != agreed.tensors:
             raise refused("only the plan's closed_set.expert.* tensors are released in an exchange")
-        terms = terms_of(plan, exchange.terms.run, exchange_id)
+        terms = ExchangeTerms.of(plan, exchange.terms.run, exchange_id)
         if terms != exchange.terms:
             raise refused("the exchange is not about the plan that this site agreed to")
         consents = list(consents)

@@ -11,12 +11,12 @@ from google.protobuf.message import Message
 
 from fedpalm.errors import HashMismatchError, IdentityError, ProtocolError, VersionMismatchError
 from fedpalm.exchange.consent import SignedConsent
-from fedpalm.exchange.sealing import MAX_HEADER_BYTES, SealedExpert
-from fedpalm.plan import Plan
+from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES, SealedExpert
+from fedpalm.plan import MAX_SITES, Plan
 from fedpalm.transport.chunks import SpoolWriter, send_file
+from fedpalm.wire.consents import from_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 
-from .consents import from_wire
 from .egress import EgressGate
 from .messages import PROTOCOL_VERSIONS
 from .outgoing import OutgoingPayload, PayloadKind, require_outgoing
@@ -25,7 +25,6 @@ CALL_DEADLINE_S = 30.0
 UPLOAD_DEADLINE_S = 3600.0
 CHUNK_IDLE_S = 60.0
 MISSED_HEARTBEATS = 3
-_SEAL_OVERHEAD_BYTES = 4096 + MAX_HEADER_BYTES
 
 
 class ConnectionLike(Protocol):
@@ -159,9 +158,9 @@ class Link:
             self._connection.stream(method, message, idle_s=CHUNK_IDLE_S)  # type: ignore[type-var]
         ) as stream:
             async for item in stream:
-                consents.append(from_wire(item))
-                if len(consents) > 1000:
+                if len(consents) == MAX_SITES:
                     raise ProtocolError("more consents than a roster can have")
+                consents.append(from_wire(item))
         return consents
 
     async def upload_sealed(self, payload: OutgoingPayload) -> wire.Receipt:
@@ -184,7 +183,7 @@ class Link:
             ProtocolError: chunks out of order, or more bytes than an expert of this size can have.
             SealedExpertError: not the bytes of a sealed expert.
         """
-        limit = expert_bytes + _SEAL_OVERHEAD_BYTES
+        limit = expert_bytes + SEAL_OVERHEAD_BYTES
         data = bytearray()
         payload = self._gate.release_download_expert(run_id, exchange_id, sender)
         async for chunk in self._chunks("DownloadSealedExpert", payload):

@@ -8,8 +8,7 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..ids import federation_id, run_id, site_id
-
-MAX_SITES = 200
+from ..plan import MAX_SITES, Plan
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,18 @@ class ExchangeTerms:
             )
         if len(self.plan_hash) != 32 or len(self.layout_hash) != 32:
             raise ProtocolError("a hash in the terms of an exchange is not 32 bytes long")
+
+    @classmethod
+    def of(cls, plan: Plan, run: str, exchange_id: str) -> ExchangeTerms:
+        """What an exchange of a run is about, from the plan that all its sites agreed to."""
+        return cls(
+            federation=plan.federation,
+            run=run,
+            exchange_id=exchange_id,
+            plan_hash=plan.hash,
+            roster=plan.roster,
+            layout_hash=plan.released_layout.hash,
+        )
 
     def others(self, site: str) -> tuple[str, ...]:
         """The roster without ``site``."""

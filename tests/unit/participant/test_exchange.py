@@ -19,9 +19,7 @@ from fedpalm.errors import (
 from fedpalm.exchange.recipient import PRIVATE_BYTES
 from fedpalm.exchange.site import SiteState
 from fedpalm.ledger.bodies import EntryKind
-from fedpalm.wire.v1 import federation_pb2 as wire
 from participant.config import Home
-from participant.consents import from_wire, to_wire
 from participant.ending import ExitAfter
 from participant.outgoing import PayloadKind
 from tests.support.aio import in_loop
@@ -344,22 +342,6 @@ def test_deciding_before_anything_is_asked_is_an_error(world):
         site.desk.open_exchange(None)
     with pytest.raises(NotFoundError):
         site.desk.open_exchange("x-1")
-
-
-def test_a_consent_survives_the_wire_and_nothing_else_passes_for_one(asked):
-    from fedpalm.errors import ProtocolError
-
-    site, exchange = asked
-    site.desk.approve(exchange)
-    consent = site.desk.book.consent(EXCHANGE)
-    message = to_wire(consent)
-    assert from_wire(message) == consent
-    for statement in (b"", b"[]", b"{", b"{}", message.statement + b" "):
-        changed = wire.SignedConsent()
-        changed.CopyFrom(message)
-        changed.statement = statement
-        with pytest.raises(ProtocolError):
-            from_wire(changed)
 
 
 @in_loop
