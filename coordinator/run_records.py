@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fedpalm.errors import NotFoundError
+from fedpalm.errors import ConfigError, NotFoundError
 from fedpalm.plan import Plan
 from fedpalm.rounds.events import CloseRound, PersistCohort, PublishModel, RoundRef
 from fedpalm.rounds.run import RoundOpened, Run, RunEffect, RunTerms
@@ -56,12 +56,12 @@ class RunRecords:
         return StoredRun(run_id, plan, run, at_ms)
 
     def load(self) -> list[StoredRun]:
-        """All runs, oldest first."""
+        """All runs, oldest first. Raises ConfigError for a plan that this version cannot read."""
         loaded = []
         for run_id, plan_bytes, state, created_ms in self._store.query(
             "SELECT run_id, plan, state, created_ms FROM runs ORDER BY created_ms, run_id"
         ):
-            plan = Plan.from_bytes(plan_bytes)
+            plan = _stored_plan(run_id, plan_bytes)
             run = Run.from_json(json.loads(state), RunTerms.of(plan))
             loaded.append(StoredRun(run_id, plan, run, created_ms))
         return loaded
@@ -155,3 +155,14 @@ class RunRecords:
                 next_step=f"choose one of 0 to {max(models, default=0)}",
             )
         return models[round_number]
+
+
+def _stored_plan(run_id: str, plan_bytes: bytes) -> Plan:
+    try:
+        return Plan.from_bytes(plan_bytes)
+    except ConfigError as error:
+        raise ConfigError(
+            f"run {run_id}: this version cannot read its plan: {error.what}",
+            safe="the store is unchanged",
+            next_step="run the version of fedpalm that made it, or move this home away",
+        ) from error

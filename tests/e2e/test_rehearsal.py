@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,9 +86,9 @@ def test_three_sites_and_a_coordinator_reach_the_model_that_one_process_computes
     for site in run.sites:
         run.run_site(site)
     run.operator("start")
-    status = run.wait_for(
-        lambda: (s := run.status_or_none()) and s["state"] == "completed" and s, "the run"
-    )
+    watched = run_cli("coordinator", "watch", "--home", run.coordinator_home, "--json").stdout
+    status = json.loads(watched.splitlines()[-1])
+    assert status["state"] == "completed"
     assert status["round"] == ROUNDS and status["attempt"] == 1
     assert status["delivered"] == list(run.sites)
 

@@ -138,3 +138,12 @@ def test_an_advance_that_cannot_be_stored_whole_is_not_stored_at_all(path: Path)
         (back,) = records.load()
         assert back.run.state == "created"
         assert store.query("SELECT * FROM attempts") == []
+
+
+def test_a_plan_that_this_version_cannot_read_is_named_by_its_run(path: Path) -> None:
+    with Store.open(path) as store:
+        RunRecords(store).create("r", rehearsal_plan(sites=3, rounds=2), 5)
+        with store.transaction("another version") as db:
+            db.execute("UPDATE runs SET plan = ?", (b'{"version": 2}',))
+        with pytest.raises(ConfigError, match="run r: "):
+            RunRecords(store).load()
