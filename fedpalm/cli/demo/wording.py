@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .figures import LABELS, Egress, Estimate, Report
-from .settings import SYNTHETIC
 
 KINDS = {
     "update": "Round updates",
@@ -12,6 +11,8 @@ KINDS = {
     "refusal": "Refusals",
 }
 PROTOCOL = "Protocol messages"
+
+_NEAR_CHANCE = 0.45
 
 NEVER = (
     ("Images", "read from the site's own list, never written or sent elsewhere"),
@@ -79,33 +80,44 @@ def egress_labels(report: Report) -> list[str]:
     return [label for label in (*KINDS.values(), PROTOCOL) if label in there]
 
 
-def subject(report: Report) -> str:
-    return "palms" if report.settings.data == SYNTHETIC else "images"
-
-
 def finding(report: Report) -> str:
-    """The result in two sentences, whichever way it went."""
+    """The result in a few sentences, whichever way it went; nothing is claimed inside an interval."""
     estimates = report.open_set.estimates
     ours, alone = estimates[report.settings.method], estimates["local"]
     label = LABELS[report.settings.method]
     people = f"{report.open_set.identities} people that no site trained on"
-    if report.federation_helps:
-        text = (
+    if report.federation_helps or not _apart(ours, alone):
+        sentences = [
             f"Trained together, the sites verify {people} with an equal error rate of "
             f"{percent(ours.eer, 1)}; trained alone, with {percent(alone.eer, 1)} on average."
-        )
+        ]
+        if not _apart(ours, alone):
+            sentences.append(
+                "These intervals overlap: this run does not show that training together pays."
+            )
     else:
-        text = (
+        sentences = [
             f"In this run training together did not pay: on {people} the equal error rate is "
             f"{percent(ours.eer, 1)}, and {percent(alone.eer, 1)} on average for sites that train "
             "alone."
-        )
+        ]
     if "fedavg" in estimates and report.settings.method != "fedavg":
         average = estimates["fedavg"]
-        apart = ours.high < average.low or average.high < ours.low
-        text += f" {label} and FedAvg ({percent(average.eer, 1)}) " + (
-            "differ by more than their intervals."
-            if apart
-            else "lie within each other\u2019s intervals: a run this small cannot tell them apart."
+        sentences.append(
+            f"{label} and FedAvg ({percent(average.eer, 1)}) "
+            + (
+                "differ by more than their intervals."
+                if _apart(ours, average)
+                else "have overlapping intervals: a run this small cannot tell them apart."
+            )
         )
-    return text
+    if ours.high > _NEAR_CHANCE:
+        sentences.append(
+            f"Rates near {percent(0.5, 0)} are chance: so short a training did not learn to "
+            "verify these images."
+        )
+    return " ".join(sentences)
+
+
+def _apart(one: Estimate, other: Estimate) -> bool:
+    return one.high < other.low or other.high < one.low

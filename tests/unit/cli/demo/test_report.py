@@ -114,10 +114,21 @@ def test_plots_are_written_as_files_too(report: Report, tmp_path: Path):
 
 def test_the_finding_praises_only_what_the_figures_show():
     better = canned({"fedpalm": 0.10, "fedavg": 0.12, "local": 0.25})
-    worse = canned({"fedpalm": 0.30, "fedavg": 0.12, "local": 0.25})
+    worse = canned({"fedpalm": 0.40, "fedavg": 0.12, "local": 0.25})
     assert better.federation_helps and not worse.federation_helps
     assert "did not pay" in finding(worse)
-    assert "did not pay" not in finding(better)
+    assert "pay" not in finding(better)
+
+
+def test_a_gain_within_the_intervals_is_not_claimed():
+    unsure = canned({"fedpalm": 0.24, "fedavg": 0.12, "local": 0.25})
+    assert unsure.federation_helps
+    assert "does not show that training together pays" in finding(unsure)
+
+
+def test_rates_near_chance_are_called_chance():
+    assert "chance" in finding(canned({"fedpalm": 0.44, "fedavg": 0.46, "local": 0.47}))
+    assert "chance" not in finding(canned({"fedpalm": 0.10, "fedavg": 0.12, "local": 0.25}))
 
 
 def test_overlapping_intervals_are_said_to_overlap():
