@@ -79,7 +79,10 @@ class SiteMethod(Protocol):
     def closed_templates(
         self, images: npt.NDArray[np.float32], shared: FloatVector
     ) -> npt.NDArray[np.float32]:
-        """(N, 512) L2-normalised templates for people this site trained on."""
+        """(N, D) L2-normalised templates for people this site trained on.
+
+        D is 512; 1024 where the method fuses two models (``closed_set_fusion``).
+        """
 
     def open_templates(
         self, images: npt.NDArray[np.float32], shared: FloatVector
