@@ -28,6 +28,7 @@ _HALF_RANGE = 2**31
 _MAX_SCALE = 2**40
 _BLOCK = 1 << 16
 """Values handled at a time: their float64, keystream and integers fit in cache."""
+_ZEROS = bytes(4 * _BLOCK)
 
 
 def _scale_for(sites: int, bound: float) -> float:
@@ -119,17 +120,21 @@ class FixedPointCodec:
             )
         keystream = Cipher(algorithms.AES(rounding_key), modes.CTR(bytes(16))).encryptor()
         encoded = np.empty(self.length, dtype=np.uint32)
+        scale = weight * self.delta_scale
         for begin, end in _blocks(self.parameters):
             block = delta[begin:end].astype(np.float64)
-            if not np.isfinite(block).all():
+            # No block of finite float32 values has an infinite float64 sum.
+            with np.errstate(invalid="ignore"):
+                finite = math.isfinite(block.sum())
+            if not finite:
                 raise NonFiniteUpdateError(
                     "the update holds NaN or infinity", safe="nothing was encoded"
                 )
             np.clip(block, -self.clip_abs, self.clip_abs, out=block)
-            block *= weight * self.delta_scale
-            encoded[begin:end] = _round(block, keystream.update(bytes(4 * (end - begin))))
+            block *= scale
+            _round_into(encoded[begin:end], block, keystream.update(_ZEROS[: 4 * (end - begin)]))
         tail *= self.stat_scale
-        encoded[self.parameters :] = _round(tail, keystream.update(bytes(4 * tail.size)))
+        _round_into(encoded[self.parameters :], tail, keystream.update(_ZEROS[: 4 * tail.size]))
         return encoded
 
     def decode_deltas(self, total: Encoded) -> npt.NDArray[np.float64]:
@@ -147,13 +152,12 @@ def add_into(total: Encoded, other: Encoded) -> None:
     np.add(total, other, out=total)
 
 
-def _round(values: npt.NDArray[np.float64], random: bytes) -> Encoded:
-    """floor(x + u), u uniform on multiples of 2**-32 in [0, 1): unbiased, once, in float64."""
-    uniform = np.frombuffer(random, dtype="<u4").astype(np.float64)
-    uniform *= 2.0**-32
+def _round_into(out: Encoded, values: npt.NDArray[np.float64], random: bytes) -> None:
+    """out = floor(values + u), u uniform on multiples of 2**-32 in [0, 1): unbiased, once, in float64."""
+    uniform = np.multiply(np.frombuffer(random, dtype="<u4"), 2.0**-32, dtype=np.float64)
     uniform += values
     np.floor(uniform, out=uniform)
-    return uniform.astype(np.int32).view(np.uint32)
+    out.view(np.int32)[:] = uniform
 
 
 def _blocks(length: int) -> Iterator[tuple[int, int]]:
