@@ -19,7 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from ..errors import CodecOverflowError, LayoutMismatchError, NonFiniteUpdateError
+from ..errors import (
+    CodecOverflowError,
+    LayoutMismatchError,
+    NonFiniteUpdateError,
+    ProtocolError,
+)
 from ..layout import FloatVector
 
 Encoded = npt.NDArray[np.uint32]
@@ -136,6 +141,33 @@ class FixedPointCodec:
         tail *= self.stat_scale
         _round_into(encoded[self.parameters :], tail, keystream.update(_ZEROS[: 4 * tail.size]))
         return encoded
+
+    def check_encoded(self, block: Encoded, begin: int) -> None:
+        """Refuse integers that :meth:`encode` cannot have made.
+
+        Without masking the receiver can hold every site to the bounds that the headroom counts on.
+
+        Args:
+            block: (B,) uint32, values ``begin`` to ``begin + B`` of one encoded update.
+        Raises:
+            ProtocolError: a value beyond its bound, or a negative weight.
+        """
+        values = block.view(np.int32)
+        split = min(max(self.parameters - begin, 0), len(values))
+        delta_bound = math.ceil(self.max_weight * self.clip_abs * self.delta_scale)
+        stat_bound = math.ceil(self.max_weight * self.stat_scale)
+        deltas, tail = values[:split], values[split:]
+        at_weight = split < len(values) and begin <= self.parameters
+        if (
+            (split and not -delta_bound <= deltas.min() <= deltas.max() <= delta_bound)
+            or (tail.size and not -stat_bound <= tail.min() <= tail.max() <= stat_bound)
+            or (at_weight and tail[0] < 0)
+        ):
+            raise ProtocolError(
+                "the update holds values outside the plan's bounds",
+                safe="it does not count",
+                next_step="the site must send what its own software encoded",
+            )
 
     def decode_deltas(self, total: Encoded) -> npt.NDArray[np.float64]:
         """(B,) modular sum of deltas -> (B,) float64 sum of w * delta."""

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpalm.errors import CodecOverflowError, LayoutMismatchError, NonFiniteUpdateError
+from fedpalm.errors import (
+    CodecOverflowError,
+    LayoutMismatchError,
+    NonFiniteUpdateError,
+    ProtocolError,
+)
 from fedpalm.secagg.codec import FixedPointCodec, add_into
 
 KEY = bytes(range(32))
@@ -182,3 +187,54 @@ def test_a_delta_of_another_shape_or_type_is_refused(delta: np.ndarray) -> None:
 def test_parameters_without_headroom_or_meaning_make_no_codec(changes: dict[str, object]) -> None:
     with pytest.raises(CodecOverflowError):
         _codec(**changes)
+
+
+# --- what a receiver accepts ------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 200),
+    st.integers(1, 300),
+    st.floats(1e-3, 4.0),
+    st.integers(1, 10_000),
+    st.floats(0, 1),
+    st.binary(min_size=32, max_size=32),
+)
+def test_what_encode_makes_is_within_the_bounds_that_a_receiver_checks(
+    sites: int, parameters: int, clip_abs: float, max_weight: int, share: float, key: bytes
+) -> None:
+    codec = FixedPointCodec(sites, parameters, clip_abs, max_weight)
+    delta = np.resize(np.array([1e9, -1e9, 0.0, clip_abs], np.float32), parameters)
+    encoded = codec.encode(delta, share * max_weight, {}, key)
+    codec.check_encoded(encoded, 0)
+    middle = codec.length // 2
+    codec.check_encoded(encoded[:middle], 0)
+    codec.check_encoded(encoded[middle:], middle)
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (0, 0x8000_0000),
+        (2, 0x7FFF_FFFF),
+        (1, "delta bound + 1"),
+        (3, -1 % 2**32),
+        (3, "weight bound + 1"),
+        (3, 0x8000_0000),
+    ],
+)
+@pytest.mark.parametrize("begin", [0, 1])
+def test_a_value_that_encode_cannot_have_made_is_refused(
+    at: int, value: int | str, begin: int
+) -> None:
+    codec = FixedPointCodec(4, 3, 0.5, 100)
+    beyond = {
+        "delta bound + 1": math.ceil(0.5 * 100 * codec.delta_scale) + 1,
+        "weight bound + 1": math.ceil(100 * codec.stat_scale) + 1,
+    }
+    encoded = codec.encode(np.zeros(3, np.float32), 50, {}, bytes(32))
+    codec.check_encoded(encoded[begin:], begin)
+    encoded[at] = beyond[value] if isinstance(value, str) else value
+    if at >= begin:
+        with pytest.raises(ProtocolError):
+            codec.check_encoded(encoded[begin:], begin)
