@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from fedpalm.data.readers import SourceKind
 from fedpalm.plan import Name
 from fedpalm.settings import Settings, load_toml
 
@@ -17,7 +18,6 @@ from .files import private_folder, write_durably
 Address = Annotated[
     str, StringConstraints(pattern=r"^[^\s:/]+:[0-9]{1,5}$|^\[[0-9a-fA-F:]+\]:[0-9]{1,5}$")
 ]
-SourceKind = Literal["auto", "folder", "list", "cross-media-signatures"]
 
 
 class DataSettings(Settings):

@@ -17,6 +17,7 @@ from fedpalm.errors import ConfigError, DataError, IntegrityError, NotFoundError
 from fedpalm.layout import FloatVector
 
 from .config import ParticipantConfig
+from .images import split_records
 from .store import SiteStore, StoredRun
 from .trainer import Trainer
 
@@ -78,7 +79,6 @@ def evaluate_site(
         DataError: images cannot be used.
     """
     from fedpalm.data.readers import open_source
-    from fedpalm.data.splits import split_site
     from fedpalm.evaluation.report import evaluate_templates
 
     run = _find_run(store, run_id)
@@ -86,11 +86,9 @@ def evaluate_site(
         raise ConfigError(
             "there is nothing to evaluate: the run trains nothing, or participant.toml has no [data]"
         )
-    data = config.data
     shared, about = _shared_vector(store, run, choice)
     method = Trainer(config, store).resume(run.run_id, run.plan)
-    records = open_source(data.source, data.kind, data.cap_per_identity, data.split_seed)
-    split = split_site(records, data.split_seed, config.site)
+    split = split_records(config.data, config.site)
 
     def report(
         gallery: Sequence[ImageRecord],

@@ -16,7 +16,8 @@ from fedpalm.methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdat
 from fedpalm.methods.site import build_site_method
 from fedpalm.plan import Plan
 
-from .config import DataSettings, ParticipantConfig
+from .config import ParticipantConfig
+from .images import training_images
 from .store import SiteStore
 
 Build = Callable[[Plan, str, SiteImages], SiteMethod]
@@ -118,19 +119,3 @@ class Trainer:
                 next_step='name the site\'s images there: [data] source = "PATH"',
             )
         return training_images(self._config.data, self._config.site)
-
-
-def training_images(data: DataSettings, site: str) -> SiteImages:
-    """The training half of a site's closed identities, as network input.
-
-    Raises:
-        DataError: the images cannot be used; says why and what to do.
-    """
-    from fedpalm.data.loading import load_images
-    from fedpalm.data.readers import open_source
-    from fedpalm.data.splits import split_site
-
-    records = open_source(data.source, data.kind, data.cap_per_identity, data.split_seed)
-    split = split_site(records, data.split_seed, site)
-    loaded = load_images(split.train, split.classes)
-    return SiteImages(loaded.images, loaded.labels, len(loaded.classes))

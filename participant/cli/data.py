@@ -77,16 +77,15 @@ def evaluate(
 @command_errors
 def preflight(home: Path, as_json: bool) -> None:
     """Look at every image once and tell whether it can be trained on."""
-    from fedpalm.data.readers import open_source
     from fedpalm.data.roi import preflight as look
-    from fedpalm.data.splits import split_site
+
+    from ..images import list_records, split_records
 
     config = Home(home).load()
     if config.data is None:
         raise ConfigError(f"{Home(home).config}: no [data]", next_step='add [data] source = "PATH"')
     data = config.data
-    records = open_source(data.source, data.kind, data.cap_per_identity, data.split_seed)
-    split = split_site(records, data.split_seed, config.site)
+    records, split = list_records(data), split_records(data, config.site)
     report: dict[str, Any] = {
         "source": data.source,
         **look(records).to_json(),

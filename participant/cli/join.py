@@ -84,9 +84,9 @@ def join(
 
 def _look_at(data: DataSettings) -> None:
     """Fail now, not in round 1, if the images are not there. Pixels are looked at by ``preflight``."""
-    from fedpalm.data.readers import open_source
+    from ..images import list_records
 
-    open_source(data.source, data.kind, data.cap_per_identity, data.split_seed)
+    list_records(data)
 
 
 def _ask(home: Home, config: ParticipantConfig) -> dict[str, str]:
