@@ -103,6 +103,7 @@ def _evaluate(federation: Federation, settings: DemoSettings, workspace: Workspa
             f"evaluated {person.name}",
             functools.partial(person.evaluate, "--seed", str(settings.seed), *pooled),
         )
+        federation.narrator.track("sites evaluated", settings.sites, number + 1)
         federation.show_comparisons()
 
 
