@@ -138,15 +138,6 @@ class SendTrain:
 
 
 @dataclass(frozen=True)
-class Acknowledge:
-    """Give the site its receipt."""
-
-    ref: RoundRef
-    site: str
-    payload_hash: str
-
-
-@dataclass(frozen=True)
 class Aggregate:
     """Form the sum over exactly these sites' updates and step this model."""
 
@@ -173,7 +164,5 @@ class CloseRound:
     reason: str
 
 
-Effect = (
-    StartTimer | PersistCohort | SendTrain | Acknowledge | Aggregate | PublishModel | CloseRound
-)
+Effect = StartTimer | PersistCohort | SendTrain | Aggregate | PublishModel | CloseRound
 Effects = tuple[Effect, ...]

@@ -6,7 +6,7 @@
 
 A round is an immutable value; :func:`step` returns the next one and the effects that its keeper
 carries out *after* it has stored the value. Whatever the table does not name is an error. An update is
-accepted once: again with the same hash is answered alike, with another hash it is refused, and after
+accepted once: again with the same hash it changes nothing, with another hash it is refused, and after
 the survivor set is fixed it is stale. Who is present is not stored: after a restart nobody is.
 """
 
@@ -20,7 +20,6 @@ from typing import Any
 from ..errors import IllegalTransitionError, NotOnRosterError, StaleRoundError, StateError
 from .events import (
     Abort,
-    Acknowledge,
     Aggregate,
     Aggregated,
     AggregationFailed,
@@ -224,15 +223,11 @@ def _accept(current: Round, received: UpdateAccepted) -> Step:
         return _accept_again(current, received)
     delivered = {**current.delivered, site: received.payload_hash}
     updated = replace(current, delivered=delivered)
-    receipt = Acknowledge(current.ref, site, received.payload_hash)
-    if len(delivered) < len(current.cohort):
-        return updated, (receipt,)
-    closing, effects = _aggregate(updated)
-    return closing, (receipt, *effects)
+    return _aggregate(updated) if len(delivered) == len(current.cohort) else (updated, ())
 
 
 def _accept_again(current: Round, received: UpdateAccepted) -> Step:
-    """After the first: the same update is answered alike, anything else is refused."""
+    """After the first: the same update changes nothing, anything else is refused."""
     first = current.delivered.get(received.site)
     if first is None:
         raise StaleRoundError(
@@ -245,7 +240,7 @@ def _accept_again(current: Round, received: UpdateAccepted) -> Step:
             f"site {received.site} already delivered another update in {current.ref}",
             safe="the first one stays",
         )
-    return current, (Acknowledge(current.ref, received.site, first),)
+    return current, ()
 
 
 def _round_deadline(current: Round, _: RoundDeadline) -> Step:

@@ -12,7 +12,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fedpalm.clock import FakeClock
 from fedpalm.errors import IllegalTransitionError, StateError
 from fedpalm.rounds.events import (
-    Acknowledge,
     Aggregate,
     Aggregated,
     AggregationFailed,
@@ -85,6 +84,10 @@ class RunUnderFire(RuleBasedStateMachine):
         self.journal.append(received)
         self.stored = json.dumps(run.to_json())
         self.run = run
+        match received:
+            case InRound(ref=ref, input=UpdateAccepted(site=site, payload_hash=content)):
+                assert self.current.ref == ref and self.current.delivered[site] == content
+                assert self.receipts.setdefault((ref, site), content) == content
         for effect in effects:
             self.carry_out(effect)
 
@@ -98,8 +101,6 @@ class RunUnderFire(RuleBasedStateMachine):
             case SendTrain(ref=ref, sites=asked):
                 assert set(asked) <= set(self.cohorts[ref])
                 self.told.setdefault(ref, set()).update(asked)
-            case Acknowledge(ref=ref, site=site, payload_hash=content):
-                assert self.receipts.setdefault((ref, site), content) == content
             case Aggregate(ref=ref, survivors=survivors):
                 assert set(survivors) <= set(self.cohorts[ref])
                 assert len(survivors) >= QUORUM

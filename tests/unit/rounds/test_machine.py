@@ -9,7 +9,6 @@ import pytest
 from fedpalm.errors import IllegalTransitionError, NotOnRosterError, StaleRoundError, StateError
 from fedpalm.rounds.events import (
     Abort,
-    Acknowledge,
     Aggregate,
     Aggregated,
     AggregationFailed,
@@ -101,7 +100,7 @@ def test_the_last_update_closes_the_survivor_set() -> None:
     inputs = [UpdateAccepted(site, f"h-{site}") for site in "cadb"]
     current, effects = drive(current, *inputs)
     assert current.state is RoundState.AGGREGATING
-    assert effects == (Acknowledge(REF, "b", "h-b"), Aggregate(REF, ("a", "b", "c", "d"), "m0"))
+    assert effects == (Aggregate(REF, ("a", "b", "c", "d"), "m0"),)
 
 
 def test_the_deadline_closes_the_survivor_set_if_there_is_a_quorum() -> None:
@@ -118,17 +117,16 @@ def test_the_deadline_aborts_without_a_quorum() -> None:
     assert effects == (CloseRound(REF, False, "m0", "1 of 4 sites delivered in time, quorum 2"),)
 
 
-def test_the_same_update_again_gets_the_same_receipt_in_every_later_state() -> None:
+def test_the_same_update_again_changes_nothing_in_any_later_state() -> None:
     current = collecting("a", "b")
     again = UpdateAccepted("a", "h-a")
-    receipt = (Acknowledge(REF, "a", "h-a"),)
     for received in (
         UpdateAccepted("a", "h-a"),
         UpdateAccepted("b", "h-b"),
         Aggregated("m1"),
     ):
         current, _ = step(current, received)
-        assert step(current, again) == (current, receipt)
+        assert step(current, again) == (current, ())
 
 
 def test_another_update_of_the_same_site_is_refused_and_the_first_stays() -> None:
