@@ -224,12 +224,6 @@ class StaleRoundError(StateError):
     code = "stale_round"
 
 
-class TooFewSurvivorsError(RoundAbortedError):
-    """Fewer sites than the quorum delivered in time."""
-
-    code = "too_few_survivors"
-
-
 class ChildFailedError(FedPalmError):
     """A process that this one started ended, or never became ready."""
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from fedpalm.errors import FedPalmError, TooFewSurvivorsError, error_codes, error_from_code
+from fedpalm.errors import FedPalmError, RoundAbortedError, error_codes, error_from_code
 
 
 def test_an_error_says_what_happened_what_is_safe_and_what_to_do_next() -> None:
@@ -12,8 +12,8 @@ def test_an_error_says_what_happened_what_is_safe_and_what_to_do_next() -> None:
 
 
 def test_an_error_is_rebuilt_from_its_code_and_an_unknown_code_is_still_an_error() -> None:
-    error = error_from_code("too_few_survivors", "4 of 5")
-    assert type(error) is TooFewSurvivorsError and error.exit_code == 11
+    error = error_from_code("round_aborted", "4 of 5")
+    assert type(error) is RoundAbortedError and error.exit_code == 11
     assert type(error_from_code("from-the-future", "?")) is FedPalmError
 
 
@@ -28,4 +28,4 @@ def test_every_error_has_a_real_grpc_status_and_a_distinct_kind_of_exit(
 
 def test_a_code_is_taken_once() -> None:
     with pytest.raises(TypeError, match="taken"):
-        type("Copy", (FedPalmError,), {"code": "too_few_survivors"})
+        type("Copy", (FedPalmError,), {"code": "round_aborted"})

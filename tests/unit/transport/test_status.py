@@ -16,8 +16,8 @@ from fedpalm.errors import (
     MessageTooLargeError,
     ProtocolError,
     ResourceError,
+    StaleRoundError,
     StateError,
-    TooFewSurvivorsError,
     UnavailableError,
     VersionMismatchError,
     error_codes,
@@ -85,7 +85,7 @@ def test_a_code_from_a_later_version_keeps_the_family_of_its_status() -> None:
 
 
 def test_a_concrete_error_keeps_its_exit_code() -> None:
-    assert there_and_back(TooFewSurvivorsError("4 of 5")).exit_code == 11
+    assert there_and_back(StaleRoundError("round 4 is over")).exit_code == 8
 
 
 @pytest.mark.parametrize(
