@@ -1,21 +1,15 @@
-"""What sites claim to send, whether it fits, and the wire forms of claims, receipts, consents."""
+"""What sites claim to send, whether it fits, and the wire forms of claims and receipts."""
 
 from __future__ import annotations
 
-import base64
-import json
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
-from fedpalm.canonical import canonical_json
 from fedpalm.errors import (
     HashMismatchError,
     NotOnRosterError,
     ProtocolError,
     StaleRoundError,
 )
-from fedpalm.exchange.consent import SignedConsent
 from fedpalm.plan import Plan
 from fedpalm.rounds.events import RoundRef
 from fedpalm.rounds.machine import RoundState
@@ -111,26 +105,3 @@ def receipt_of(row: UpdateRow) -> pb.Receipt:
         payload_bytes=row.payload_bytes,
         received_ms=row.received_ms,
     )
-
-
-def consent_to_wire(signed: SignedConsent) -> pb.SignedConsent:
-    return pb.SignedConsent(
-        statement=signed.consent.signed_bytes,
-        signature=signed.signature,
-        chain=[certificate.public_bytes(Encoding.DER) for certificate in signed.chain],
-    )
-
-
-def consent_from_wire(message: pb.SignedConsent) -> SignedConsent:
-    """Raises ProtocolError, NotOnRosterError for what is not a consent in its one form."""
-    try:
-        statement = dict(json.loads(message.statement))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ProtocolError(f"malformed consent: {error}") from error
-    chain = [base64.b64encode(der).decode() for der in message.chain]
-    signed = SignedConsent.from_bytes(
-        canonical_json({**statement, "signature": message.signature.hex(), "chain": chain})
-    )
-    if signed.consent.signed_bytes != message.statement:
-        raise ProtocolError("malformed consent: not in canonical form")
-    return signed

@@ -40,9 +40,8 @@ from fedpalm.exchange.machine import (
     Started,
     TellCancelled,
 )
-from fedpalm.exchange.sealing import MAX_HEADER_BYTES, SealedExpert, verify_sealed
+from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES, SealedExpert, verify_sealed
 from fedpalm.exchange.terms import ExchangeTerms
-from fedpalm.plan import Plan
 from fedpalm.rounds.run import RunState
 from fedpalm.wire.v1 import federation_pb2 as pb
 
@@ -54,7 +53,6 @@ from .spool import Spool
 
 log = logging.getLogger(__name__)
 
-SEAL_OVERHEAD_BYTES = 4096 + MAX_HEADER_BYTES
 _ENDED = (ExchangeState.COMPLETED, ExchangeState.CANCELLED)
 _RELAYING = (ExchangeState.SEALING, ExchangeState.DELIVERING)
 
@@ -118,13 +116,14 @@ class ExchangeDesk:
                 f"run {run_id} has exchange {earlier.terms.exchange_id} ({earlier.state.value})",
                 safe="it goes on unchanged",
             )
-        fresh = ExchangeMachine(_terms(plan, run_id))
-        self._machines[fresh.terms.exchange_id] = fresh
+        exchange_id = f"exchange-{secrets.token_hex(4)}"
+        fresh = ExchangeMachine(ExchangeTerms.of(plan, run_id, exchange_id))
+        self._machines[exchange_id] = fresh
         try:
-            self._feed(fresh.terms.exchange_id, Started(operator))
+            self._feed(exchange_id, Started(operator))
         except BaseException:
-            if self._machines[fresh.terms.exchange_id] is fresh:
-                del self._machines[fresh.terms.exchange_id]
+            if self._machines[exchange_id] is fresh:
+                del self._machines[exchange_id]
             raise
 
     def cancel(self, run_id: str, operator: str) -> None:
@@ -316,14 +315,3 @@ class ExchangeDesk:
 
     def _now_ms(self) -> int:
         return round(self._clock.now() * 1000)
-
-
-def _terms(plan: Plan, run_id: str) -> ExchangeTerms:
-    return ExchangeTerms(
-        federation=plan.federation,
-        run=run_id,
-        exchange_id=f"exchange-{secrets.token_hex(4)}",
-        plan_hash=plan.hash,
-        roster=plan.roster,
-        layout_hash=plan.released_layout.hash,
-    )

@@ -19,17 +19,11 @@ from fedpalm.errors import (
 from fedpalm.secagg.codec import BYTES_PER_VALUE
 from fedpalm.transport.chunks import CHUNK_BYTES, SpoolWriter, partial_bytes, send_file
 from fedpalm.transport.peer import Context, current_peer
+from fedpalm.wire import consents
 from fedpalm.wire.v1 import federation_pb2 as pb
 from fedpalm.wire.v1.federation_pb2_grpc import FederationServicer
 
-from .claims import (
-    UpdateClaim,
-    consent_from_wire,
-    consent_to_wire,
-    receipt_of,
-    sealed_claim,
-    update_claim,
-)
+from .claims import UpdateClaim, receipt_of, sealed_claim, update_claim
 from .state import Coordinator
 
 PROTOCOL_VERSION = 1
@@ -142,7 +136,7 @@ class FederationService(FederationServicer):
     async def SendConsent(self, request: pb.ConsentRequest, context: Context) -> pb.ConsentReply:
         site, ref = _sender(context, request.site_id), request.ref
         if request.WhichOneof("answer") == "consent":
-            signed = consent_from_wire(request.consent)
+            signed = consents.from_wire(request.consent)
             self._c.exchanges.consent(ref.run_id, ref.exchange_id, site, signed)
         elif request.WhichOneof("answer") == "refusal":
             self._c.exchanges.refuse(ref.run_id, ref.exchange_id, site, request.refusal)
@@ -155,7 +149,7 @@ class FederationService(FederationServicer):
     ) -> AsyncIterator[pb.SignedConsent]:
         site = _caller(context)
         for signed in self._c.exchanges.consents(request.run_id, request.exchange_id, site):
-            yield consent_to_wire(signed)
+            yield consents.to_wire(signed)
 
     async def UploadSealedExpert(
         self, requests: AsyncIterator[pb.UploadExpertRequest], context: Context
