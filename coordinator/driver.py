@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from functools import partial
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 from fedpalm.clock import Clock
 from fedpalm.errors import FedPalmError, HashMismatchError, NotFoundError, ResourceError
@@ -97,9 +97,7 @@ class Driver:
         self._arm(run_id, ref, kind, at_ms)
 
     def aggregate(self, run_id: str, effect: Aggregate) -> None:
-        task = asyncio.get_running_loop().create_task(self._aggregate(run_id, effect))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(self._aggregate(run_id, effect))
 
     def require_room(self, needed_bytes: int, what: str) -> None:
         self._spool.require_room(needed_bytes, what)
@@ -175,6 +173,15 @@ class Driver:
         self._in_background(self._spool.drop_models, old - kept)
 
     def _in_background(self, function: Callable[P, None], *args: P.args, **kw: P.kwargs) -> None:
-        task = asyncio.get_running_loop().create_task(asyncio.to_thread(function, *args, **kw))
+        self._keep(asyncio.to_thread(function, *args, **kw))
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("work in the background failed: %s", error, exc_info=error)

@@ -11,13 +11,17 @@ the next start.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from fedpalm.errors import HashMismatchError, NotFoundError, ResourceError
 from fedpalm.rounds.events import RoundRef
+
+log = logging.getLogger(__name__)
 
 SPARE_BYTES = 64 * 1024 * 1024
 """Free space that stays free: for the store and its log."""
@@ -75,8 +79,8 @@ class Spool:
                 other.unlink(missing_ok=True)
 
     def discard(self, run_id: str, ref: RoundRef) -> None:
-        """Delete all updates of an attempt that is over."""
-        shutil.rmtree(self._attempt(run_id, ref), ignore_errors=True)
+        """Delete all updates of an attempt that is over; what resists goes at the next start."""
+        _erase(self._attempt(run_id, ref))
 
     def sealed(self, exchange_id: str, sender: str, recipient: str) -> Path:
         """Where a sealed expert belongs; its folder exists."""
@@ -85,7 +89,8 @@ class Spool:
         return folder / f"{sender}.{recipient}"
 
     def erase_sealed(self, exchange_id: str) -> None:
-        shutil.rmtree(self.root / EXCHANGE / exchange_id, ignore_errors=True)
+        """Delete the sealed experts of an exchange that is over; what resists goes at the next start."""
+        _erase(self.root / EXCHANGE / exchange_id)
 
     def require_room(self, needed_bytes: int, what: str) -> None:
         """Raises ResourceError if the disk has less than ``needed_bytes`` and some spare."""
@@ -139,6 +144,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _erase(folder: Path) -> None:
+    """Delete a folder and all in it, as far as that goes; the log names what stays."""
+
+    def stays(_: object, path: str, error: tuple[Any, BaseException, Any]) -> None:
+        if not isinstance(error[1], FileNotFoundError):
+            log.warning("%s: not erased: %s", path, error[1])
+
+    shutil.rmtree(folder, onerror=stays)
 
 
 def _mib(size: int) -> str:

@@ -79,3 +79,22 @@ def test_a_closed_attempt_leaves_no_file(spool: Spool) -> None:
     spool.discard("run", RoundRef(1, 1))
     spool.discard("run", RoundRef(1, 1))
     assert not path.parent.exists()
+
+
+def test_a_sealed_expert_that_cannot_be_erased_is_named_in_the_log(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sealed = spool.sealed("exchange-0", "amber", "birch")
+    sealed.write_bytes(b"x")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("read-only")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.unlink", refuse)
+        spool.erase_sealed("exchange-0")
+    assert f"{sealed}: not erased: read-only" in caplog.messages
+    caplog.clear()
+    spool.erase_sealed("exchange-0")
+    spool.erase_sealed("exchange-0")
+    assert not sealed.exists() and caplog.messages == []

@@ -1,0 +1,35 @@
+"""What the driver does beside the event loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coordinator.driver import Driver
+from coordinator.run_records import RunRecords
+from coordinator.spool import Spool
+from coordinator.store import Store
+from fedpalm.clock import FakeClock
+from fedpalm.rounds.events import RoundRef
+from tests.support.aio import in_loop
+
+
+class BrokenSpool(Spool):
+    def discard(self, run_id: str, ref: RoundRef) -> None:
+        raise OSError(f"no way to discard {ref} of {run_id}")
+
+
+@in_loop
+async def test_work_in_the_background_that_fails_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = BrokenSpool(tmp_path / "models", tmp_path / "spool")
+    with Store.open(tmp_path / "store.sqlite3") as store:
+        driver = Driver(RunRecords(store), spool, FakeClock(), "all")
+        driver.round_closed("run", RoundRef(3, 1))
+        await driver.stop()
+    (record,) = caplog.records
+    assert record.levelname == "ERROR" and record.exc_info is not None
+    assert str(record.exc_info[1]) in record.getMessage()
+    assert "of run" in record.getMessage()
