@@ -17,6 +17,7 @@ from fedpalm.plan import Plan
 from fedpalm.transport.channel import Connection
 from fedpalm.wire.v1 import operator_pb2 as pb
 
+from ..spool import sync_folder
 from .link import coordinator_option, run_option, with_operator
 
 IDLE_S = 60.0
@@ -74,6 +75,7 @@ def export(
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(out)
+    sync_folder(out.parent)
     emit(
         {
             "out": str(out),

@@ -12,6 +12,7 @@ from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.errors import StateError
 from fedpalm.pki.authority import Authority, IpAddress, create_authority, save_authority
 from fedpalm.pki.bundle import create_keys, install_certificates
+from fedpalm.pki.files import write_public
 from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.request import create_request
@@ -49,6 +50,12 @@ def init(
             safe="nothing was changed",
             next_step="fedpalm-coordinator serve, or init another --home",
         )
+    if place.authority.exists():
+        raise StateError(
+            f"{home} has a CA but no {place.config.name}: an init did not come to its end there",
+            safe="nothing was changed",
+            next_step=f"move {home} away, then init again",
+        )
     addresses = [_ip(text) for text in ip_addresses]
     now = time.time()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -57,9 +64,9 @@ def init(
     for folder, role in ((place.tls, Role.COORDINATOR), (place.operator, Role.OPERATOR)):
         hosts = (dns_names, addresses) if role is Role.COORDINATOR else ((), [])
         _install(folder, Identity(federation, role, role.value), authority, *hosts, now)
-    place.config.write_text(
-        f'federation = "{settings.federation}"\nlisten = "{settings.listen}"\n', encoding="utf-8"
-    )
+    # Last: a home without it is one that was never finished.
+    config = f'federation = "{settings.federation}"\nlisten = "{settings.listen}"\n'
+    write_public(place.config, config.encode())
     emit(
         {
             "home": str(home),

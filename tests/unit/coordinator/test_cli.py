@@ -96,6 +96,15 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home")
 
 
+def test_an_init_that_was_interrupted_is_told_from_a_home(home: Home) -> None:
+    home.config.unlink()
+    key = (home.authority / "root.key").read_bytes()
+    again = invoke("init", "--home", home.config.parent, "--federation", "trial", "--json")
+    error = json.loads(again.stdout)["error"]
+    assert "did not come to its end" in error["what"] and "move" in error["next_step"]
+    assert not home.config.exists() and (home.authority / "root.key").read_bytes() == key
+
+
 def _request(folder: Path, federation: str, role: Role, name: str) -> Path:
     tls_key, signing_key = create_keys(folder)
     request = create_request(Identity(federation, role, name), tls_key, signing_key)
