@@ -21,7 +21,6 @@ class StoredRun:
     run_id: str
     plan: Plan
     run: Run
-    created_ms: int
 
 
 @dataclass(frozen=True)
@@ -47,23 +46,21 @@ class RunRecords:
         run = Run(RunTerms.of(plan), model_hash=plan.initial_model)
         with self._store.transaction("creation of a run") as db:
             db.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?)",
-                (run_id, plan.to_bytes(), json.dumps(run.to_json()), at_ms, at_ms),
+                "INSERT INTO runs VALUES (?, ?, ?, ?)",
+                (run_id, plan.to_bytes(), json.dumps(run.to_json()), at_ms),
             )
-            db.execute(
-                "INSERT INTO models VALUES (?, 0, ?, ?)", (run_id, plan.initial_model, at_ms)
-            )
-        return StoredRun(run_id, plan, run, at_ms)
+            db.execute("INSERT INTO models VALUES (?, 0, ?)", (run_id, plan.initial_model))
+        return StoredRun(run_id, plan, run)
 
     def load(self) -> list[StoredRun]:
         """All runs, oldest first. Raises ConfigError for a plan that this version cannot read."""
         loaded = []
-        for run_id, plan_bytes, state, created_ms in self._store.query(
-            "SELECT run_id, plan, state, created_ms FROM runs ORDER BY created_ms, run_id"
+        for run_id, plan_bytes, state in self._store.query(
+            "SELECT run_id, plan, state FROM runs ORDER BY created_ms, run_id"
         ):
             plan = _stored_plan(run_id, plan_bytes)
             run = Run.from_json(json.loads(state), RunTerms.of(plan))
-            loaded.append(StoredRun(run_id, plan, run, created_ms))
+            loaded.append(StoredRun(run_id, plan, run))
         return loaded
 
     def save(
@@ -77,8 +74,8 @@ class RunRecords:
         """Store an advance: the state, the facts in its effects, and the update that led to it."""
         with self._store.transaction("advance of a run") as db:
             db.execute(
-                "UPDATE runs SET state = ?, changed_ms = ? WHERE run_id = ?",
-                (json.dumps(run.to_json()), at_ms, run_id),
+                "UPDATE runs SET state = ? WHERE run_id = ?",
+                (json.dumps(run.to_json()), run_id),
             )
             if update is not None:
                 db.execute(
@@ -105,8 +102,8 @@ class RunRecords:
                     )  # fmt: skip
                 elif isinstance(effect, PublishModel):
                     db.execute(
-                        "INSERT INTO models VALUES (?, ?, ?, ?)",
-                        (run_id, effect.ref.round, effect.model_hash, at_ms),
+                        "INSERT INTO models VALUES (?, ?, ?)",
+                        (run_id, effect.ref.round, effect.model_hash),
                     )
                 elif isinstance(effect, CloseRound):
                     db.execute(

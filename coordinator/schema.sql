@@ -15,11 +15,12 @@ CREATE TABLE runs (
     run_id     TEXT PRIMARY KEY,                 -- plan name and 32 random bits
     plan       BLOB NOT NULL,                    -- canonical JSON, the bytes that are hashed; never changes
     state      TEXT NOT NULL,                    -- JSON of fedpalm.rounds.run.Run: the truth about run and current attempt
-    created_ms INTEGER NOT NULL,                 -- when the operator submitted the plan
-    changed_ms INTEGER NOT NULL                  -- last transition
+    created_ms INTEGER NOT NULL                  -- when the operator submitted the plan; the order of runs
 ) STRICT;
 
--- One row an attempt, written in the same transaction as runs.state; history, and what status shows.
+-- One row an attempt, written in the same transaction as runs.state. The program shows the current
+-- attempt out of runs.state; this is the history, which an operator reads with
+--   sqlite3 -readonly store.sqlite3 "SELECT round, attempt, cohort, reason FROM attempts WHERE run_id = '...'"
 CREATE TABLE attempts (
     run_id     TEXT NOT NULL REFERENCES runs,    -- table runs
     round      INTEGER NOT NULL,                 -- from 1
@@ -48,7 +49,6 @@ CREATE TABLE models (
     run_id       TEXT NOT NULL REFERENCES runs,  -- table runs
     round        INTEGER NOT NULL,               -- round that committed it; 0: the initial model
     model_hash   TEXT NOT NULL,                  -- file models/<hash>.f32, unless deleted by keep_models
-    committed_ms INTEGER NOT NULL,               -- when its commit was stored
     PRIMARY KEY (run_id, round)
 ) STRICT;
 
@@ -79,7 +79,8 @@ CREATE TABLE sealed_experts (
     PRIMARY KEY (exchange_id, sender, recipient)
 ) STRICT;
 
--- What operators did, in order.
+-- What operators did, in order, for whoever has to account for it; an operator reads it with
+--   sqlite3 -readonly store.sqlite3 "SELECT datetime(at_ms / 1000, 'unixepoch'), * FROM operator_events"
 CREATE TABLE operator_events (
     seq      INTEGER PRIMARY KEY,                -- order
     at_ms    INTEGER NOT NULL,                   -- when it was asked
