@@ -164,13 +164,5 @@ def _shared_vector(
             next_step="raise keep_models in participant.toml, or evaluate an exported --model",
         )
     model_hash = models[round_number]
-    path = store.model_path(model_hash)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise IntegrityError(f"{path}: {error.strerror}") from error
-    if hashlib.sha256(data).digest() != model_hash:
-        raise IntegrityError(f"{path}: not the model that its name says")
-    vector = np.frombuffer(data, dtype="<f4").astype(np.float32)
-    layout.unflatten(vector)
+    vector = store.load_model(model_hash, layout)
     return vector, {"round": round_number, "hash": model_hash.hex()}

@@ -8,12 +8,8 @@ a lost connection does not stop it and a new one finds it again.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import sqlite3
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 
 from fedpalm.errors import (
     HashMismatchError,
@@ -23,7 +19,7 @@ from fedpalm.errors import (
     StaleRoundError,
     StateError,
 )
-from fedpalm.layout import FloatVector, Layout
+from fedpalm.layout import FloatVector
 from fedpalm.plan import Plan
 from fedpalm.wire.v1 import federation_pb2 as wire
 
@@ -275,7 +271,11 @@ class RunWorker:
         self._report.working(f"model {model_hash.hex()[:12]}: downloading")
         await link.download_model(run.run_id, model_hash, 4 * layout.size, path)
         self._store.add_model(run.run_id, round_number, model_hash, self._config.keep_models)
-        return await asyncio.to_thread(_load_model, path, model_hash, layout)
+        try:
+            return await asyncio.to_thread(self._store.load_model, model_hash, layout)
+        except HashMismatchError:
+            path.unlink()  # so that it is downloaded again
+            raise
 
     def _joined(self, run_id: str) -> StoredRun:
         run = self._store.run(run_id)
@@ -296,15 +296,3 @@ class RunWorker:
             self._report.line("stopped in training: the round starts again from the stored state")
         elif not task.cancelled():
             task.exception()
-
-
-def _load_model(path: Path, model_hash: bytes, layout: Layout) -> FloatVector:
-    data = path.read_bytes()
-    if hashlib.sha256(data).digest() != model_hash:
-        path.unlink()
-        raise HashMismatchError(
-            f"{path}: not the model that its name says", safe="the file was deleted"
-        )
-    vector = np.frombuffer(data, dtype="<f4").astype(np.float32)
-    layout.unflatten(vector)
-    return vector

@@ -22,7 +22,8 @@ import safetensors
 import safetensors.numpy
 
 from fedpalm.clock import Clock, SystemClock
-from fedpalm.errors import IntegrityError, ResourceError, StateError
+from fedpalm.errors import HashMismatchError, IntegrityError, ResourceError, StateError
+from fedpalm.layout import FloatVector, Layout
 from fedpalm.methods.base import Tensors
 from fedpalm.plan import Plan
 
@@ -208,6 +209,25 @@ class SiteStore:
         for path in self.home.models.glob("*.f32"):
             if path.name not in kept:
                 path.unlink()
+
+    def load_model(self, model_hash: bytes, layout: Layout) -> FloatVector:
+        """A kept global vector, (P,) float32.
+
+        Raises:
+            IntegrityError: the file is missing.
+            HashMismatchError: it holds other bytes than its name says.
+            LayoutMismatchError: it is no vector of the layout.
+        """
+        path = self.model_path(model_hash)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise IntegrityError(f"{path}: {error.strerror}") from error
+        if hashlib.sha256(data).digest() != model_hash:
+            raise HashMismatchError(f"{path}: not the model that its name says")
+        vector = np.frombuffer(data, dtype="<f4").astype(np.float32)
+        layout.unflatten(vector)
+        return vector
 
     def models(self, run_id: str) -> dict[int, bytes]:
         """Hash by round of the models that are here."""

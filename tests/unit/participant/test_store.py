@@ -10,10 +10,10 @@ import threading
 import numpy as np
 import pytest
 
-from fedpalm.errors import ChainBrokenError, IntegrityError, StateError
+from fedpalm.errors import ChainBrokenError, HashMismatchError, IntegrityError, StateError
 from fedpalm.ledger.bodies import EntryKind
 from participant.store import NewUpdate, SiteStore
-from tests.support.participant import Crash, Site, make_plan
+from tests.support.participant import LAYOUT, Crash, Site, initial_vector, make_plan
 
 RUN = "toy-1"
 STATE = {
@@ -220,3 +220,16 @@ def test_several_processes_of_a_site_extend_one_chain(site):
     assert site.log.verify().size == 30
     for one in others:
         one.store.close()
+
+
+def test_a_kept_model_that_is_not_what_its_name_says_is_not_loaded(site):
+    vector = initial_vector()
+    model_hash = hashlib.sha256(vector.tobytes()).digest()
+    with pytest.raises(IntegrityError):
+        site.store.load_model(model_hash, LAYOUT)
+    path = site.store.model_path(model_hash)
+    path.write_bytes(vector.tobytes())
+    assert np.array_equal(site.store.load_model(model_hash, LAYOUT), vector)
+    path.write_bytes(bytes(vector.nbytes))
+    with pytest.raises(HashMismatchError):
+        site.store.load_model(model_hash, LAYOUT)
