@@ -1,7 +1,8 @@
 """What a site's person decides about an exchange, stored with its log entry before anybody acts on it.
 
 The state machine is :class:`fedpalm.exchange.site.SiteExchange`. Every function may be called again
-after a crash: it goes on from what is stored.
+after a crash: it goes on from what is stored. The agent and the site's commands are processes of their
+own, so each one steps what it reads inside its transaction, never what it was handed.
 """
 
 from __future__ import annotations
@@ -70,9 +71,10 @@ class Desk:
             raise RefusedError("the plan releases no experts", safe="nothing was sealed")
         terms = ExchangeTerms.of(run.plan, run.run_id, exchange_id)
         site = self.identity.identity.name
-        exchange = SiteExchange.propose(terms, site, self.book.all())
         with self.store.transaction() as db:
-            self.book.put(db, exchange)
+            exchange = SiteExchange.propose(terms, site, self.book.all())
+            if self.book.get(exchange_id) is None:
+                self.book.put(db, exchange)
         return exchange
 
     def approve(self, exchange: SiteExchange) -> SiteExchange:
@@ -81,14 +83,15 @@ class Desk:
         Raises:
             IllegalTransitionError: it was declined or cancelled before.
         """
-        if exchange.state in (SiteState.APPROVED, SiteState.SEALED, SiteState.COMPLETED):
-            return exchange
         key = RecipientKey.generate()
         terms, site = exchange.terms, self.identity.identity.name
         consent = Consent(terms, site, key.public_bytes)
         signed = sign_consent(consent, self.identity.signing_key, self.identity.chain)
-        approved = exchange.step(Approved(consent.hash))
         with self.store.transaction() as db:
+            exchange = self._stored(terms)
+            if exchange.state in (SiteState.APPROVED, SiteState.SEALED, SiteState.COMPLETED):
+                return exchange
+            approved = exchange.step(Approved(consent.hash))
             name = self.store.write_private(terms.exchange_id, "key", key.private_bytes())
             self.book.put(db, approved)
             self.book.put_consent(db, terms.exchange_id, signed, name)
@@ -111,11 +114,12 @@ class Desk:
         Raises:
             IllegalTransitionError: it is completed or cancelled.
         """
-        declined = exchange.step(Declined(_clip(reason)))
-        if declined == exchange:
-            return exchange
         terms = exchange.terms
         with self.store.transaction() as db:
+            exchange = self._stored(terms)
+            declined = exchange.step(Declined(_clip(reason)))
+            if declined == exchange:
+                return exchange
             self.book.put(db, declined)
             self.book.drop_files(db, terms.exchange_id, sealed=True)
             db.execute(
@@ -134,15 +138,22 @@ class Desk:
 
     def close(self, exchange_id: str, completed: bool, reason: str) -> SiteExchange | None:
         """The coordinator says that the exchange is over; None if that is no news here."""
-        exchange = self.book.get(exchange_id)
-        if exchange is None or self.book.is_closed(exchange_id):
-            return None
-        if not completed:
-            exchange = exchange.step(CancelNoted(_clip(reason)))
         with self.store.transaction() as db:
+            exchange = self.book.get(exchange_id)
+            if exchange is None or self.book.is_closed(exchange_id):
+                return None
+            if not completed:
+                exchange = exchange.step(CancelNoted(_clip(reason)))
             self.book.put(db, exchange)
             self.book.close(db, exchange_id)
         self.store.remove_orphans()
+        return exchange
+
+    def _stored(self, terms: ExchangeTerms) -> SiteExchange:
+        """The exchange as it is now; inside a transaction nobody else can change it."""
+        exchange = self.book.get(terms.exchange_id)
+        if exchange is None or exchange.terms != terms:
+            raise NotFoundError(f"no exchange {terms.exchange_id!r} of these terms is stored here")
         return exchange
 
 

@@ -30,6 +30,7 @@ from .desk import Desk
 from .egress import EgressGate
 from .ending import Ended, ExitAfter, Outcome
 from .link import Link
+from .outgoing import PayloadKind
 from .reporter import Reporter
 from .store import StoredRun
 from .trainer import Trainer
@@ -116,8 +117,9 @@ class ExchangeAgent:
 
     async def answer(self, link: Link, exchange_id: str) -> None:
         """Send the answer that was given here, and remember that it arrived."""
-        await link.send_answer(self.gate.release_answer(exchange_id))
-        self.desk.book.set_answered(exchange_id, True)
+        payload = self.gate.release_answer(exchange_id)
+        await link.send_answer(payload)
+        self.desk.book.set_delivered(exchange_id, payload.kind is PayloadKind.REFUSAL)
 
     async def seal(self, link: Link, run: StoredRun, exchange_id: str) -> int:
         """Seal this site's expert to every other site and send it; returns to how many.

@@ -68,6 +68,14 @@ class ExchangeBook:
                 "UPDATE exchanges SET answered = ? WHERE exchange_id = ?", (answered, exchange_id)
             )
 
+    def set_delivered(self, exchange_id: str, refusal: bool) -> None:
+        """The coordinator has this yes or no; a no given after that yes left is still to be sent."""
+        with self._store.transaction() as db:
+            db.execute(
+                "UPDATE exchanges SET answered = 1 WHERE exchange_id = ? AND (state = ?) = ?",
+                (exchange_id, SiteState.DECLINED.value, refusal),
+            )
+
     def unanswered(self) -> list[str]:
         """Exchanges whose answer was given here and has not reached the coordinator."""
         answers = (SiteState.APPROVED.value, SiteState.DECLINED.value)

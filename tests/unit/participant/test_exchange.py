@@ -215,6 +215,96 @@ def test_approving_twice_keeps_the_first_consent(asked):
     assert len(list(site.home.state.glob("*.key"))) == 1
 
 
+def _meanwhile(site, act):
+    """Another process of this site acts just before this one's next transaction begins."""
+    person, begin = Site(site.home), site.store.transaction
+
+    def late_transaction():
+        site.store.transaction = begin
+        act(person.desk)
+        person.store.close()
+        return begin()
+
+    site.store.transaction = late_transaction
+
+
+def _refuse(desk):
+    desk.refuse(desk.book.get(EXCHANGE), "not any more")
+
+
+def _all_consents(site, world):
+    others = [_consent(site, world, name) for name in SITES if name != site.config.site]
+    return [site.desk.book.consent(EXCHANGE), *others]
+
+
+@pytest.mark.parametrize("step", ["propose", "approve"])
+def test_a_refusal_in_another_process_is_never_undone(asked, world, step):
+    site, exchange = asked
+    if step == "propose":
+        site.desk.approve(exchange)
+        consents = _all_consents(site, world)
+        run = site.store.run("toy-1")
+        _meanwhile(site, _refuse)
+        assert site.desk.propose(run, EXCHANGE, run.plan.hash).state is SiteState.DECLINED
+    else:
+        consents = []
+        _meanwhile(site, _refuse)
+        with pytest.raises(IllegalTransitionError):
+            site.desk.approve(exchange)
+        assert not list(site.home.state.glob("*.key"))
+    assert site.desk.book.get(EXCHANGE).state is SiteState.DECLINED
+    with pytest.raises(EgressRefusedError, match="not approved"):
+        site.gate.release_sealed_experts(EXCHANGE, consents, EXPERT, _expert(site))
+    assert not list(site.home.state.glob("*.sealed"))
+
+
+def test_a_refusal_that_was_decided_before_the_sealing_does_not_forget_it(asked, world):
+    site, exchange = asked
+    stale = site.desk.approve(exchange)
+    consents = _all_consents(site, world)
+    site.gate.release_sealed_experts(EXCHANGE, consents, EXPERT, _expert(site))
+    declined = site.desk.refuse(stale, "too late")
+    assert declined.state is SiteState.DECLINED
+    assert set(declined.sealed) == {"east", "west"}
+    assert site.desk.book.get(EXCHANGE).binds
+    run = site.store.run("toy-1")
+    with pytest.raises(RefusedError, match="releases the experts once"):
+        site.desk.propose(run, "exchange-2", run.plan.hash)
+
+
+def test_a_close_does_not_undo_a_refusal_in_another_process(asked):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    _meanwhile(site, _refuse)
+    closed = site.desk.close(EXCHANGE, completed=False, reason="over")
+    assert closed.state is SiteState.DECLINED
+    assert site.desk.book.get(EXCHANGE).reason == "not any more"
+
+
+def test_a_refusal_while_the_site_was_sealing_stops_the_release(asked, world):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    consents, expert = _all_consents(site, world), _expert(site)
+    _meanwhile(site, _refuse)
+    with pytest.raises(EgressRefusedError, match="changed while this site was sealing"):
+        site.gate.release_sealed_experts(EXCHANGE, consents, EXPERT, expert)
+    assert site.desk.book.get(EXCHANGE).state is SiteState.DECLINED
+    kinds = {entry.kind for entry in site.log.entries()}
+    assert EntryKind.EXPERT_RELEASED not in kinds
+    assert not site.store.rows("SELECT * FROM sealed_experts")
+    assert not list(site.home.state.glob("*.sealed"))
+
+
+def test_a_refusal_while_the_yes_was_on_its_way_is_still_to_be_sent(asked):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    _refuse(site.desk)
+    site.desk.book.set_delivered(EXCHANGE, refusal=False)
+    assert site.desk.book.unanswered() == [EXCHANGE]
+    site.desk.book.set_delivered(EXCHANGE, refusal=True)
+    assert site.desk.book.unanswered() == []
+
+
 def test_a_proposal_for_another_plan_or_a_second_release_is_refused(asked):
     site, _ = asked
     run = site.store.run("toy-1")
