@@ -28,10 +28,10 @@ import grpc  # noqa: E402  (the line above must come first)
 
 
 class WireTap:
-    """A context manager; sites dial ``address``. ``sent`` and ``received`` are the site's messages."""
+    """A context manager; sites dial ``address``. ``calls`` holds each call's metadata and messages."""
 
     def __init__(self, site_tls: Path, coordinator_tls: Path, target: str) -> None:
-        self.sent: list[bytes] = []
+        self.calls: list[tuple[str, list[bytes]]] = []
         self.received: list[bytes] = []
         self._target = target
         self._site = load_tls_identity(site_tls, now=time.time())
@@ -41,6 +41,11 @@ class WireTap:
     @property
     def address(self) -> str:
         return self._counter.address
+
+    @property
+    def sent(self) -> list[bytes]:
+        """Every message and all metadata that the site sent."""
+        return [part for _, parts in self.calls for part in parts]
 
     @property
     def encrypted_bytes_sent(self) -> int:
@@ -92,11 +97,12 @@ class WireTap:
         self, method: str, requests: AsyncIterator[bytes], context: Any
     ) -> AsyncIterator[bytes]:
         metadata = [(k, v) for k, v in context.invocation_metadata() if k != "user-agent"]
-        self.sent.append(repr((method, metadata)).encode())
+        sent = [repr(metadata).encode()]
+        self.calls.append((method, sent))
 
         async def recorded() -> AsyncIterator[bytes]:
             async for request in requests:
-                self.sent.append(request)
+                sent.append(request)
                 yield request
 
         call = self._channel.stream_stream(method)(
