@@ -12,6 +12,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from fedpalm.errors import (
+    FedPalmError,
     HashMismatchError,
     NotOnRosterError,
     ProtocolError,
@@ -220,10 +221,8 @@ class RunWorker:
             return stored, dict(update.metrics)
 
         stored, metrics = await asyncio.to_thread(work)
-        losses = ", ".join(
-            f"{name} {value:.4g}" for name, value in metrics.items() if name.endswith(".loss")
-        )
-        self._report.line(f"round {round_number}: trained" + (f" ({losses})" if losses else ""))
+        figures = ", ".join(f"{_short(name)} {value:.4g}" for name, value in metrics.items())
+        self._report.line(f"round {round_number}: trained" + (f" ({figures})" if figures else ""))
         return stored
 
     def _on_round_closed(self, closed: wire.RoundClosed) -> None:
@@ -294,5 +293,17 @@ class RunWorker:
         if not done:
             self.abandoned_training = True
             self._report.line("stopped in training: the round starts again from the stored state")
-        elif not task.cancelled():
-            task.exception()
+        elif not task.cancelled() and (error := task.exception()) is not None:
+            what = error.what if isinstance(error, FedPalmError) else repr(error)
+            self._report.line(f"stopped in training, which had failed: {what}")
+
+
+def _short(metric: str) -> str:
+    """``routing.open.east`` as ``open<east``, ``teim.open.alpha`` as ``open.alpha``."""
+    match metric.split(".", 2):
+        case ["routing", model, expert]:
+            return f"{model}<{expert}"
+        case ["teim", model, name]:
+            return f"{model}.{name}"
+        case _:
+            return metric

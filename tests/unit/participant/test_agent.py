@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+from dataclasses import replace
 
 import pytest
 
 from fedpalm.errors import (
+    DataError,
     EgressRefusedError,
     FedPalmError,
     IdentityError,
@@ -398,3 +400,42 @@ async def test_a_new_run_after_one_that_ended_while_the_site_was_away_is_joined(
     reopened = Site(home)
     assert reopened.store.run("toy-1").state == "left"
     assert reopened.store.run("toy-2").state == "completed"
+
+
+@in_loop
+async def test_a_training_that_fails_while_the_agent_stops_is_reported(world):
+    coordinator = _coordinator()
+    site, _ = world.site("north")
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    class Failing(ToyMethod):
+        def train_round(self, context, shared):
+            loop.call_soon_threadsafe(begun.set)
+            assert go_on.wait(10)
+            raise DataError("an image is gone")
+
+    site.trainer._build = lambda plan, name, images: Failing(plan, name)
+    agent = site.agent(coordinator, ExitAfter.RUN)
+    task = asyncio.create_task(agent.run())
+    await begun.wait()
+    agent.stop()
+    while not any("waiting for the round in training" in line for line in site.lines):
+        await asyncio.sleep(0.001)
+    go_on.set()
+    await task
+    assert any("an image is gone" in line for line in site.lines)
+
+
+@in_loop
+async def test_every_metric_of_a_round_is_told_at_the_site(world):
+    class Measuring(ToyMethod):
+        def train_round(self, context, shared):
+            metrics = {"open.loss": 2.0, "teim.open.alpha": 0.7, "routing.open.east": 0.25}
+            return replace(super().train_round(context, shared), metrics=metrics)
+
+    site, _ = world.site("north")
+    site.trainer._build = lambda plan, name, images: Measuring(plan, name)
+    await site.run(_coordinator(1))
+    told = "round 1: trained (open.loss 2, open.alpha 0.7, open<east 0.25)"
+    assert any(told in line for line in site.lines)
