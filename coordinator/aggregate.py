@@ -43,14 +43,14 @@ def aggregate(
         Hex SHA-256 of the new model, which is durable then.
 
     Raises:
-        IntegrityError: a file does not have the size that the plan gives it.
+        IntegrityError: a file does not have the size that the plan gives it, or an update is gone.
         NonFiniteUpdateError: the step leaves the range of float32.
         ResourceError: the disk is full.
     """
     try:
         with ExitStack() as stack:
             base = _open(stack, model, codec.parameters * BYTES_PER_VALUE)
-            parts = [_open(stack, path, codec.payload_bytes) for path in updates]
+            parts = [_open_update(stack, path, codec.payload_bytes) for path in updates]
             tail = _sum_block(parts, codec.parameters, codec.length)
             stats = codec.decode_stats(tail)
             partial = model.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.partial")
@@ -90,6 +90,16 @@ def _open(stack: ExitStack, path: Path, size: int) -> int:
             f"{path.name}: {found} bytes where the plan needs {size}", safe="nothing was summed"
         )
     return descriptor
+
+
+def _open_update(stack: ExitStack, path: Path, size: int) -> int:
+    """An update that is gone will not come back: its attempt fails, and the run goes on."""
+    try:
+        return _open(stack, path, size)
+    except FileNotFoundError:
+        raise IntegrityError(
+            f"the update of site {path.name.split('.')[0]} is gone", safe="nothing was summed"
+        ) from None
 
 
 def _sum_block(parts: Sequence[int], begin: int, end: int) -> Encoded:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -23,7 +22,9 @@ from fedpalm.wire import consents
 from fedpalm.wire.v1 import federation_pb2 as pb
 from fedpalm.wire.v1.federation_pb2_grpc import FederationServicer
 
-from .claims import UpdateClaim, receipt_of, sealed_claim, update_claim
+from .claims import SealedClaim, UpdateClaim, receipt_of, sealed_claim, update_claim
+from .exchange_records import SealedRow
+from .run_records import UpdateRow
 from .state import Coordinator
 
 PROTOCOL_VERSION = 1
@@ -119,17 +120,15 @@ class FederationService(FederationServicer):
         known = self._c.conductor.check_update(claim)
         if known is not None:
             return receipt_of(known)
-        path = self._update_path(claim)
         try:
-            await self._c.takeover.run(
-                ("update", claim.run_id, claim.site),
-                self._receive(claim.run_id, path, header, requests),
+            row = await self._c.takeover.run(
+                ("update", claim.run_id, claim.site), self._take_update(claim, header, requests)
             )
         except FedPalmError:
             # If the round closed meanwhile, that is the reason, and not what came of it.
             self._c.conductor.check_update(claim)
             raise
-        return receipt_of(self._c.conductor.accept_update(claim))
+        return receipt_of(row)
 
     # --- the deployment exchange ------------------------------------------------------------------
 
@@ -157,13 +156,12 @@ class FederationService(FederationServicer):
         header = await _header(requests)
         claim = sealed_claim(header, _sender(context, header.ref.sender))
         exchanges = self._c.exchanges
-        if exchanges.check_sealed(claim) is None:
-            key = ("expert", claim.exchange_id, claim.sender, claim.recipient)
-            path = exchanges.sealed_path(claim)
-            await self._c.takeover.run(
-                key, self._receive(claim.run_id, path, header, requests, resume=False)
+        row = exchanges.check_sealed(claim)
+        if row is None:
+            row = await self._c.takeover.run(
+                ("expert", claim.exchange_id, claim.sender, claim.recipient),
+                self._take_sealed(claim, header, requests),
             )
-        row = exchanges.accept_sealed(claim)
         return pb.Receipt(
             payload_hash=header.payload_hash,
             payload_bytes=row.payload_bytes,
@@ -195,21 +193,39 @@ class FederationService(FederationServicer):
     def _update_path(self, claim: UpdateClaim) -> Path:
         return self._c.spool.update(claim.run_id, claim.ref, claim.site, claim.payload_hash)
 
+    async def _take_update(
+        self, claim: UpdateClaim, header: pb.UpdateHeader, requests: AsyncIterator[Any]
+    ) -> UpdateRow:
+        """Receive an update, unless a crash came between its last byte and its receipt; count it.
+
+        Runs alone for its site, and the earlier stream may have been counted while this one waited:
+        so it asks again before it deletes anything.
+        """
+        known = self._c.conductor.check_update(claim)
+        if known is not None:
+            return known
+        path = self._update_path(claim)
+        self._c.spool.drop_other_parts(path)
+        if not path.exists():
+            await self._receive(claim.run_id, path, header, requests)
+        return self._c.conductor.accept_update(claim)
+
+    async def _take_sealed(
+        self, claim: SealedClaim, header: pb.SealedExpertHeader, requests: AsyncIterator[Any]
+    ) -> SealedRow:
+        """Receive a sealed expert from its first byte, and count it; asks again as for an update."""
+        exchanges = self._c.exchanges
+        known = exchanges.check_sealed(claim)
+        if known is not None:
+            return known
+        path = exchanges.sealed_path(claim)
+        _unlink_all(path)
+        await self._receive(claim.run_id, path, header, requests)
+        return exchanges.accept_sealed(claim)
+
     async def _receive(
-        self,
-        run_id: str,
-        path: Path,
-        header: Any,
-        requests: AsyncIterator[Any],
-        resume: bool = True,
+        self, run_id: str, path: Path, header: Any, requests: AsyncIterator[Any]
     ) -> None:
-        """Bring a payload to ``path``, unless a crash came between its last byte and its receipt."""
-        if resume:
-            self._c.spool.drop_other_parts(path)
-            if path.exists():
-                return
-        else:
-            await asyncio.to_thread(_unlink_all, path)
         async with (
             self._c.transfers.slot(self._patience_s(run_id), header.payload_bytes),
             SpoolWriter(path, header.payload_bytes, header.payload_hash) as writer,

@@ -118,8 +118,15 @@ def test_a_step_out_of_the_range_of_float32_commits_nothing(make) -> None:  # ty
     assert [path.name for path in bench.spool.models.iterdir()] == [bench.model.name]
 
 
-def test_a_missing_file_is_named_a_matter_of_the_disk(make) -> None:  # type: ignore[no-untyped-def]
+def test_an_update_that_is_gone_is_named_by_its_site(make) -> None:  # type: ignore[no-untyped-def]
     bench = make(sites=2, parameters=10)
-    bench.updates[0].unlink()
+    bench.updates[1].unlink()
+    with pytest.raises(IntegrityError, match="site update-1 is gone"):
+        bench.run()
+
+
+def test_a_missing_model_is_named_a_matter_of_the_disk(make) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=2, parameters=10)
+    bench.model.unlink()
     with pytest.raises(ResourceError, match="could not be formed"):
         bench.run()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.claims import update_claim
 from fedpalm.errors import (
     ConfigError,
     FedPalmError,
@@ -33,7 +34,7 @@ from fedpalm.wire.v1 import federation_pb2 as f
 from fedpalm.wire.v1 import operator_pb2 as o
 from tests.simulation.federation import encoded_update, oracle_step, rehearsal_plan
 from tests.support.aio import in_loop
-from tests.support.coordinator import RunningCoordinator, Site, World
+from tests.support.coordinator import DEADLINE_S, RunningCoordinator, Site, World
 
 SITES = ("site-000", "site-001")
 BIG = 700_000
@@ -97,7 +98,19 @@ async def test_no_call_may_name_another_sender_than_its_certificate(world: World
         payload_hash=bytes(32),
     )
     exchange = f.ExchangeRef(run_id="r", exchange_id="x")
+
+    async def sealed() -> AsyncIterator[f.UploadExpertRequest]:
+        pair = f.SealedExpertRef(exchange=exchange, sender=other, recipient=SITES[0])
+        yield f.UploadExpertRequest(header=f.SealedExpertHeader(ref=pair, payload_hash=bytes(32)))
+
     async with world.running() as hub, hub.site(SITES[0]) as site:
+
+        async def downloaded() -> None:
+            request = f.SealedExpertRef(exchange=exchange, sender=SITES[0], recipient=other)
+            call = site.connection.federation.DownloadSealedExpert
+            async for _ in site.connection.stream(call, request, idle_s=DEADLINE_S):
+                raise AssertionError("something came")
+
         calls = [
             site.call("Hello", hello(other, 1)),
             site.call(
@@ -110,6 +123,10 @@ async def test_no_call_may_name_another_sender_than_its_certificate(world: World
             site.upload(header, b""),
             site.call("SendConsent", f.ConsentRequest(ref=exchange, site_id=other, refusal="no")),
             site.call("ConfirmExperts", f.ConfirmExpertsRequest(ref=exchange, site_id=other)),
+            site.connection.upload(
+                site.connection.federation.UploadSealedExpert, sealed(), deadline_s=DEADLINE_S
+            ),
+            downloaded(),
         ]
         for call in calls:
             with pytest.raises(SenderMismatchError):
@@ -206,6 +223,40 @@ async def test_a_stream_that_hangs_gives_way_to_the_next_one_of_its_site(world: 
         receipt = await again.upload(header, payload, offset=1 << 20)
         assert receipt.payload_hash == header.payload_hash
         old.cancel()
+
+
+@in_loop
+async def test_a_stream_that_waited_deletes_nothing_that_was_counted_meanwhile(
+    world: World,
+) -> None:
+    plan = rehearsal_plan(sites=2, rounds=1)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        run_id, sites, order = await both(hub, stack, plan)
+        first, other = payload_of(plan, SITES[0]), bytes(4 * 98)
+        claim = update_claim(sites[0].header(order, plan, first), SITES[0])
+        ending, release = asyncio.Event(), asyncio.Event()
+
+        async def slow_to_end() -> None:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                ending.set()
+                await release.wait()
+
+        takeover = hub.coordinator.takeover
+        earlier = asyncio.create_task(takeover.run(("update", run_id, SITES[0]), slow_to_end()))
+        await asyncio.sleep(0)
+        late = asyncio.create_task(sites[0].upload(sites[0].header(order, plan, other), other))
+        await ending.wait()
+        path = hub.coordinator.spool.update(run_id, claim.ref, SITES[0], claim.payload_hash)
+        path.write_bytes(first)
+        hub.coordinator.conductor.accept_update(claim)
+        release.set()
+        await earlier
+        with pytest.raises(StateError, match="already delivered"):
+            await late
+        assert path.read_bytes() == first
 
 
 @in_loop
