@@ -81,6 +81,27 @@ def aggregate(
         ) from error
 
 
+def check_values(codec: FixedPointCodec, update: Path) -> None:
+    """Hold a spooled update to the plan's bounds, before it counts.
+
+    Raises:
+        ProtocolError: the codec cannot have made it.
+        IntegrityError: it does not have the size that the plan gives it, or is gone.
+        ResourceError: it cannot be read.
+    """
+    try:
+        with ExitStack() as stack:
+            part = _open_update(stack, update, codec.payload_bytes)
+            for begin, end in _blocks(codec.length):
+                codec.check_encoded(_read(part, begin, end), begin)
+    except OSError as error:
+        raise ResourceError(
+            f"{update.name} cannot be read: {error.strerror}",
+            safe="it does not count",
+            next_step="look at the disk, then let the site send it again",
+        ) from error
+
+
 def _open(stack: ExitStack, path: Path, size: int) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     stack.callback(os.close, descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -22,6 +23,7 @@ from fedpalm.wire import consents
 from fedpalm.wire.v1 import federation_pb2 as pb
 from fedpalm.wire.v1.federation_pb2_grpc import FederationServicer
 
+from .aggregate import check_values
 from .claims import SealedClaim, UpdateClaim, receipt_of, sealed_claim, update_claim
 from .exchange_records import SealedRow
 from .run_records import UpdateRow
@@ -208,6 +210,11 @@ class FederationService(FederationServicer):
         self._c.spool.drop_other_parts(path)
         if not path.exists():
             await self._receive(claim.run_id, path, header, requests)
+        try:
+            await asyncio.to_thread(check_values, self._c.conductor.codec(claim.run_id), path)
+        except ProtocolError:
+            path.unlink(missing_ok=True)
+            raise
         return self._c.conductor.accept_update(claim)
 
     async def _take_sealed(

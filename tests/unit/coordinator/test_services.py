@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -27,6 +28,7 @@ from fedpalm.errors import (
     StateError,
     VersionMismatchError,
 )
+from fedpalm.methods.contribution import codec_for
 from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.pki.identity import Role
 from fedpalm.plan import Plan
@@ -311,6 +313,38 @@ async def test_updates_that_do_not_fit_are_refused_and_leave_nothing(world: Worl
         await site.upload(good, payload, offset=len(payload) - 4)
         with pytest.raises(StateError, match="already delivered"):
             await site.upload(site.header(order, plan, other), other)
+
+
+@in_loop
+async def test_values_beyond_the_plans_bounds_do_not_count_and_the_rest_do(world: World) -> None:
+    plan = rehearsal_plan(sites=2, rounds=1)
+    codec = codec_for(plan)
+    weight_bound = math.ceil(codec.max_weight * codec.stat_scale)
+    delta_bound = math.ceil(codec.max_weight * codec.clip_abs * codec.delta_scale)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        run_id, sites, order = await both(hub, stack, plan)
+        ref = update_claim(sites[0].header(order, plan, b""), SITES[0]).ref
+        good = payload_of(plan, SITES[0])
+        for place, value in (
+            (codec.parameters, -1),
+            (codec.parameters, weight_bound + 1),
+            (0, delta_bound + 1),
+            (codec.parameters - 1, -delta_bound - 1),
+            (3, -(2**31)),
+        ):
+            values = np.frombuffer(good, "<i4").copy()
+            values[place] = value
+            bad = values.tobytes()
+            header = sites[0].header(order, plan, bad)
+            with pytest.raises(ProtocolError, match="outside the plan's bounds"):
+                await sites[0].upload(header, bad)
+            assert hub.coordinator.runs.updates(run_id, ref) == {}
+            assert [one for one in (world.home.spool / run_id).rglob("*") if one.is_file()] == []
+        for site in sites:
+            payload = payload_of(plan, site.name)
+            await site.upload(site.header(order, plan, payload), payload)
+        assert (await anext(sites[0].telling)).round_closed.committed  # type: ignore[attr-defined]
 
 
 @in_loop
