@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -18,6 +21,7 @@ from fedpalm.wire.consents import from_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 
 from .egress import EgressGate
+from .incoming import checked
 from .messages import PROTOCOL_VERSIONS
 from .outgoing import OutgoingPayload, PayloadKind, require_outgoing
 
@@ -80,13 +84,14 @@ class Link:
 
         Raises:
             DeadlineError: no instruction or heartbeat for MISSED_HEARTBEATS periods.
+            ProtocolError: an instruction with a malformed name.
         """
         message = self._message(self._gate.release_instructions(), PayloadKind.INSTRUCTIONS)
         idle_s = MISSED_HEARTBEATS * self._heartbeat_s
         method = self._connection.federation.Instructions
         async with aclosing(self._connection.stream(method, message, idle_s=idle_s)) as stream:  # type: ignore[type-var]
             async for instruction in stream:
-                yield instruction
+                yield checked(instruction)
 
     async def fetch_plan(self, run_id: str, plan_hash: bytes) -> Plan:
         """The plan of a run, if its bytes are the canonical ones of the offered hash.
@@ -225,8 +230,38 @@ class Link:
     async def _parts(
         request: type[Message], header: Message, payload: OutgoingPayload, offset: int
     ) -> AsyncIterator[Message]:
-        if payload.path is None:
-            raise ProtocolError(f"a {payload.kind.value} has no file to send")
-        yield request(header=header)
-        async for chunk in send_file(payload.path, offset, payload.size):
-            yield request(chunk=chunk)
+        # Opened once: what is sent is the file that was compared with the log, whatever its name
+        # has come to mean since the gate looked at it.
+        descriptor = await asyncio.to_thread(_open_released, payload)
+        try:
+            yield request(header=header)
+            async for chunk in send_file(descriptor, offset, payload.size):
+                yield request(chunk=chunk)
+        finally:
+            os.close(descriptor)
+
+
+def _open_released(payload: OutgoingPayload) -> int:
+    """A descriptor of a payload's file, which the caller closes.
+
+    Raises:
+        HashMismatchError: it is not there, or holds other bytes than were logged.
+    """
+    path = payload.path
+    if path is None:
+        raise ProtocolError(f"a {payload.kind.value} has no file to send")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise HashMismatchError(f"{path}: {error.strerror}", safe="nothing was sent") from error
+    try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        if digest != payload.payload_hash:
+            raise HashMismatchError(
+                f"{path}: the bytes are not those that were logged", safe="nothing was sent"
+            )
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

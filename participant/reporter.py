@@ -9,6 +9,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.status import Status
 
+from .incoming import one_line
+
 
 class Reporter(Protocol):
     """Receives events; ``working`` marks a phase that lasts."""
@@ -28,7 +30,7 @@ class PlainReporter:
 
     def line(self, text: str) -> None:
         stream = sys.stderr if self._to_stderr else sys.stdout
-        stream.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        stream.write(f"{time.strftime('%H:%M:%S')} {one_line(text)}\n")
         stream.flush()
 
     def working(self, text: str) -> None:
@@ -48,7 +50,7 @@ class LiveReporter:
 
     def line(self, text: str) -> None:
         self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] ", end="")
-        self._console.print(text, markup=False)
+        self._console.print(one_line(text), markup=False)
 
     def working(self, text: str) -> None:
         self._status.update(text)

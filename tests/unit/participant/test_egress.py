@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from fedpalm.ledger.bodies import EntryKind
 from fedpalm.methods.base import SiteUpdate
 from fedpalm.methods.contribution import codec_for, rounding_key
 from fedpalm.wire.v1 import federation_pb2 as wire
+from participant.link import Link
 from participant.outgoing import OutgoingPayload, PayloadKind, Place, require_outgoing
 from tests.support.participant import EXPERT, LAYOUT, ToyMethod, initial_vector, make_plan
 
@@ -288,6 +291,59 @@ def test_a_stored_update_that_was_swapped_on_disk_is_not_released(site):
     payload.path.write_bytes((head * 100)[: payload.size])
     with pytest.raises(HashMismatchError, match="not those that were stored"):
         site.gate.release_update(RUN, 1, 1)
+
+
+class _Uploads:
+    """A connection that keeps what would have been sent of an update, and meddles first."""
+
+    class federation:
+        UpdateOffset, UploadUpdate = "UpdateOffset", "UploadUpdate"
+
+    def __init__(self, meddle_before=lambda: None, meddle_after_header=lambda: None):
+        self.sent, self._before, self._after_header = [], meddle_before, meddle_after_header
+
+    async def unary(self, method, request, *, deadline_s):
+        self._before()
+        return wire.OffsetReply(offset=0)
+
+    async def upload(self, method, requests, *, deadline_s):
+        async for request in requests:
+            if not self.sent:
+                self._after_header()
+            self.sent.append(request)
+        data = b"".join(request.chunk.data for request in self.sent)
+        return wire.Receipt(payload_hash=hashlib.sha256(data).digest(), payload_bytes=len(data))
+
+
+@pytest.mark.parametrize("how", ["overwritten", "replaced", "linked", "gone"])
+def test_an_update_that_was_swapped_after_its_release_does_not_leave(site, tmp_path, how):
+    payload = _released(site)
+    other = tmp_path / "head"
+    other.write_bytes((_private()["head.open.prototypes"].tobytes() * 100)[: payload.size])
+
+    def swap():
+        if how == "overwritten":
+            payload.path.write_bytes(other.read_bytes())
+            return
+        payload.path.unlink()
+        if how == "replaced":
+            other.rename(payload.path)
+        elif how == "linked":
+            payload.path.symlink_to(other)
+
+    connection = _Uploads(meddle_before=swap)
+    with pytest.raises(HashMismatchError):
+        asyncio.run(Link(connection, site.gate).upload_update(payload))
+    assert connection.sent == []
+
+
+def test_an_update_that_is_replaced_while_it_is_sent_leaves_as_it_was_logged(site, tmp_path):
+    payload = _released(site)
+    other = tmp_path / "head"
+    other.write_bytes(bytes(payload.size))
+    connection = _Uploads(meddle_after_header=lambda: other.rename(payload.path))
+    receipt = asyncio.run(Link(connection, site.gate).upload_update(payload))
+    assert receipt.payload_hash == payload.payload_hash
 
 
 def test_an_expert_outside_an_approved_exchange_is_refused(site):
