@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from functools import partial
 
 from fedpalm.clock import Clock
 from fedpalm.errors import (
@@ -243,15 +244,24 @@ class Conductor:
 
         Raises:
             StateError and its kin: the machine refuses the input; nothing changed.
-            ResourceError: it could not be stored; nothing changed.
+            ResourceError: it could not be stored; nothing changed. What follows from a stored input
+                is no fault of its sender: it is tried again later.
         """
         conducted = self._conducted(run_id)
         pending = deque([received])
         while pending:
-            before = conducted.run
-            run, effects = advance(before, pending.popleft())
+            before, taken = conducted.run, pending.popleft()
+            run, effects = advance(before, taken)
             if effects or update or run.to_json() != before.to_json():
-                self._records.save(run_id, run, effects, self._now_ms(), update)
+                try:
+                    self._records.save(run_id, run, effects, self._now_ms(), update)
+                except ResourceError as error:
+                    if taken is received:
+                        raise
+                    log.error("%s: %s", run_id, error.what)
+                    for late in (taken, *pending):
+                        self._outside.try_again(partial(self._follow_up, run_id, late))
+                    break
                 update = None
             conducted.run = run
             for effect in effects:
@@ -263,6 +273,13 @@ class Conductor:
                 if follows is not None:
                     pending.append(follows)
         self._outside.changed(run_id)
+
+    def _follow_up(self, run_id: str, received: RunInput) -> None:
+        """Feed what could not be stored before, unless an operator or a deadline was faster."""
+        try:
+            self.feed(run_id, received)
+        except StateError as error:
+            log.info("%s: not needed any more: %s", run_id, error.what)
 
     def _carry_out(self, run_id: str, conducted: _Conducted, effect: RunEffect) -> RunInput | None:
         match effect:

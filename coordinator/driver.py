@@ -99,6 +99,9 @@ class Driver:
     def aggregate(self, run_id: str, effect: Aggregate) -> None:
         self._keep(self._aggregate(run_id, effect))
 
+    def try_again(self, action: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(RETRY_S, self._until_stored, action)
+
     def require_room(self, needed_bytes: int, what: str) -> None:
         self._spool.require_room(needed_bytes, what)
 
@@ -160,7 +163,7 @@ class Driver:
             action()
         except ResourceError as error:
             log.error("%s; trying again in %g s", error.what, RETRY_S)
-            asyncio.get_running_loop().call_later(RETRY_S, self._until_stored, action)
+            self.try_again(action)
 
     def _forget_old_models(self, run_id: str) -> None:
         """Keep the initial model and the newest two; other runs keep what they share with this one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from fedpalm.rounds.events import Aggregate, RoundRef, TimerKind
@@ -19,6 +20,9 @@ class Outside(Protocol):
 
     def aggregate(self, run_id: str, effect: Aggregate) -> None:
         """Form the sum, then call ``Conductor.aggregated`` or ``aggregation_failed``."""
+
+    def try_again(self, action: Callable[[], None]) -> None:
+        """Call it after a while, and again while it raises ResourceError; a restart forgets it."""
 
     def require_room(self, needed_bytes: int, what: str) -> None:
         """Raises ResourceError if the disk has not so much."""

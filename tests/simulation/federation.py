@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +120,7 @@ class SimulatedFederation:
         self.spool = Spool(self.root / "models", self.root / "spool")
         self.timer: tuple[RoundRef, TimerKind, int] | None = None
         self.sums: deque[Aggregate] = deque()
+        self.postponed: deque[Callable[[], None]] = deque()
         self.inbox.clear()
         self.conductor = Conductor(self.records, self, self.clock)
         self.conductor.restart()
@@ -150,6 +152,9 @@ class SimulatedFederation:
 
     def aggregate(self, run_id: str, effect: Aggregate) -> None:
         self.sums.append(effect)
+
+    def try_again(self, action: Callable[[], None]) -> None:
+        self.postponed.append(action)
 
     def require_room(self, needed_bytes: int, what: str) -> None:
         if needed_bytes > self.free_bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ from fedpalm.errors import (
     HashMismatchError,
     NotOnRosterError,
     ProtocolError,
+    ResourceError,
     StaleRoundError,
     StateError,
 )
 from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.plan import Plan
 from fedpalm.rounds.events import RoundRef
-from fedpalm.rounds.run import Resume, RunState
+from fedpalm.rounds.machine import RoundState
+from fedpalm.rounds.run import AbortRun, Resume, Run, RunState
 
 from .federation import (
     RUN,
@@ -231,6 +234,41 @@ def test_a_full_disk_pauses_before_anybody_trains_and_names_the_figures(simulate
         federation.join(site)
     federation.play()
     np.testing.assert_array_equal(federation.model(), expected(plan))
+
+
+@pytest.fixture
+def full_once(simulate, monkeypatch: pytest.MonkeyPatch) -> SimulatedFederation:  # type: ignore[no-untyped-def]
+    """A run whose cohort is stored, and whose next step was not: the disk was full for a moment."""
+    federation: SimulatedFederation = simulate(rehearsal_plan(sites=2, rounds=2))
+    stored, failed = federation.records.save, []
+
+    def save(run_id: str, run: Run, *rest: Any) -> None:
+        if run.current is not None and run.current.state is RoundState.COLLECTING and not failed:
+            failed.append(run)
+            raise ResourceError("the disk is full")
+        stored(run_id, run, *rest)
+
+    monkeypatch.setattr(federation.records, "save", save)
+    federation.start()
+    federation.connect()
+    assert failed
+    assert federation.run.current.state is RoundState.COHORT_SEALED
+    return federation
+
+
+def test_a_step_that_could_not_be_stored_is_done_later(full_once: SimulatedFederation) -> None:
+    full_once.postponed.popleft()()
+    assert full_once.run.current.state is RoundState.COLLECTING
+    full_once.play()
+    np.testing.assert_array_equal(full_once.model(), expected(full_once.plan))
+
+
+def test_a_postponed_step_of_a_run_that_was_aborted_is_forgotten(
+    full_once: SimulatedFederation,
+) -> None:
+    full_once.conductor.feed(RUN, AbortRun("by command"))
+    full_once.postponed.popleft()()
+    assert full_once.run.state is RunState.ABORTED
 
 
 ACTIONS = st.lists(
