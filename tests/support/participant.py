@@ -8,7 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -251,7 +251,43 @@ class FakeConnection:
     async def upload(
         self, method: str, requests: AsyncIterator[Message], *, deadline_s: float
     ) -> Any:
-        return await getattr(self._coordinator, method)(self._site.config.site, requests)
+        return await getattr(self._coordinator, method)(
+            self._site.config.site, self._logged_first(method, requests)
+        )
+
+    async def _logged_first(
+        self, method: str, requests: AsyncIterator[Message]
+    ) -> AsyncIterator[Message]:
+        """The requests, once the header's payload is seen to be in the log on disk already."""
+        first = True
+        async with aclosing(requests):
+            async for request in requests:
+                if first:
+                    self._check_upload_logged(method, request.header)
+                    first = False
+                yield request
+
+    def _check_upload_logged(self, method: str, header: Message) -> None:
+        ref, recipient = header.ref, f"spiffe://{FEDERATION}/coordinator/coordinator"
+        if isinstance(header, wire.UpdateHeader):
+            place = {"run": ref.run_id, "round": ref.round, "attempt": ref.attempt}
+        else:
+            place = {"run": ref.exchange.run_id, "exchange": ref.exchange.exchange_id}
+            recipient = f"spiffe://{FEDERATION}/participant/{ref.recipient}"
+        announced = {
+            **place,
+            "recipient": recipient,
+            "payload_hash": header.payload_hash.hex(),
+            "bytes": header.payload_bytes,
+        }
+        # Read on a connection of its own: what is not committed is not seen.
+        store = SiteStore(self._site.home)
+        log = SiteLog(store, self._site.identity.signing_key)
+        logged = [e.body for e in log.entries() if e.kind is EntryKind.EGRESS]
+        store.close()
+        assert any(announced.items() <= dict(body).items() for body in logged), (
+            f"{method} left the site unlogged"
+        )
 
     def _arrived(self, method: str, request: Message) -> None:
         self._coordinator.fail_if_due(method)

@@ -409,3 +409,87 @@ def _uses(name: str) -> set[str]:
 def test_only_the_gate_holds_the_passport_and_only_the_link_the_connection():
     assert _uses("PASSPORT") == {"outgoing.py", "release.py"}
     assert _uses("unary") | _uses("upload") == {"link.py"}
+    called = {
+        path
+        for path, tree in _sources().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("unary", "upload", "stream")
+    }
+    assert called == {"link.py"}
+
+
+# What can open a line to somewhere else, or start a program that can.
+LINES_OUT = {
+    *("aiohttp", "ctypes", "ftplib", "grpc", "http", "httpx", "imaplib", "multiprocessing"),
+    *("poplib", "requests", "smtplib", "socket", "socketserver", "ssl", "subprocess", "telnetlib"),
+    *("urllib", "urllib3", "webbrowser", "websockets", "xmlrpc"),
+}
+LINES_OUT_BY_CALL = {
+    *("create_connection", "create_datagram_endpoint", "create_subprocess_exec"),
+    *(
+        "create_subprocess_shell",
+        "create_unix_connection",
+        "fork",
+        "import_module",
+        "open_connection",
+    ),
+    *("open_unix_connection", "popen", "posix_spawn", "system", "__import__"),
+}
+TRANSPORT_USED_BY = {
+    "__init__.py": {"fedpalm.transport"},
+    "agent.py": {"fedpalm.transport.backoff"},
+    "cli/run.py": {"fedpalm.transport.channel"},
+    "incoming.py": {"fedpalm.transport.status"},
+    "link.py": {"fedpalm.transport.chunks"},
+}
+
+
+def _sources() -> dict[str, ast.Module]:
+    root = Path(participant.__file__).parent
+    return {
+        path.relative_to(root).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in root.rglob("*.py")
+    }
+
+
+def _imports(tree: ast.Module) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module)
+            if node.module in ("fedpalm", "asyncio"):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_a_site_has_no_line_out_but_the_connection_that_the_agent_opens():
+    for path, tree in _sources().items():
+        imports = _imports(tree)
+        assert not {name.split(".")[0] for name in imports} & LINES_OUT, path
+        used = {name for name in imports if name.startswith("fedpalm.transport")}
+        assert used == TRANSPORT_USED_BY.get(path, set()), path
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names |= {name.rpartition(".")[2] for name in imports}
+        assert not names & LINES_OUT_BY_CALL, path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import urllib.request",
+        "from http import client",
+        "def f():\n    import socket as s",
+        "from fedpalm.transport.channel import Connection",
+        "from fedpalm import transport",
+    ],
+)
+def test_the_look_at_the_imports_sees_every_way_of_writing_one(line):
+    imports = _imports(ast.parse(line))
+    assert {name.split(".")[0] for name in imports} & LINES_OUT or any(
+        name.startswith("fedpalm.transport") for name in imports
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import stat
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from fedpalm.errors import ChainBrokenError, HashMismatchError, IntegrityError, StateError
 from fedpalm.ledger.bodies import EntryKind
+from participant.files import erase, write_durably
 from participant.store import NewUpdate, SiteStore
 from tests.support.participant import LAYOUT, Crash, Site, initial_vector, make_plan
 
@@ -136,6 +138,37 @@ def test_nobody_else_can_read_what_a_site_stores(site):
     assert len(private) >= 4
     for path in private:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_a_commit_is_on_the_disk_when_it_returns(site):
+    (synchronous,) = site.store.row("PRAGMA synchronous")
+    (journal,) = site.store.row("PRAGMA journal_mode")
+    full = 2
+    assert (synchronous, journal) == (full, "wal")
+
+
+def test_a_transaction_keeps_other_processes_out_before_it_reads(site):
+    other = sqlite3.connect(site.home.database, timeout=0, isolation_level=None)
+    with site.store.transaction(), pytest.raises(sqlite3.OperationalError, match="locked"):
+        other.execute("BEGIN IMMEDIATE")
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+
+
+def test_a_file_has_its_bytes_then_its_name_then_its_folder_on_the_disk(tmp_path, monkeypatch):
+    path, synced, fsync = tmp_path / "state", [], os.fsync
+
+    def record(handle):
+        kind = "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file"
+        synced.append((kind, os.fstat(handle).st_size if kind == "file" else None, path.exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    write_durably(path, b"abc")
+    assert synced == [("file", 3, False), ("folder", None, True)]
+    synced.clear()
+    erase(path)
+    assert synced == [("file", 3, True), ("folder", None, False)]
 
 
 def test_a_database_that_others_can_read_is_not_opened(site):
