@@ -15,37 +15,53 @@ STALL_S = 60.0
 
 
 class Transfers:
-    """At most ``limit`` models and updates in flight; the others wait in order of arrival."""
+    """At most ``limit`` models and updates in flight; the others wait in order of arrival.
+
+    Each holder (a site in one direction) has one place, or waits for one: whoever opens many streams
+    and reads none takes places from itself only.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit, self._slots = limit, asyncio.Semaphore(limit)
+        self._newest: dict[object, asyncio.Timeout] = {}
 
     @asynccontextmanager
-    async def slot(self, patience_s: float, size: int) -> AsyncIterator[None]:
-        """Hold a place for the transfer of ``size`` bytes.
+    async def slot(self, holder: object, patience_s: float, size: int) -> AsyncIterator[None]:
+        """Hold a place for the transfer of ``size`` bytes; ends the holder's earlier transfer.
 
         Raises:
             ResourceError: no place is free within ``patience_s``.
             DeadlineError: the transfer is slower than SLOWEST_BYTES_PER_S; others wait for its place.
+            UnavailableError: a newer transfer of this holder took over.
         """
+        now = asyncio.get_running_loop().time
+        earlier = self._newest.get(holder)
+        if earlier is not None and not earlier.expired():
+            earlier.reschedule(now())
+        limit = self._newest[holder] = asyncio.timeout(patience_s)
+        placed = False
         try:
-            async with asyncio.timeout(patience_s):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise ResourceError(
-                f"all {self._limit} places for transfers were taken for {patience_s:.0f} s",
-                next_step="try again",
-            ) from None
-        try:
-            async with asyncio.timeout(STALL_S + size / SLOWEST_BYTES_PER_S):
+            async with limit, self._slots:
+                placed = True
+                # A newer one that came while this place was handed over has set the limit to now.
+                if self._newest[holder] is limit:
+                    limit.reschedule(now() + STALL_S + size / SLOWEST_BYTES_PER_S)
                 yield
         except TimeoutError:
+            if self._newest.get(holder) is not limit:
+                raise UnavailableError("a newer transfer of this site took over") from None
+            if not placed:
+                raise ResourceError(
+                    f"all {self._limit} places for transfers were taken for {patience_s:.0f} s",
+                    next_step="try again",
+                ) from None
             raise DeadlineError(
                 f"less than {SLOWEST_BYTES_PER_S // 1024} KiB/s went through",
                 next_step="try again; what came is kept",
             ) from None
         finally:
-            self._slots.release()
+            if self._newest.get(holder) is limit:
+                del self._newest[holder]
 
 
 class Takeover:

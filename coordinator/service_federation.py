@@ -93,12 +93,13 @@ class FederationService(FederationServicer):
         self, request: pb.DownloadModelRequest, context: Context
     ) -> AsyncIterator[pb.Chunk]:
         run_id, model_hash = request.run_id, request.model_hash.hex()
-        self._c.conductor.require_on_roster(run_id, _caller(context))
+        site = _caller(context)
+        self._c.conductor.require_on_roster(run_id, site)
         if model_hash not in self._c.runs.models(run_id).values():
             raise NotFoundError(f"run {run_id} has no model {model_hash[:16]}")
         path = self._c.spool.existing_model(model_hash)
         size = self._c.conductor.codec(run_id).parameters * BYTES_PER_VALUE
-        async with self._c.transfers.slot(self._patience_s(run_id), size):
+        async with self._c.transfers.slot(("down", site), self._patience_s(run_id), size):
             chunks = send_file(path, request.offset, size)
             async with aclosing(chunks):  # type: ignore[type-var]  # it is a generator
                 async for chunk in chunks:
@@ -177,7 +178,7 @@ class FederationService(FederationServicer):
         path, size = self._c.exchanges.deliverable(
             ref.run_id, ref.exchange_id, request.sender, site
         )
-        async with self._c.transfers.slot(PATIENCE_S, size):
+        async with self._c.transfers.slot(("down", site), PATIENCE_S, size):
             chunks = send_file(path, 0, size)
             async with aclosing(chunks):  # type: ignore[type-var]  # it is a generator
                 async for chunk in chunks:
@@ -209,7 +210,7 @@ class FederationService(FederationServicer):
         path = self._update_path(claim)
         self._c.spool.drop_other_parts(path)
         if not path.exists():
-            await self._receive(claim.run_id, path, header, requests)
+            await self._receive(claim.run_id, claim.site, path, header, requests)
         try:
             await asyncio.to_thread(check_values, self._c.conductor.codec(claim.run_id), path)
         except ProtocolError:
@@ -227,15 +228,16 @@ class FederationService(FederationServicer):
             return known
         path = exchanges.sealed_path(claim)
         _unlink_all(path)
-        await self._receive(claim.run_id, path, header, requests)
+        await self._receive(claim.run_id, claim.sender, path, header, requests)
         return exchanges.accept_sealed(claim)
 
     async def _receive(
-        self, run_id: str, path: Path, header: Any, requests: AsyncIterator[Any]
+        self, run_id: str, site: str, path: Path, header: Any, requests: AsyncIterator[Any]
     ) -> None:
+        patience_s, size = self._patience_s(run_id), header.payload_bytes
         async with (
-            self._c.transfers.slot(self._patience_s(run_id), header.payload_bytes),
-            SpoolWriter(path, header.payload_bytes, header.payload_hash) as writer,
+            self._c.transfers.slot(("up", site), patience_s, size),
+            SpoolWriter(path, size, header.payload_hash) as writer,
         ):
             await writer.receive(_chunks(requests))
 

@@ -18,27 +18,50 @@ from tests.support.aio import in_loop
 async def test_no_more_transfers_run_at_once_than_allowed_and_all_of_them_run() -> None:
     transfers, running, most, done = Transfers(3), 0, 0, 0
 
-    async def one() -> None:
+    async def one(site: int) -> None:
         nonlocal running, most, done
-        async with transfers.slot(60, 0):
+        async with transfers.slot(site, 60, 0):
             running += 1
             most = max(most, running)
             await asyncio.sleep(0)
             running -= 1
             done += 1
 
-    await asyncio.gather(*(one() for _ in range(20)))
+    await asyncio.gather(*(one(site) for site in range(20)))
     assert (most, done) == (3, 20)
 
 
 @in_loop
 async def test_who_waits_too_long_for_a_place_is_told_so() -> None:
     transfers = Transfers(1)
-    async with transfers.slot(60, 0):
+    async with transfers.slot("amber", 60, 0):
         with pytest.raises(ResourceError, match="1 places"):
-            async with transfers.slot(0.01, 0):
+            async with transfers.slot("birch", 0.01, 0):
                 raise AssertionError("there was a place")
-    async with transfers.slot(0.01, 0):
+    async with transfers.slot("birch", 0.01, 0):
+        pass
+
+
+@in_loop
+async def test_a_holder_that_opens_many_transfers_has_one_place_and_one_turn() -> None:
+    transfers, ended = Transfers(2), []
+
+    async def stalled(number: int) -> None:
+        try:
+            async with transfers.slot("greedy", 60, 0):
+                await asyncio.sleep(3600)
+        except UnavailableError:
+            ended.append(number)
+
+    greedy = [asyncio.create_task(stalled(number)) for number in range(6)]
+    async with transfers.slot("amber", 5, 0):
+        greedy += [asyncio.create_task(stalled(number)) for number in range(6, 12)]
+        while len(ended) < 11:
+            await asyncio.sleep(0)
+        assert [task.done() for task in greedy] == [True] * 11 + [False]
+    greedy[-1].cancel()
+    await asyncio.wait(greedy)
+    async with transfers.slot("amber", 0.01, 0), transfers.slot("birch", 0.01, 0):
         pass
 
 
@@ -50,11 +73,11 @@ async def test_a_transfer_that_crawls_gives_its_place_back(
     before, admission.STALL_S = admission.STALL_S, 0.01
     try:
         with pytest.raises(DeadlineError):
-            async with transfers.slot(60, 0):
+            async with transfers.slot("amber", 60, 0):
                 await asyncio.sleep(3600)
     finally:
         admission.STALL_S = before
-    async with transfers.slot(0.01, 0):
+    async with transfers.slot("birch", 0.01, 0):
         pass
 
 

@@ -348,6 +348,29 @@ async def test_values_beyond_the_plans_bounds_do_not_count_and_the_rest_do(world
 
 
 @in_loop
+async def test_a_site_that_reads_none_of_its_downloads_stops_no_other_site(tmp_path: Path) -> None:
+    world = World(tmp_path, *SITES, max_transfers=2)
+    plan = rehearsal_plan(sites=2, rounds=1, parameters=5_000_000)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        run_id, sites, order = await both(hub, stack, plan)
+        request = f.DownloadModelRequest(run_id=run_id, model_hash=order.model_hash)
+        stalled = [
+            sites[1].connection.federation.DownloadModel.call(request, wait_for_ready=False)
+            for _ in range(4)
+        ]
+        await asyncio.wait(
+            [asyncio.ensure_future(call.read()) for call in stalled],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        payload = payload_of(plan, SITES[0])
+        receipt = await sites[0].upload(sites[0].header(order, plan, payload), payload)
+        assert receipt.payload_bytes == len(payload)
+        for call in stalled:
+            call.cancel()
+
+
+@in_loop
 async def test_joining_needs_the_plan_the_layout_a_place_and_an_open_ear(world: World) -> None:
     plan = rehearsal_plan(sites=2, rounds=1)
     outsider = "site-009"
