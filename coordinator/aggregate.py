@@ -7,6 +7,7 @@ told. Files are read with ``preadv`` into one buffer: mapped pages would count a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpalm.errors import FedPalmError, IntegrityError, NonFiniteUpdateError, ResourceError
+from fedpalm.errors import (
+    FedPalmError,
+    IntegrityError,
+    NonFiniteUpdateError,
+    ResourceError,
+    UnavailableError,
+)
 from fedpalm.methods.rules import ServerRule
 from fedpalm.secagg.codec import BYTES_PER_VALUE, Encoded, FixedPointCodec, add_into
 
@@ -46,6 +53,7 @@ def aggregate(
         IntegrityError: a file does not have the size that the plan gives it, or an update is gone.
         NonFiniteUpdateError: the step leaves the range of float32.
         ResourceError: the disk is full.
+        UnavailableError: too many files are open at the moment.
     """
     try:
         with ExitStack() as stack:
@@ -74,6 +82,8 @@ def aggregate(
     except FedPalmError:
         raise
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise UnavailableError(f"the sum could not be formed: {error}") from error
         raise ResourceError(
             f"the sum could not be formed: {error}",
             safe="every accepted update is kept",

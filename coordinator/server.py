@@ -7,6 +7,7 @@ import faulthandler
 import fcntl
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -47,6 +48,7 @@ def serve(home: Home) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     faulthandler.enable()
+    _raise_open_files()
     clock = SystemClock()
     identity = load_tls_identity(home.tls, now=clock.now())
     if identity.identity.role is not Role.COORDINATOR:
@@ -115,6 +117,13 @@ def _addresses(home: Home, listen: str) -> list[str]:
         return [listen]
     earlier = home.listen.read_text(encoding="utf-8").strip().rpartition(":")[2]
     return [f"{host}:{earlier}", listen] if earlier.isdigit() else [listen]
+
+
+def _raise_open_files() -> None:
+    """Every connection, transfer and update of a sum is an open file: take as many as are allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager

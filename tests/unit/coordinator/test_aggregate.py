@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
 import tracemalloc
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from coordinator.aggregate import BLOCK_VALUES, aggregate
 from coordinator.spool import Spool
-from fedpalm.errors import IntegrityError, NonFiniteUpdateError, ResourceError
+from fedpalm.errors import IntegrityError, NonFiniteUpdateError, ResourceError, UnavailableError
 from fedpalm.methods.rules import WeightedMean
 from fedpalm.secagg.codec import FixedPointCodec
 
@@ -130,3 +132,17 @@ def test_a_missing_model_is_named_a_matter_of_the_disk(make) -> None:  # type: i
     bench.model.unlink()
     with pytest.raises(ResourceError, match="could not be formed"):
         bench.run()
+
+
+def test_too_many_open_files_are_a_matter_of_the_moment(  # type: ignore[no-untyped-def]
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make(sites=2, parameters=10)
+
+    def refused(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch, pytest.raises(UnavailableError, match="Too many"):
+        patch.setattr(os, "open", refused)
+        bench.run()
+    bench.run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -59,6 +60,16 @@ def test_it_says_where_it_listens_answers_its_operator_and_stops_when_told(
         assert (status.returncode, json.loads(status.stdout)) == (0, {"runs": []})
         process.send_signal(number)
         assert process.wait(timeout=30) == 0
+
+
+def test_it_takes_as_many_open_files_as_it_may(home: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with serving(home) as (process, _):
+            assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_home_has_one_coordinator_at_a_time_even_after_a_kill(home: Path) -> None:
