@@ -43,6 +43,7 @@ from fedpalm.exchange.machine import (
 from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES, SealedExpert, verify_sealed
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.rounds.run import RunState
+from fedpalm.transport.status import clean_text
 from fedpalm.wire.v1 import federation_pb2 as pb
 
 from . import instructions
@@ -162,9 +163,9 @@ class ExchangeDesk:
         )
 
     def refuse(self, run_id: str, exchange_id: str, site: str, reason: str) -> None:
-        """A site's no ends the exchange."""
+        """A site's no ends the exchange; every site and operator reads its reason, in one line."""
         self._machine(run_id, exchange_id, site)
-        self._feed(exchange_id, ConsentRefused(site, reason))
+        self._feed(exchange_id, ConsentRefused(site, clean_text(reason).replace("\n", " ")))
 
     def consents(self, run_id: str, exchange_id: str, site: str) -> list[SignedConsent]:
         """All consents, once there is one of every site. Raises StateError before."""

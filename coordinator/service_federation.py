@@ -19,6 +19,7 @@ from fedpalm.errors import (
 from fedpalm.secagg.codec import BYTES_PER_VALUE
 from fedpalm.transport.chunks import CHUNK_BYTES, SpoolWriter, partial_bytes, send_file
 from fedpalm.transport.peer import Context, current_peer
+from fedpalm.transport.status import clean_text
 from fedpalm.wire import consents
 from fedpalm.wire.v1 import federation_pb2 as pb
 from fedpalm.wire.v1.federation_pb2_grpc import FederationServicer
@@ -48,7 +49,8 @@ class FederationService(FederationServicer):
                 f"the coordinator speaks {PROTOCOL_VERSION}",
                 next_step="install a version of fedpalm that speaks it",
             )
-        self._c.store.site_seen(site, self._c.now_ms(), request.software_version)
+        version = clean_text(request.software_version).replace("\n", " ")
+        self._c.store.site_seen(site, self._c.now_ms(), version)
         return pb.HelloReply(
             protocol_version=PROTOCOL_VERSION,
             federation_id=self._c.settings.federation,

@@ -295,6 +295,13 @@ def test_one_no_ends_the_exchange_for_all_and_erases_what_came(world) -> None:  
         world.send("birch", "amber", b"x")
 
 
+def test_the_reason_of_a_no_is_one_line_that_moves_no_terminal(world) -> None:  # type: ignore[no-untyped-def]
+    world.desk.start(RUN, "olga")
+    world.desk.refuse(RUN, world.exchange_id, "birch", "no\x1b[2J\nStatus: completed\u202e")
+    assert "no\ufffd[2J Status: completed\ufffd" in world.machine.reason
+    assert not set("\x1b\n\u202e") & set(world.machine.reason)
+
+
 def test_a_site_that_dials_in_hears_what_it_owes_also_after_a_restart(world) -> None:  # type: ignore[no-untyped-def]
     world.desk.start(RUN, "olga")
     world.consent("amber")

@@ -90,6 +90,16 @@ async def test_hello_agrees_on_the_version_and_notes_the_site(world: World) -> N
 
 
 @in_loop
+async def test_a_version_that_a_site_names_moves_nobodys_terminal(world: World) -> None:
+    async with world.running() as hub, hub.site(SITES[0]) as site, hub.operator() as operator:
+        request = hello(SITES[0], 1)
+        request.software_version = "1\x1b[2J\n2\u202e"
+        await site.call("Hello", request)
+        listed = (await operator.call("ListSites", o.ListSitesRequest())).sites[0]
+        assert listed.software_version == "1\ufffd[2J 2\ufffd"
+
+
+@in_loop
 async def test_no_call_may_name_another_sender_than_its_certificate(world: World) -> None:
     other = SITES[1]
     header = f.UpdateHeader(
