@@ -65,12 +65,7 @@ class Spool:
 
     def update(self, run_id: str, ref: RoundRef, site: str, payload_hash: str) -> Path:
         """Where an update belongs; its folder exists."""
-        folder = self._attempt(run_id, ref)
-        if not folder.exists():
-            folder.mkdir(mode=0o700, parents=True)
-            sync_folder(folder.parent)
-            sync_folder(self.root)
-        return folder / f"{site}.{payload_hash[:16]}"
+        return self._made(self._attempt(run_id, ref)) / f"{site}.{payload_hash[:16]}"
 
     def drop_other_parts(self, path: Path) -> None:
         """One site has one unfinished update at a time: delete what it began before this one."""
@@ -84,9 +79,7 @@ class Spool:
 
     def sealed(self, exchange_id: str, sender: str, recipient: str) -> Path:
         """Where a sealed expert belongs; its folder exists."""
-        folder = self.root / EXCHANGE / exchange_id
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder / f"{sender}.{recipient}"
+        return self._made(self.root / EXCHANGE / exchange_id) / f"{sender}.{recipient}"
 
     def erase_sealed(self, exchange_id: str) -> None:
         """Delete the sealed experts of an exchange that is over; what resists goes at the next start."""
@@ -132,6 +125,14 @@ class Spool:
         for exchange in folder.iterdir() if folder.exists() else ():
             if exchange.name not in kept:
                 shutil.rmtree(exchange)
+
+    def _made(self, folder: Path) -> Path:
+        """The folder, two levels below the root, durable."""
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True)
+            sync_folder(folder.parent)
+            sync_folder(self.root)
+        return folder
 
     def _attempt(self, run_id: str, ref: RoundRef) -> Path:
         return self.root / run_id / f"{ref.round}-{ref.attempt}"

@@ -98,3 +98,14 @@ def test_a_sealed_expert_that_cannot_be_erased_is_named_in_the_log(
     spool.erase_sealed("exchange-0")
     spool.erase_sealed("exchange-0")
     assert not sealed.exists() and caplog.messages == []
+
+
+def test_new_folders_of_updates_and_of_sealed_experts_are_made_durable(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("coordinator.spool.sync_folder", synced.append)
+    update = spool.update("run", RoundRef(1, 1), "amber", "0" * 64)
+    sealed = spool.sealed("exchange-1", "amber", "birch")
+    assert update.parent.is_dir() and sealed.parent.is_dir()
+    assert synced == [update.parent.parent, spool.root, sealed.parent.parent, spool.root]
