@@ -213,8 +213,8 @@ def _how(report: Report) -> str:
         f"<p>One coordinator and {settings.sites} sites, each a process with its own keys and "
         "store, spoke over mutually authenticated TLS 1.3 on this machine. The demo typed every "
         "command: it played the operator, and each site\u2019s person where the exchange asks for "
-        f"consent. {escape(comparisons)} ran afterwards or beside it in one process, by the same "
-        "method objects, on the same split and seed.</p>\n"
+        f"consent. {escape(comparisons)} were simulated beside it, each in one process without a "
+        "network, by the same method objects on the same split and seed.</p>\n"
         f"{_facts(facts)}"
         "<h3>Read this before quoting a figure</h3>\n<ul>\n"
         + _limits(report)
@@ -235,6 +235,8 @@ def _limits(report: Report) -> str:
             "The palms are drawn by a program. They show that the federation works; error rates on "
             "real palms differ.",
         )
+    if report.resumed:
+        items.append("The run was cut off and taken up again; times are sums over its parts.")
     return "".join(f"<li>{escape(item)}</li>\n" for item in items)
 
 

@@ -15,12 +15,12 @@ PROTOCOL = "Protocol messages"
 _NEAR_CHANCE = 0.45
 
 NEVER = (
-    ("Images", "read from the site's own list, never written or sent elsewhere"),
+    ("Images", "read from the site\u2019s own list, never written or sent elsewhere"),
     ("Names of identities", "the label list stays at the site; no message has a field for one"),
     ("Templates", "computed and compared at the site"),
     ("Classification heads", "their rows are prototypes of identities"),
     ("The closed-set embedding", "the personal model beyond its textural expert"),
-    ("Losses and metrics", "kept in the site's own store"),
+    ("Losses and metrics", "told at the site while it trains, and not kept"),
     ("Private keys", "made at the site, in files only its user can read"),
 )
 
