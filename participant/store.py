@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ class NewUpdate:
     layout_hash: bytes
     payload: Buffer
 
-    @property
+    @cached_property
     def payload_hash(self) -> bytes:
         return hashlib.sha256(self.payload).digest()
 
