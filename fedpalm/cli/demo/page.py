@@ -185,7 +185,7 @@ def _egress(report: Report) -> str:
         + f"{expert}<h3>What never did</h3>\n"
         f'<ul class="never">\n{never}</ul>\n'
         '<p class="note">Protocol messages carry names of sites and runs, versions, hashes and '
-        "offsets; they are in the logs, too. A site's round update, and its number of training "
+        "offsets; they are in the logs, too. A site\u2019s round update, and its number of training "
         "images as the weight inside it, can be read by the coordinator, and by nobody on the way."
         "</p>\n</section>\n"
     )
@@ -193,7 +193,9 @@ def _egress(report: Report) -> str:
 
 def _how(report: Report) -> str:
     settings = report.settings
-    comparisons = " and ".join(LABELS[name] for name in report.contenders[1:])
+    names = {**LABELS, "local": "training alone"}
+    comparisons = " and ".join(names[name] for name in report.contenders[1:])
+    verb = "were" if len(report.contenders) > 2 else "was"
     timings = " \u00b7 ".join(
         f"{escape(name.replace('_', ' '))} {duration(seconds)}"
         for name, seconds in report.timings_s.items()
@@ -213,8 +215,8 @@ def _how(report: Report) -> str:
         f"<p>One coordinator and {settings.sites} sites, each a process with its own keys and "
         "store, spoke over mutually authenticated TLS 1.3 on this machine. The demo typed every "
         "command: it played the operator, and each site\u2019s person where the exchange asks for "
-        f"consent. {escape(comparisons)} were simulated beside it, each in one process without a "
-        "network, by the same method objects on the same split and seed.</p>\n"
+        f"consent. {comparisons[0].upper() + comparisons[1:]} {verb} simulated beside it, each in "
+        "one process without a network, by the same method objects on the same split and seed.</p>\n"
         f"{_facts(facts)}"
         "<h3>Read this before quoting a figure</h3>\n<ul>\n"
         + _limits(report)

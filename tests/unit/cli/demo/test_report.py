@@ -145,6 +145,11 @@ def test_a_fedavg_demo_has_no_exchange_in_its_report(tmp_path: Path):
     assert report.contenders == ("fedavg", "local")
 
 
+def test_a_run_that_was_cut_off_says_so(report: Report, tmp_path: Path):
+    assert "cut off" not in rendered(report, tmp_path)
+    assert "cut off" in rendered(report.model_copy(update={"resumed": True}), tmp_path)
+
+
 def test_the_terminal_shows_rates_egress_and_files(report: Report, tmp_path: Path):
     stream = io.StringIO()
     Console(file=stream, width=120).print(summary(report, Workspace(tmp_path)))
