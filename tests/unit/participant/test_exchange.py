@@ -387,12 +387,15 @@ async def test_an_expert_that_does_not_open_is_not_used_and_takes_the_yes_back(w
     coordinator = await _trained(world)
     coordinator.propose_exchange()
     send = coordinator.UploadSealedExpert
+    pair = ("west", "north")
+    damaged: list[bytes] = []
 
     async def damage(site, requests):
         receipt = await send(site, requests)
-        for pair, data in coordinator.sealed.items():
-            if pair == ("west", "north"):
-                coordinator.sealed[pair] = data[:-1] + bytes([data[-1] ^ 1])
+        if pair in coordinator.sealed and not damaged:
+            data = coordinator.sealed[pair]
+            damaged.append(data[:-1] + bytes([data[-1] ^ 1]))
+            coordinator.sealed[pair] = damaged[0]
         return receipt
 
     coordinator.UploadSealedExpert = damage
