@@ -87,7 +87,7 @@ def test_a_signing_key_without_its_own_proof_is_refused():
         {"names": (x509.DNSName("hub.example"),)},
         {"names": tuple(x509.UniformResourceIdentifier(i.uri) for i in (NORTH, SOUTH))},
         {"names": (x509.UniformResourceIdentifier(NORTH.uri), x509.DNSName("hub.example"))},
-        {"names": (x509.UniformResourceIdentifier("spiffe://palms/root/north"),)},
+        {"names": (x509.UniformResourceIdentifier("spiffe://palms/owner/north"),)},
         {"drop": (SIGNING_KEY_OID,)},
         {"drop": (POSSESSION_OID,)},
         {"drop": (x509.SubjectAlternativeName.oid,)},
