@@ -4,11 +4,41 @@
 
 CREATE TABLE sites (
     site             TEXT PRIMARY KEY,           -- name, as in its certificate
-    fingerprint      TEXT NOT NULL,              -- of the certificate that may connect; a new admission replaces it
-    admitted_ms      INTEGER NOT NULL,           -- when the operator admitted it
-    expires_ms       INTEGER NOT NULL,           -- end of that certificate
+    state            TEXT NOT NULL CHECK (state IN ('active', 'revoked')),
+    signing_key      BLOB NOT NULL,              -- raw Ed25519 public key, 32 bytes; another one needs a new admission
+    admitted_ms      INTEGER NOT NULL,           -- when the operator admitted it last
+    revoked_ms       INTEGER NOT NULL DEFAULT 0, -- when the operator revoked it; 0: never since its admission
+    reason           TEXT NOT NULL DEFAULT '',   -- the operator's word about that
     last_seen_ms     INTEGER NOT NULL DEFAULT 0, -- last time a connection began or ended; 0: never
     software_version TEXT NOT NULL DEFAULT ''    -- what it said in its last Hello
+) STRICT;
+
+-- Every leaf that the CA of this home has issued. Whoever calls must show one that is not over.
+CREATE TABLE certificates (
+    fingerprint   TEXT PRIMARY KEY,              -- SHA-256 of the DER bytes, as it is read aloud
+    role          TEXT NOT NULL,                 -- as in the certificate
+    name          TEXT NOT NULL,                 -- as in the certificate
+    serial        TEXT NOT NULL,                 -- hex
+    issued_ms     INTEGER NOT NULL,              -- when it was issued
+    expires_ms    INTEGER NOT NULL,              -- its notAfter
+    over_ms       INTEGER NOT NULL DEFAULT 0,    -- from when it is not accepted any more (a renewal plus overlap, a
+                                                 -- revocation); 0: until it expires
+    why_over      TEXT NOT NULL DEFAULT ''       -- renewed | replaced | revoked
+) STRICT;
+
+-- One-time invitations. state: open -> claimed -> issued | rejected; open, claimed -> cancelled; past
+-- expires_ms an open or claimed one is over, too.
+CREATE TABLE invitations (
+    invitation_id TEXT PRIMARY KEY,              -- 16 random bytes, hex; not secret
+    site          TEXT NOT NULL,                 -- the only name that it can be used for
+    token_hash    BLOB NOT NULL,                 -- SHA-256 of the 32-byte token, which is not stored
+    state         TEXT NOT NULL CHECK (state IN ('open', 'claimed', 'issued', 'rejected', 'cancelled')),
+    created_ms    INTEGER NOT NULL,
+    expires_ms    INTEGER NOT NULL,
+    request       BLOB,                          -- PEM request that claimed it
+    claimed_ms    INTEGER NOT NULL DEFAULT 0,
+    chain         BLOB,                          -- PEM of what was issued: leaf, then issuing CA
+    reason        TEXT NOT NULL DEFAULT ''       -- the operator's word, if rejected
 ) STRICT;
 
 CREATE TABLE runs (
@@ -52,6 +82,52 @@ CREATE TABLE models (
     PRIMARY KEY (run_id, round)
 ) STRICT;
 
+-- A site's newest answer to a plan; an earlier one (a lower number) never replaces it.
+CREATE TABLE plan_answers (
+    run_id   TEXT NOT NULL REFERENCES runs,      -- table runs
+    site     TEXT NOT NULL,                      -- whose it is
+    number   INTEGER NOT NULL,                   -- as in the statement
+    answer   TEXT NOT NULL CHECK (answer IN ('approve', 'refuse')),
+    signed   BLOB NOT NULL,                      -- fedpalm.pki.statement.SignedStatement of a PlanAnswer
+    PRIMARY KEY (run_id, site)
+) STRICT;
+
+-- The coordinator's signed offers, one a run.
+CREATE TABLE plan_offers (
+    run_id TEXT PRIMARY KEY REFERENCES runs,     -- table runs
+    signed BLOB NOT NULL                         -- SignedStatement of a PlanOffer
+) STRICT;
+
+-- The chain of a run's manifests, one for each cohort that was sealed; written with the cohort.
+CREATE TABLE manifests (
+    run_id  TEXT NOT NULL REFERENCES runs,       -- table runs
+    seq     INTEGER NOT NULL,                    -- position in the chain, from 0
+    round   INTEGER NOT NULL,                    -- as in table attempts
+    attempt INTEGER NOT NULL,                    -- as in table attempts
+    signed  BLOB NOT NULL,                       -- SignedStatement of a RoundManifest
+    PRIMARY KEY (run_id, seq),
+    UNIQUE (run_id, round, attempt)
+) STRICT;
+
+CREATE TABLE countersignatures (
+    run_id  TEXT NOT NULL REFERENCES runs,       -- table runs
+    round   INTEGER NOT NULL,                    -- as in table attempts
+    attempt INTEGER NOT NULL,                    -- as in table attempts
+    site    TEXT NOT NULL,                       -- whose it is
+    signed  BLOB NOT NULL,                       -- SignedStatement of a Countersignature
+    PRIMARY KEY (run_id, round, attempt, site)
+) STRICT;
+
+-- Every receipt as it was given; the same bytes are given again to whoever asks again.
+CREATE TABLE receipts (
+    run_id       TEXT NOT NULL REFERENCES runs,  -- table runs
+    site         TEXT NOT NULL,                  -- whose payload it is
+    place        TEXT NOT NULL,                  -- run/round/attempt or run/exchange
+    recipient    TEXT NOT NULL DEFAULT '',       -- of a sealed expert
+    signed       BLOB NOT NULL,                  -- SignedStatement of a PayloadReceipt
+    PRIMARY KEY (run_id, site, place, recipient)
+) STRICT;
+
 CREATE TABLE exchanges (
     exchange_id TEXT PRIMARY KEY,                -- chosen at the start
     run_id      TEXT NOT NULL REFERENCES runs,   -- table runs
@@ -85,7 +161,8 @@ CREATE TABLE operator_events (
     seq      INTEGER PRIMARY KEY,                -- order
     at_ms    INTEGER NOT NULL,                   -- when it was asked
     operator TEXT NOT NULL,                      -- name in the operator's certificate
-    action   TEXT NOT NULL,                      -- submit, start, abort, resume, exchange start, exchange cancel
-    run_id   TEXT NOT NULL,                      -- table runs
+    action   TEXT NOT NULL,                      -- submit, start, abort, resume, exchange start, exchange cancel, invite, approve, reject,
+                                                 -- sign, revoke, rotate
+    run_id   TEXT NOT NULL,                      -- table runs, or the site that it is about
     detail   TEXT NOT NULL DEFAULT ''            -- the reason given, if any
 ) STRICT;

@@ -158,6 +158,12 @@ class HashMismatchError(IntegrityError):
     code = "hash_mismatch"
 
 
+class ForkError(IntegrityError):
+    """Two signed manifests of one run contradict each other."""
+
+    code = "fork"
+
+
 class ChainBrokenError(IntegrityError):
     """A hash-chained log was altered, reordered or cut."""
 
@@ -186,6 +192,30 @@ class NotOnRosterError(RefusedError):
     """The site is not on the roster of this run."""
 
     code = "not_on_roster"
+
+
+class PlanNotApprovedError(RefusedError):
+    """The site has not approved this plan, or has taken its approval back."""
+
+    code = "plan_not_approved"
+
+
+class PolicyError(RefusedError):
+    """The site's own policy does not allow it, whatever a plan or a person says."""
+
+    code = "policy"
+
+
+class InvitationError(RefusedError):
+    """An invitation is unknown, used, expired, cancelled, or for another name."""
+
+    code = "invitation"
+
+
+class RevokedError(RefusedError):
+    """The certificate or the site was revoked by the operator."""
+
+    code = "revoked"
 
 
 class ConsentError(RefusedError):

@@ -60,6 +60,10 @@ class PlanDraft(Settings):
     join_deadline_s: float = Field(600, gt=0, le=7 * 86400)
     round_deadline_s: float = Field(3600, gt=0, le=7 * 86400)
     max_attempts: int = Field(3, ge=1, le=100)
+    masking: Literal["none"] = "none"
+    """``none``: the coordinator sees every site's update and weight."""
+    privacy: Literal["none"] = "none"
+    """``none``: no differential privacy; updates may tell something about training images."""
     expert_exchange: Literal["deployment", "never"] = "never"
     """Left out: ``deployment`` for a method that has experts, ``never`` for the others."""
     training: TrainingSettings = TrainingSettings()
@@ -82,6 +86,18 @@ class PlanDraft(Settings):
         return self
 
 
+class Continues(Settings):
+    """The run that an amended plan goes on from: its sites keep their private state.
+
+    ``model`` is the hex SHA-256 of the newest global model that the run committed.
+    """
+
+    run: Name
+    plan_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rounds_done: int = Field(ge=0, lt=10_000)
+    model: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class Plan(Settings):
     """A draft bound to its roster, layouts and initial model: the unit of agreement.
 
@@ -95,6 +111,7 @@ class Plan(Settings):
     layout: tuple[dict[str, Any], ...]
     expert_layout: tuple[dict[str, Any], ...] = ()
     initial_model: str = Field(pattern=r"^[0-9a-f]{64}$")
+    continues: Continues | None = None
 
     @field_validator("roster")
     @classmethod
@@ -118,6 +135,8 @@ class Plan(Settings):
             raise ValueError("an expert layout goes with expert_exchange = 'deployment'")
         if experts and not self.released_layout.only("closed_set.expert."):
             raise ValueError("an exchange releases closed_set.expert.* tensors and nothing else")
+        if self.continues is not None and self.continues.model != self.initial_model:
+            raise ValueError("an amended plan starts from the model of the run that it continues")
         return self
 
     @cached_property

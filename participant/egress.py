@@ -163,7 +163,7 @@ class EgressGate(MessageGate):
             raise refused("the exchange is not about the plan that this site agreed to")
         consents = list(consents)
         agreement = verify_consents(
-            consents, terms, self._identity.root, now=self._store.clock.now()
+            consents, terms, self._identity.anchors, now=self._store.clock.now()
         )
         if agreement.party(self.site).consent_hash != exchange.consent_hash:
             raise refused("the consent that came back under this site's name is not its own")

@@ -171,7 +171,7 @@ class ExchangeAgent:
         agreement = verify_consents(
             book.agreed(terms.exchange_id),
             terms,
-            self.desk.identity.root,
+            self.desk.identity.anchors,
             now=self.desk.store.clock.now(),
         )
         experts: dict[str, Tensors] = {}

@@ -1,3 +1,41 @@
+-- Plans that were offered. state: proposed -> approved | refused; approved <-> refused while the run
+-- goes on (a later answer has a higher number). Nothing is trained or sent under a plan that is not
+-- approved.
+CREATE TABLE plans (
+  run_id TEXT PRIMARY KEY,
+  plan BLOB NOT NULL,              -- the exact canonical JSON that was offered
+  offer BLOB NOT NULL,             -- SignedStatement of the coordinator's PlanOffer
+  state TEXT NOT NULL CHECK (state IN ('proposed', 'approved', 'refused')),
+  decided_by TEXT NOT NULL DEFAULT '' CHECK (decided_by IN ('', 'person', 'policy')),
+  reason TEXT NOT NULL DEFAULT '', -- why it was refused; stays at the site
+  number INTEGER NOT NULL DEFAULT 0,  -- answers given so far
+  answer BLOB,                     -- SignedStatement of the newest PlanAnswer
+  answered INTEGER NOT NULL DEFAULT 0,  -- the coordinator has the newest answer
+  offered_ms INTEGER NOT NULL,
+  decided_ms INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+-- The chain of manifests of a run, as far as this site has seen it; rows are only added.
+CREATE TABLE manifests (
+  run_id TEXT NOT NULL REFERENCES plans (run_id),
+  seq INTEGER NOT NULL,
+  round INTEGER NOT NULL,
+  attempt INTEGER NOT NULL,
+  hash BLOB NOT NULL,              -- of the statement
+  signed BLOB NOT NULL,            -- SignedStatement of a RoundManifest
+  PRIMARY KEY (run_id, seq)
+) STRICT;
+
+-- What the other sites of the cohort signed about the same attempt.
+CREATE TABLE countersignatures (
+  run_id TEXT NOT NULL,
+  round INTEGER NOT NULL,
+  attempt INTEGER NOT NULL,
+  site TEXT NOT NULL,
+  signed BLOB NOT NULL,            -- SignedStatement of a Countersignature
+  PRIMARY KEY (run_id, round, attempt, site)
+) STRICT;
+
 -- A run that this site takes part in. state: joined -> completed | aborted | left.
 CREATE TABLE runs (
   run_id TEXT PRIMARY KEY,
@@ -44,7 +82,10 @@ CREATE TABLE releases (
   place TEXT NOT NULL,             -- run/round/attempt, run/exchange, run, or empty
   recipient TEXT NOT NULL,
   payload_hash BLOB NOT NULL,
-  receipt_seq INTEGER
+  payload_bytes INTEGER NOT NULL,
+  released_ms INTEGER NOT NULL,    -- for the policy's ceiling of bytes a day
+  receipt_seq INTEGER,
+  receipt BLOB                     -- SignedStatement of the coordinator's PayloadReceipt
 ) STRICT;
 CREATE INDEX releases_by_place ON releases (place, payload);
 

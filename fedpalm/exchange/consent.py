@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -134,7 +134,7 @@ class Agreement:
 
     Args:
         consents: exactly one of each site of ``terms.roster``, in any order.
-        root: the pinned CA.
+        anchors: the pinned trust.
         now: seconds since the Unix epoch.
     Raises:
         ConsentError: a yes is missing, given twice, for other terms, not properly signed, or shares a
@@ -145,13 +145,13 @@ class Agreement:
         self,
         consents: Iterable[SignedConsent],
         terms: ExchangeTerms,
-        root: x509.Certificate,
+        anchors: Sequence[x509.Certificate],
         *,
         now: float,
     ) -> None:
         parties: dict[str, Party] = {}
         for signed in consents:
-            party = verify_consent(signed, terms, root, now=now)
+            party = verify_consent(signed, terms, anchors, now=now)
             if party.site in parties:
                 raise ConsentError(f"two consents of {party.site}", safe="no expert was sealed")
             parties[party.site] = party
@@ -184,13 +184,13 @@ def sign_consent(
     """Sign a yes; record it durably before it is sent.
 
     Args:
-        chain: the site's certificate and what lies between it and the root.
+        chain: the site's certificate and what lies between it and the anchor.
     """
     return SignedConsent(consent, sign(key, SIGNATURE_DOMAIN, consent.signed_bytes), chain)
 
 
 def verify_consent(
-    signed: SignedConsent, terms: ExchangeTerms, root: x509.Certificate, *, now: float
+    signed: SignedConsent, terms: ExchangeTerms, anchors: Sequence[x509.Certificate], *, now: float
 ) -> Party:
     """Check one site's yes.
 
@@ -207,7 +207,7 @@ def verify_consent(
     try:
         signer = verify_signed_by(
             signed.chain,
-            root,
+            anchors,
             domain=SIGNATURE_DOMAIN,
             message=consent.signed_bytes,
             signature=signed.signature,
@@ -229,9 +229,9 @@ def verify_consent(
 def verify_consents(
     consents: Iterable[SignedConsent],
     terms: ExchangeTerms,
-    root: x509.Certificate,
+    anchors: Sequence[x509.Certificate],
     *,
     now: float,
 ) -> Agreement:
     """All yeses of the roster, or a ConsentError: see :class:`Agreement`."""
-    return Agreement(consents, terms, root, now=now)
+    return Agreement(consents, terms, anchors, now=now)

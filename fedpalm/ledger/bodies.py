@@ -23,6 +23,11 @@ class EntryKind(StrEnum):
 
     EGRESS = "egress"
     RECEIPT = "receipt"
+    PLAN_APPROVED = "plan_approved"
+    PLAN_REFUSED = "plan_refused"
+    MANIFEST_ACCEPTED = "manifest_accepted"
+    FORK_SEEN = "fork_seen"
+    CERTIFICATE = "certificate"
     EXCHANGE_APPROVED = "exchange_approved"
     EXCHANGE_REFUSED = "exchange_refused"
     EXPERT_RELEASED = "expert_released"
@@ -51,6 +56,13 @@ _PAYLOAD: dict[str, Rule] = {"payload": _name, "payload_hash": _hash, "bytes": _
 _IN_ROUND: dict[str, Rule] = {"run": _name, "round": _count, "attempt": _count}
 _IN_EXCHANGE: dict[str, Rule] = {"run": _name, "exchange": _name}
 _IN_RUN: dict[str, Rule] = {"run": _name}
+_ANSWER: dict[str, Rule] = {
+    **_IN_RUN,
+    "plan_hash": _hash,
+    "answer_hash": _hash,
+    "number": _count,
+    "by": _name,
+}
 
 # For each kind, the sets of fields that a body may consist of: exactly one of them.
 FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
@@ -60,9 +72,20 @@ FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
         for layout in ({"layout_hash": _hash}, {})
         for where in (_IN_ROUND, _IN_EXCHANGE, _IN_RUN, {})
     ),
-    # What the recipient says it got, on the word of the authenticated channel; ``egress`` is the seq of
-    # the entry it answers.
-    EntryKind.RECEIPT: ({"egress": _count, "payload_hash": _hash, "sender": _identity},),
+    # The coordinator's signed receipt; ``egress`` is the seq of the entry that it answers,
+    # ``receipt_hash`` the hash of the statement, which is stored beside the log.
+    EntryKind.RECEIPT: (
+        {"egress": _count, "payload_hash": _hash, "receipt_hash": _hash, "sender": _identity},
+    ),
+    # This site's answer to a plan; ``by`` is person or policy.
+    EntryKind.PLAN_APPROVED: (_ANSWER,),
+    EntryKind.PLAN_REFUSED: (_ANSWER,),
+    # A manifest that follows the one before it: what this site is asked to do in an attempt.
+    EntryKind.MANIFEST_ACCEPTED: ({**_IN_ROUND, "seq": _count, "manifest_hash": _hash},),
+    # Two signed manifests for one place of a run's chain: the run goes no further here.
+    EntryKind.FORK_SEEN: ({**_IN_RUN, "manifest_hash": _hash, "other_hash": _hash},),
+    # The certificate that this site goes by from here on: at enrolment and after every renewal.
+    EntryKind.CERTIFICATE: ({"serial": _name, "certificate_hash": _hash, "expires_ms": _count},),
     EntryKind.EXCHANGE_APPROVED: (
         {**_IN_EXCHANGE, "plan_hash": _hash, "consent_hash": _hash, "layout_hash": _hash},
     ),

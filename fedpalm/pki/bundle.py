@@ -6,7 +6,7 @@ file          mode  content
 tls.key       0600  P-256 private key
 signing.key   0600  Ed25519 private key
 tls.pem       0644  leaf, then the issuing CA
-ca.pem        0644  the federation's root: the pinned trust
+ca.pem        0644  the federation's trust anchors: the pinned trust
 ============  ====  ==========================================
 """
 
@@ -36,14 +36,15 @@ from .request import signing_key_of
 from .signing import verify_chain
 
 TLS_KEY, TLS_CHAIN, SIGNING_KEY, CA = "tls.key", "tls.pem", "signing.key", "ca.pem"
+MAX_ANCHORS = 4
 
 
 @dataclass(frozen=True)
 class TlsIdentity:
     """A loaded, checked identity, in the forms that TLS and signing take.
 
-    ``chain_pem`` is the leaf and what lies between it and the root, ``ca_pem`` the root alone;
-    ``chain`` and ``root`` are the same certificates, parsed.
+    ``chain_pem`` is the leaf and what lies between it and an anchor, ``ca_pem`` the trust anchors
+    (more than one while the CA is being replaced); ``chain`` and ``anchors`` are the same certificates, parsed.
     """
 
     identity: Identity
@@ -52,7 +53,7 @@ class TlsIdentity:
     ca_pem: bytes
     signing_key: SigningKey = field(repr=False)
     chain: tuple[x509.Certificate, ...] = field(repr=False)
-    root: x509.Certificate = field(repr=False)
+    anchors: tuple[x509.Certificate, ...] = field(repr=False)
 
     @property
     def leaf(self) -> x509.Certificate:
@@ -72,15 +73,19 @@ def create_keys(folder: Path) -> tuple[TlsKey, SigningKey]:
 
 
 def install_certificates(
-    folder: Path, chain: Sequence[x509.Certificate], root: x509.Certificate, *, now: float
+    folder: Path,
+    chain: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    *,
+    now: float,
 ) -> TlsIdentity:
     """Store what the CA issued, if it fits the keys of the folder.
 
     Raises:
         KeyFileError: a key is missing or open to others.
-        IdentityError: the chain is not for these keys, or does not lead to ``root`` now.
+        IdentityError: the chain is not for these keys, or does not lead to one of ``anchors`` now.
     """
-    identity = _checked(folder, pem_of(chain), pem_of([root]), now)
+    identity = _checked(folder, pem_of(chain), pem_of(anchors), now)
     write_public(folder / CA, identity.ca_pem)
     write_public(folder / TLS_CHAIN, identity.chain_pem)
     return identity
@@ -115,12 +120,14 @@ def _checked(folder: Path, chain_pem: bytes, ca_pem: bytes, now: float) -> TlsId
     tls_key = read_tls_key(folder / TLS_KEY)
     signing_key = read_signing_key(folder / SIGNING_KEY)
     chain = chain_from_pem(chain_pem, str(folder / TLS_CHAIN))
-    roots = chain_from_pem(ca_pem, str(folder / CA))
-    if len(roots) != 1:
-        raise IdentityError(f"{folder / CA}: {len(roots)} certificates where one root is pinned")
+    anchors = chain_from_pem(ca_pem, str(folder / CA))
+    if len(anchors) > MAX_ANCHORS:
+        raise IdentityError(
+            f"{folder / CA}: {len(anchors)} trust anchors, at most {MAX_ANCHORS} are pinned"
+        )
     claimed = identity_of(chain[0])
     identity = verify_chain(
-        chain[0], chain[1:], roots[0], now=now, role=claimed.role, federation=claimed.federation
+        chain[0], chain[1:], anchors, now=now, role=claimed.role, federation=claimed.federation
     )
     if chain[0].public_key() != tls_key.public_key():
         raise IdentityError(f"{folder}: {TLS_CHAIN} is not the certificate of {TLS_KEY}")
@@ -133,5 +140,5 @@ def _checked(folder: Path, chain_pem: bytes, ca_pem: bytes, now: float) -> TlsId
         ca_pem=ca_pem,
         signing_key=signing_key,
         chain=chain,
-        root=roots[0],
+        anchors=anchors,
     )

@@ -78,6 +78,10 @@ class Identity:
         return cls(federation, Role(role), name)
 
 
+COORDINATOR_NAME = "coordinator"
+"""A federation has one coordinator, and this is its name."""
+
+
 def coordinator_dns_name(federation: str) -> str:
     """The name that clients demand of the certificate at whatever address they dial.
 

@@ -59,13 +59,13 @@ def key_usage_of(role: Role) -> x509.ObjectIdentifier:
 def verify_chain(
     leaf: x509.Certificate,
     intermediates: Sequence[x509.Certificate],
-    root: x509.Certificate,
+    anchors: Sequence[x509.Certificate],
     *,
     now: float,
     role: Role,
     federation: str,
 ) -> Identity:
-    """Whose certificate this is, if it leads to the pinned root and fits its use.
+    """Whose certificate this is, if it leads to a pinned trust anchor and fits its use.
 
     Path, signatures, validity, basic constraints and key usage: pyca's RFC 5280 verifier. Role,
     federation and extended key usage: here. Revocation is the caller's question.
@@ -80,7 +80,7 @@ def verify_chain(
     """
     identity = identity_of(leaf)
     try:
-        _check_path(identity, leaf, intermediates, root, at_time(now))
+        _check_path(identity, leaf, intermediates, anchors, at_time(now))
     except PARSE_ERRORS as error:
         raise IdentityError(f"{identity}: the certificate cannot be read: {error}") from error
     if identity.federation != federation:
@@ -96,7 +96,7 @@ def verify_chain(
 
 def verify_signed_by(
     chain: Sequence[x509.Certificate],
-    root: x509.Certificate,
+    anchors: Sequence[x509.Certificate],
     *,
     domain: str,
     message: bytes,
@@ -108,13 +108,13 @@ def verify_signed_by(
     """Who signed ``message``: :func:`verify_chain`, then :func:`verify` with the leaf's key.
 
     Args:
-        chain: the leaf first, then what lies between it and the root.
+        chain: the leaf first, then what lies between it and the anchor.
     Raises:
         IdentityError, WrongRoleError: as the two functions do, or the chain is empty.
     """
     if not chain:
         raise IdentityError("a signature came without its certificate")
-    identity = verify_chain(chain[0], chain[1:], root, now=now, role=role, federation=federation)
+    identity = verify_chain(chain[0], chain[1:], anchors, now=now, role=role, federation=federation)
     verify(signing_key_of(chain[0]), domain, message, signature)
     return identity
 
@@ -123,7 +123,7 @@ def _check_path(
     identity: Identity,
     leaf: x509.Certificate,
     intermediates: Sequence[x509.Certificate],
-    root: x509.Certificate,
+    anchors: Sequence[x509.Certificate],
     moment: datetime,
 ) -> None:
     if moment > leaf.not_valid_after_utc:
@@ -141,7 +141,7 @@ def _check_path(
         raise IdentityError(f"{identity}: {len(intermediates)} certificates above the leaf")
     verifier = (
         verification.PolicyBuilder()
-        .store(verification.Store([root]))
+        .store(verification.Store(list(anchors)))
         .time(moment)
         .max_chain_depth(MAX_INTERMEDIATES)
         .extension_policies(

@@ -13,15 +13,15 @@ from ..exchange.consent import SignedConsent
 from .v1 import federation_pb2 as wire
 
 
-def to_wire(signed: SignedConsent) -> wire.SignedConsent:
-    return wire.SignedConsent(
+def to_wire(signed: SignedConsent) -> wire.SignedStatement:
+    return wire.SignedStatement(
         statement=signed.consent.signed_bytes,
         signature=signed.signature,
         chain=[certificate.public_bytes(Encoding.DER) for certificate in signed.chain],
     )
 
 
-def from_wire(message: wire.SignedConsent) -> SignedConsent:
+def from_wire(message: wire.SignedStatement) -> SignedConsent:
     """Inverse of :func:`to_wire`; checks form, not truth.
 
     Raises:

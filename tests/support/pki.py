@@ -11,7 +11,7 @@ from cryptography import x509
 from fedpalm.pki.authority import Authority, create_authority
 from fedpalm.pki.bundle import TlsIdentity, pem_of
 from fedpalm.pki.identity import Identity, Role
-from fedpalm.pki.keys import new_signing_key, new_tls_key, private_key_pem
+from fedpalm.pki.keys import SigningKey, new_signing_key, new_tls_key, private_key_pem
 from fedpalm.pki.request import create_request
 
 
@@ -49,16 +49,22 @@ class TestAuthority:
             lifetime=lifetime,
             ip_addresses=[ipaddress.ip_address("127.0.0.1")] if serves else [],
         )
-        return self.assemble(identity, leaf, private_key_pem(tls_key))
+        return self.assemble(identity, leaf, private_key_pem(tls_key), signing_key)
 
-    def assemble(self, identity: Identity, leaf: x509.Certificate, key_pem: bytes) -> TlsIdentity:
+    def assemble(
+        self,
+        identity: Identity,
+        leaf: x509.Certificate,
+        key_pem: bytes,
+        signing_key: SigningKey | None = None,
+    ) -> TlsIdentity:
         """Any leaf and key as an identity of this federation, unchecked."""
         return TlsIdentity(
             identity=identity,
             chain_pem=pem_of([leaf, self.authority.issuing]),
             key_pem=key_pem,
             ca_pem=pem_of([self.authority.root]),
-            signing_key=new_signing_key(),
+            signing_key=signing_key or new_signing_key(),
             chain=(leaf, self.authority.issuing),
-            root=self.authority.root,
+            anchors=(self.authority.root,),
         )

@@ -18,20 +18,16 @@ class HelloRequest(_message.Message):
     def __init__(self, protocol_versions: _Optional[_Iterable[int]] = ..., site_id: _Optional[str] = ..., software_version: _Optional[str] = ...) -> None: ...
 
 class HelloReply(_message.Message):
-    __slots__ = ("protocol_version", "federation_id", "software_version", "now_ms", "chunk_bytes", "heartbeat_ms")
+    __slots__ = ("protocol_version", "federation_id", "software_version", "heartbeat_ms")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     FEDERATION_ID_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
-    NOW_MS_FIELD_NUMBER: _ClassVar[int]
-    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     federation_id: str
     software_version: str
-    now_ms: int
-    chunk_bytes: int
     heartbeat_ms: int
-    def __init__(self, protocol_version: _Optional[int] = ..., federation_id: _Optional[str] = ..., software_version: _Optional[str] = ..., now_ms: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., heartbeat_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, protocol_version: _Optional[int] = ..., federation_id: _Optional[str] = ..., software_version: _Optional[str] = ..., heartbeat_ms: _Optional[int] = ...) -> None: ...
 
 class FetchPlanRequest(_message.Message):
     __slots__ = ("run_id",)
@@ -39,15 +35,37 @@ class FetchPlanRequest(_message.Message):
     run_id: str
     def __init__(self, run_id: _Optional[str] = ...) -> None: ...
 
+class SignedStatement(_message.Message):
+    __slots__ = ("statement", "signature", "chain")
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    statement: bytes
+    signature: bytes
+    chain: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, statement: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., chain: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
 class PlanDocument(_message.Message):
-    __slots__ = ("run_id", "plan", "plan_hash")
-    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("plan", "offer")
     PLAN_FIELD_NUMBER: _ClassVar[int]
-    PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
-    run_id: str
+    OFFER_FIELD_NUMBER: _ClassVar[int]
     plan: bytes
-    plan_hash: bytes
-    def __init__(self, run_id: _Optional[str] = ..., plan: _Optional[bytes] = ..., plan_hash: _Optional[bytes] = ...) -> None: ...
+    offer: SignedStatement
+    def __init__(self, plan: _Optional[bytes] = ..., offer: _Optional[_Union[SignedStatement, _Mapping]] = ...) -> None: ...
+
+class AnswerPlanRequest(_message.Message):
+    __slots__ = ("run_id", "site_id", "answer")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    site_id: str
+    answer: SignedStatement
+    def __init__(self, run_id: _Optional[str] = ..., site_id: _Optional[str] = ..., answer: _Optional[_Union[SignedStatement, _Mapping]] = ...) -> None: ...
+
+class AnswerPlanReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class JoinRunRequest(_message.Message):
     __slots__ = ("run_id", "site_id", "plan_hash", "layout_hash")
@@ -94,10 +112,8 @@ class Instruction(_message.Message):
     def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., run_offer: _Optional[_Union[RunOffer, _Mapping]] = ..., train: _Optional[_Union[TrainRound, _Mapping]] = ..., round_closed: _Optional[_Union[RoundClosed, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., exchange_proposed: _Optional[_Union[ExchangeProposed, _Mapping]] = ..., seal_experts: _Optional[_Union[SealExperts, _Mapping]] = ..., fetch_experts: _Optional[_Union[FetchExperts, _Mapping]] = ..., exchange_closed: _Optional[_Union[ExchangeClosed, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("now_ms",)
-    NOW_MS_FIELD_NUMBER: _ClassVar[int]
-    now_ms: int
-    def __init__(self, now_ms: _Optional[int] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class RunOffer(_message.Message):
     __slots__ = ("run_id", "plan_hash")
@@ -118,14 +134,40 @@ class RoundRef(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class TrainRound(_message.Message):
-    __slots__ = ("ref", "model_hash", "deadline_ms")
+    __slots__ = ("ref", "manifest")
     REF_FIELD_NUMBER: _ClassVar[int]
-    MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
-    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
     ref: RoundRef
-    model_hash: bytes
-    deadline_ms: int
-    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., model_hash: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    manifest: SignedStatement
+    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., manifest: _Optional[_Union[SignedStatement, _Mapping]] = ...) -> None: ...
+
+class FetchManifestsRequest(_message.Message):
+    __slots__ = ("run_id", "from_seq")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    FROM_SEQ_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    from_seq: int
+    def __init__(self, run_id: _Optional[str] = ..., from_seq: _Optional[int] = ...) -> None: ...
+
+class CountersignRequest(_message.Message):
+    __slots__ = ("ref", "site_id", "countersignature")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    COUNTERSIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    ref: RoundRef
+    site_id: str
+    countersignature: SignedStatement
+    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., site_id: _Optional[str] = ..., countersignature: _Optional[_Union[SignedStatement, _Mapping]] = ...) -> None: ...
+
+class CountersignReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListReceiptsRequest(_message.Message):
+    __slots__ = ("run_id",)
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
 
 class RoundClosed(_message.Message):
     __slots__ = ("ref", "committed", "model_hash", "reason")
@@ -202,14 +244,10 @@ class UploadRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("payload_hash", "payload_bytes", "received_ms")
-    PAYLOAD_HASH_FIELD_NUMBER: _ClassVar[int]
-    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
-    RECEIVED_MS_FIELD_NUMBER: _ClassVar[int]
-    payload_hash: bytes
-    payload_bytes: int
-    received_ms: int
-    def __init__(self, payload_hash: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., received_ms: _Optional[int] = ...) -> None: ...
+    __slots__ = ("receipt",)
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    receipt: SignedStatement
+    def __init__(self, receipt: _Optional[_Union[SignedStatement, _Mapping]] = ...) -> None: ...
 
 class ExchangeRef(_message.Message):
     __slots__ = ("run_id", "exchange_id")
@@ -257,23 +295,13 @@ class ConsentRequest(_message.Message):
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     ref: ExchangeRef
     site_id: str
-    consent: SignedConsent
+    consent: SignedStatement
     refusal: str
-    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ..., site_id: _Optional[str] = ..., consent: _Optional[_Union[SignedConsent, _Mapping]] = ..., refusal: _Optional[str] = ...) -> None: ...
+    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ..., site_id: _Optional[str] = ..., consent: _Optional[_Union[SignedStatement, _Mapping]] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class ConsentReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
-
-class SignedConsent(_message.Message):
-    __slots__ = ("statement", "signature", "chain")
-    STATEMENT_FIELD_NUMBER: _ClassVar[int]
-    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
-    CHAIN_FIELD_NUMBER: _ClassVar[int]
-    statement: bytes
-    signature: bytes
-    chain: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, statement: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., chain: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class SealedExpertRef(_message.Message):
     __slots__ = ("exchange", "sender", "recipient")

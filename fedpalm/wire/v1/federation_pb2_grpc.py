@@ -44,6 +44,11 @@ class FederationStub:
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.FetchPlanRequest.SerializeToString,
                 response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.PlanDocument.FromString,
                 _registered_method=True)
+        self.AnswerPlan = channel.unary_unary(
+                '/fedpalm.wire.v1.Federation/AnswerPlan',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.AnswerPlanRequest.SerializeToString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.AnswerPlanReply.FromString,
+                _registered_method=True)
         self.JoinRun = channel.unary_unary(
                 '/fedpalm.wire.v1.Federation/JoinRun',
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.JoinRunRequest.SerializeToString,
@@ -69,6 +74,26 @@ class FederationStub:
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.UploadRequest.SerializeToString,
                 response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.Receipt.FromString,
                 _registered_method=True)
+        self.FetchManifests = channel.unary_stream(
+                '/fedpalm.wire.v1.Federation/FetchManifests',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.FetchManifestsRequest.SerializeToString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.FromString,
+                _registered_method=True)
+        self.Countersign = channel.unary_unary(
+                '/fedpalm.wire.v1.Federation/Countersign',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.CountersignRequest.SerializeToString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.CountersignReply.FromString,
+                _registered_method=True)
+        self.FetchCountersignatures = channel.unary_stream(
+                '/fedpalm.wire.v1.Federation/FetchCountersignatures',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.RoundRef.SerializeToString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.FromString,
+                _registered_method=True)
+        self.ListReceipts = channel.unary_stream(
+                '/fedpalm.wire.v1.Federation/ListReceipts',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ListReceiptsRequest.SerializeToString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.FromString,
+                _registered_method=True)
         self.SendConsent = channel.unary_unary(
                 '/fedpalm.wire.v1.Federation/SendConsent',
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ConsentRequest.SerializeToString,
@@ -77,7 +102,7 @@ class FederationStub:
         self.FetchConsents = channel.unary_stream(
                 '/fedpalm.wire.v1.Federation/FetchConsents',
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ExchangeRef.SerializeToString,
-                response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedConsent.FromString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.FromString,
                 _registered_method=True)
         self.UploadSealedExpert = channel.stream_unary(
                 '/fedpalm.wire.v1.Federation/UploadSealedExpert',
@@ -107,14 +132,21 @@ class FederationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchPlan(self, request, context):
-        """The plan of a run that this site is on the roster of.
+        """The plan of a run that this site is on the roster of, with the coordinator's signed offer of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnswerPlan(self, request, context):
+        """The site's signed yes or no to a plan; a later answer, of a higher number, replaces an earlier one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def JoinRun(self, request, context):
-        """The site has the plan, and its own model has the plan's layout: it will take part.
+        """The site has approved the plan, and its own model has the plan's layout: it will take part.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,6 +175,34 @@ class FederationServicer:
 
     def UploadUpdate(self, request_iterator, context):
         """One header, then chunks in order from the offset; the receipt means "durably stored".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchManifests(self, request, context):
+        """Every manifest of a run from a position of its chain on: what a site missed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Countersign(self, request, context):
+        """This site accepts a manifest: its signature over the manifest's hash.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchCountersignatures(self, request, context):
+        """The cohort's signatures over the manifest of an attempt, as far as they have come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReceipts(self, request, context):
+        """Every receipt that the coordinator has given this site in a run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -192,6 +252,11 @@ def add_FederationServicer_to_server(servicer, server):
                     request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.FetchPlanRequest.FromString,
                     response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.PlanDocument.SerializeToString,
             ),
+            'AnswerPlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnswerPlan,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.AnswerPlanRequest.FromString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.AnswerPlanReply.SerializeToString,
+            ),
             'JoinRun': grpc.unary_unary_rpc_method_handler(
                     servicer.JoinRun,
                     request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.JoinRunRequest.FromString,
@@ -217,6 +282,26 @@ def add_FederationServicer_to_server(servicer, server):
                     request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.UploadRequest.FromString,
                     response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.Receipt.SerializeToString,
             ),
+            'FetchManifests': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchManifests,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.FetchManifestsRequest.FromString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.SerializeToString,
+            ),
+            'Countersign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Countersign,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.CountersignRequest.FromString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.CountersignReply.SerializeToString,
+            ),
+            'FetchCountersignatures': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchCountersignatures,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.RoundRef.FromString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.SerializeToString,
+            ),
+            'ListReceipts': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListReceipts,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ListReceiptsRequest.FromString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.SerializeToString,
+            ),
             'SendConsent': grpc.unary_unary_rpc_method_handler(
                     servicer.SendConsent,
                     request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ConsentRequest.FromString,
@@ -225,7 +310,7 @@ def add_FederationServicer_to_server(servicer, server):
             'FetchConsents': grpc.unary_stream_rpc_method_handler(
                     servicer.FetchConsents,
                     request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ExchangeRef.FromString,
-                    response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedConsent.SerializeToString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.SerializeToString,
             ),
             'UploadSealedExpert': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadSealedExpert,
@@ -297,6 +382,33 @@ class Federation:
             '/fedpalm.wire.v1.Federation/FetchPlan',
             fedpalm_dot_wire_dot_v1_dot_federation__pb2.FetchPlanRequest.SerializeToString,
             fedpalm_dot_wire_dot_v1_dot_federation__pb2.PlanDocument.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnswerPlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpalm.wire.v1.Federation/AnswerPlan',
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.AnswerPlanRequest.SerializeToString,
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.AnswerPlanReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -443,6 +555,114 @@ class Federation:
             _registered_method=True)
 
     @staticmethod
+    def FetchManifests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedpalm.wire.v1.Federation/FetchManifests',
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.FetchManifestsRequest.SerializeToString,
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Countersign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpalm.wire.v1.Federation/Countersign',
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.CountersignRequest.SerializeToString,
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.CountersignReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchCountersignatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedpalm.wire.v1.Federation/FetchCountersignatures',
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.RoundRef.SerializeToString,
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReceipts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedpalm.wire.v1.Federation/ListReceipts',
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.ListReceiptsRequest.SerializeToString,
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SendConsent(request,
             target,
             options=(),
@@ -485,7 +705,7 @@ class Federation:
             target,
             '/fedpalm.wire.v1.Federation/FetchConsents',
             fedpalm_dot_wire_dot_v1_dot_federation__pb2.ExchangeRef.SerializeToString,
-            fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedConsent.FromString,
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.FromString,
             options,
             channel_credentials,
             insecure,

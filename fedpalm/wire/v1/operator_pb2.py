@@ -26,7 +26,7 @@ from fedpalm.wire.v1 import federation_pb2 as fedpalm_dot_wire_dot_v1_dot_federa
 from fedpalm.wire.v1 import limits_pb2 as fedpalm_dot_wire_dot_v1_dot_limits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65\x64palm/wire/v1/operator.proto\x12\x0f\x66\x65\x64palm.wire.v1\x1a fedpalm/wire/v1/federation.proto\x1a\x1c\x66\x65\x64palm/wire/v1/limits.proto\"\x12\n\x10ListSitesRequest\"\xc7\x01\n\x08SiteInfo\x12\x15\n\x07site_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12&\n\x17\x63\x65rtificate_fingerprint\x18\x02 \x01(\tB\x05\xa8\xbb\x18\x80\x01\x12\x13\n\x0b\x61\x64mitted_ms\x18\x03 \x01(\x03\x12\x1e\n\x16\x63\x65rtificate_expires_ms\x18\x04 \x01(\x03\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x14\n\x0clast_seen_ms\x18\x06 \x01(\x03\x12\x1e\n\x10software_version\x18\x07 \x01(\tB\x04\xa8\xbb\x18@\"^\n\x0eListSitesReply\x12\x1b\n\rfederation_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12/\n\x05sites\x18\x02 \x03(\x0b\x32\x19.fedpalm.wire.v1.SiteInfoB\x05\xb8\xbb\x18\xe8\x07\"\\\n\x11SubmitPlanRequest\x12\x16\n\x04plan\x18\x01 \x01(\x0c\x42\x06\xa8\xbb\x18\x80\x80@H\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.fedpalm.wire.v1.ChunkH\x00\x42\x06\n\x04part\"@\n\x0fSubmitPlanReply\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x17\n\tplan_hash\x18\x02 \x01(\x0c\x42\x04\xb0\xbb\x18 \"\x1e\n\x06RunRef\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\">\n\x0f\x41\x62ortRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x15\n\x06reason\x18\x02 \x01(\tB\x05\xa8\xbb\x18\xf4\x03\"\x11\n\x0fListRunsRequest\"@\n\rListRunsReply\x12/\n\x04runs\x18\x01 \x03(\x0b\x32\x1a.fedpalm.wire.v1.RunStatusB\x05\xb8\xbb\x18\xe8\x07\"\x96\x03\n\tRunStatus\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x17\n\tplan_name\x18\x02 \x01(\tB\x04\xa8\xbb\x18?\x12\x17\n\tplan_hash\x18\x03 \x01(\x0c\x42\x04\xb0\xbb\x18 \x12\x13\n\x05state\x18\x04 \x01(\tB\x04\xa8\xbb\x18 \x12\r\n\x05round\x18\x05 \x01(\r\x12\x0e\n\x06rounds\x18\x06 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x19\n\x0bround_state\x18\x08 \x01(\tB\x04\xa8\xbb\x18 \x12\x19\n\x06joined\x18\t \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x19\n\x06\x63ohort\x18\n \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1c\n\tdelivered\x18\x0b \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0c \x01(\x03\x12\x18\n\nmodel_hash\x18\r \x01(\x0c\x42\x04\xb0\xbb\x18 \x12\x15\n\x06reason\x18\x0e \x01(\tB\x05\xa8\xbb\x18\xf4\x03\x12\x31\n\x08\x65xchange\x18\x0f \x01(\x0b\x32\x1f.fedpalm.wire.v1.ExchangeStatus\x12\x14\n\x06method\x18\x10 \x01(\tB\x04\xa8\xbb\x18 \"\x93\x01\n\x0e\x45xchangeStatus\x12\x19\n\x0b\x65xchange_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x13\n\x05state\x18\x02 \x01(\tB\x04\xa8\xbb\x18 \x12\x1c\n\tconsented\x18\x03 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1c\n\tdelivered\x18\x04 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x15\n\x06reason\x18\x05 \x01(\tB\x05\xa8\xbb\x18\xf4\x03\"9\n\x12\x45xportModelRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\r\n\x05round\x18\x02 \x01(\r\"x\n\x0c\x45xportHeader\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\r\n\x05round\x18\x02 \x01(\r\x12\x14\n\x04plan\x18\x03 \x01(\x0c\x42\x06\xa8\xbb\x18\x80\x80@\x12\x18\n\nmodel_hash\x18\x04 \x01(\x0c\x42\x04\xb0\xbb\x18 \x12\x13\n\x0bmodel_bytes\x18\x05 \x01(\x04\"t\n\x10\x45xportModelReply\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.fedpalm.wire.v1.ExportHeaderH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.fedpalm.wire.v1.ChunkH\x00\x42\x06\n\x04part2\xf5\x05\n\x08Operator\x12O\n\tListSites\x12!.fedpalm.wire.v1.ListSitesRequest\x1a\x1f.fedpalm.wire.v1.ListSitesReply\x12T\n\nSubmitPlan\x12\".fedpalm.wire.v1.SubmitPlanRequest\x1a .fedpalm.wire.v1.SubmitPlanReply(\x01\x12?\n\x08StartRun\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus\x12H\n\x08\x41\x62ortRun\x12 .fedpalm.wire.v1.AbortRunRequest\x1a\x1a.fedpalm.wire.v1.RunStatus\x12@\n\tResumeRun\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus\x12L\n\x08ListRuns\x12 .fedpalm.wire.v1.ListRunsRequest\x1a\x1e.fedpalm.wire.v1.ListRunsReply\x12\x41\n\x08WatchRun\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus0\x01\x12W\n\x0b\x45xportModel\x12#.fedpalm.wire.v1.ExportModelRequest\x1a!.fedpalm.wire.v1.ExportModelReply0\x01\x12\x44\n\rStartExchange\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus\x12\x45\n\x0e\x43\x61ncelExchange\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65\x64palm/wire/v1/operator.proto\x12\x0f\x66\x65\x64palm.wire.v1\x1a fedpalm/wire/v1/federation.proto\x1a\x1c\x66\x65\x64palm/wire/v1/limits.proto\"\x12\n\x10ListSitesRequest\"\xdc\x01\n\x08SiteInfo\x12\x15\n\x07site_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12&\n\x17\x63\x65rtificate_fingerprint\x18\x02 \x01(\tB\x05\xa8\xbb\x18\x80\x01\x12\x13\n\x0b\x61\x64mitted_ms\x18\x03 \x01(\x03\x12\x1e\n\x16\x63\x65rtificate_expires_ms\x18\x04 \x01(\x03\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x14\n\x0clast_seen_ms\x18\x06 \x01(\x03\x12\x1e\n\x10software_version\x18\x07 \x01(\tB\x04\xa8\xbb\x18@\x12\x13\n\x05state\x18\x08 \x01(\tB\x04\xa8\xbb\x18 \"^\n\x0eListSitesReply\x12\x1b\n\rfederation_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12/\n\x05sites\x18\x02 \x03(\x0b\x32\x19.fedpalm.wire.v1.SiteInfoB\x05\xb8\xbb\x18\xe8\x07\"\\\n\x11SubmitPlanRequest\x12\x16\n\x04plan\x18\x01 \x01(\x0c\x42\x06\xa8\xbb\x18\x80\x80@H\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.fedpalm.wire.v1.ChunkH\x00\x42\x06\n\x04part\"@\n\x0fSubmitPlanReply\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x17\n\tplan_hash\x18\x02 \x01(\x0c\x42\x04\xb0\xbb\x18 \"\x1e\n\x06RunRef\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\">\n\x0f\x41\x62ortRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x15\n\x06reason\x18\x02 \x01(\tB\x05\xa8\xbb\x18\xf4\x03\"\x11\n\x0fListRunsRequest\"@\n\rListRunsReply\x12/\n\x04runs\x18\x01 \x03(\x0b\x32\x1a.fedpalm.wire.v1.RunStatusB\x05\xb8\xbb\x18\xe8\x07\"\xea\x03\n\tRunStatus\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x17\n\tplan_name\x18\x02 \x01(\tB\x04\xa8\xbb\x18?\x12\x17\n\tplan_hash\x18\x03 \x01(\x0c\x42\x04\xb0\xbb\x18 \x12\x13\n\x05state\x18\x04 \x01(\tB\x04\xa8\xbb\x18 \x12\r\n\x05round\x18\x05 \x01(\r\x12\x0e\n\x06rounds\x18\x06 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x19\n\x0bround_state\x18\x08 \x01(\tB\x04\xa8\xbb\x18 \x12\x19\n\x06joined\x18\t \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x19\n\x06\x63ohort\x18\n \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1c\n\tdelivered\x18\x0b \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0c \x01(\x03\x12\x18\n\nmodel_hash\x18\r \x01(\x0c\x42\x04\xb0\xbb\x18 \x12\x15\n\x06reason\x18\x0e \x01(\tB\x05\xa8\xbb\x18\xf4\x03\x12\x31\n\x08\x65xchange\x18\x0f \x01(\x0b\x32\x1f.fedpalm.wire.v1.ExchangeStatus\x12\x14\n\x06method\x18\x10 \x01(\tB\x04\xa8\xbb\x18 \x12\x19\n\x06roster\x18\x11 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1b\n\x08\x61pproved\x18\x12 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1a\n\x07refused\x18\x13 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\"\x93\x01\n\x0e\x45xchangeStatus\x12\x19\n\x0b\x65xchange_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x13\n\x05state\x18\x02 \x01(\tB\x04\xa8\xbb\x18 \x12\x1c\n\tconsented\x18\x03 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1c\n\tdelivered\x18\x04 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x15\n\x06reason\x18\x05 \x01(\tB\x05\xa8\xbb\x18\xf4\x03\"9\n\x12\x45xportModelRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\r\n\x05round\x18\x02 \x01(\r\"x\n\x0c\x45xportHeader\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\r\n\x05round\x18\x02 \x01(\r\x12\x14\n\x04plan\x18\x03 \x01(\x0c\x42\x06\xa8\xbb\x18\x80\x80@\x12\x18\n\nmodel_hash\x18\x04 \x01(\x0c\x42\x04\xb0\xbb\x18 \x12\x13\n\x0bmodel_bytes\x18\x05 \x01(\x04\"t\n\x10\x45xportModelReply\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.fedpalm.wire.v1.ExportHeaderH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.fedpalm.wire.v1.ChunkH\x00\x42\x06\n\x04part2\xf5\x05\n\x08Operator\x12O\n\tListSites\x12!.fedpalm.wire.v1.ListSitesRequest\x1a\x1f.fedpalm.wire.v1.ListSitesReply\x12T\n\nSubmitPlan\x12\".fedpalm.wire.v1.SubmitPlanRequest\x1a .fedpalm.wire.v1.SubmitPlanReply(\x01\x12?\n\x08StartRun\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus\x12H\n\x08\x41\x62ortRun\x12 .fedpalm.wire.v1.AbortRunRequest\x1a\x1a.fedpalm.wire.v1.RunStatus\x12@\n\tResumeRun\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus\x12L\n\x08ListRuns\x12 .fedpalm.wire.v1.ListRunsRequest\x1a\x1e.fedpalm.wire.v1.ListRunsReply\x12\x41\n\x08WatchRun\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus0\x01\x12W\n\x0b\x45xportModel\x12#.fedpalm.wire.v1.ExportModelRequest\x1a!.fedpalm.wire.v1.ExportModelReply0\x01\x12\x44\n\rStartExchange\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus\x12\x45\n\x0e\x43\x61ncelExchange\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SITEINFO'].fields_by_name['certificate_fingerprint']._serialized_options = b'\250\273\030\200\001'
   _globals['_SITEINFO'].fields_by_name['software_version']._loaded_options = None
   _globals['_SITEINFO'].fields_by_name['software_version']._serialized_options = b'\250\273\030@'
+  _globals['_SITEINFO'].fields_by_name['state']._loaded_options = None
+  _globals['_SITEINFO'].fields_by_name['state']._serialized_options = b'\250\273\030 '
   _globals['_LISTSITESREPLY'].fields_by_name['federation_id']._loaded_options = None
   _globals['_LISTSITESREPLY'].fields_by_name['federation_id']._serialized_options = b'\250\273\030?'
   _globals['_LISTSITESREPLY'].fields_by_name['sites']._loaded_options = None
@@ -79,6 +81,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNSTATUS'].fields_by_name['reason']._serialized_options = b'\250\273\030\364\003'
   _globals['_RUNSTATUS'].fields_by_name['method']._loaded_options = None
   _globals['_RUNSTATUS'].fields_by_name['method']._serialized_options = b'\250\273\030 '
+  _globals['_RUNSTATUS'].fields_by_name['roster']._loaded_options = None
+  _globals['_RUNSTATUS'].fields_by_name['roster']._serialized_options = b'\250\273\030?\270\273\030\310\001'
+  _globals['_RUNSTATUS'].fields_by_name['approved']._loaded_options = None
+  _globals['_RUNSTATUS'].fields_by_name['approved']._serialized_options = b'\250\273\030?\270\273\030\310\001'
+  _globals['_RUNSTATUS'].fields_by_name['refused']._loaded_options = None
+  _globals['_RUNSTATUS'].fields_by_name['refused']._serialized_options = b'\250\273\030?\270\273\030\310\001'
   _globals['_EXCHANGESTATUS'].fields_by_name['exchange_id']._loaded_options = None
   _globals['_EXCHANGESTATUS'].fields_by_name['exchange_id']._serialized_options = b'\250\273\030?'
   _globals['_EXCHANGESTATUS'].fields_by_name['state']._loaded_options = None
@@ -100,31 +108,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSITESREQUEST']._serialized_start=115
   _globals['_LISTSITESREQUEST']._serialized_end=133
   _globals['_SITEINFO']._serialized_start=136
-  _globals['_SITEINFO']._serialized_end=335
-  _globals['_LISTSITESREPLY']._serialized_start=337
-  _globals['_LISTSITESREPLY']._serialized_end=431
-  _globals['_SUBMITPLANREQUEST']._serialized_start=433
-  _globals['_SUBMITPLANREQUEST']._serialized_end=525
-  _globals['_SUBMITPLANREPLY']._serialized_start=527
-  _globals['_SUBMITPLANREPLY']._serialized_end=591
-  _globals['_RUNREF']._serialized_start=593
-  _globals['_RUNREF']._serialized_end=623
-  _globals['_ABORTRUNREQUEST']._serialized_start=625
-  _globals['_ABORTRUNREQUEST']._serialized_end=687
-  _globals['_LISTRUNSREQUEST']._serialized_start=689
-  _globals['_LISTRUNSREQUEST']._serialized_end=706
-  _globals['_LISTRUNSREPLY']._serialized_start=708
-  _globals['_LISTRUNSREPLY']._serialized_end=772
-  _globals['_RUNSTATUS']._serialized_start=775
-  _globals['_RUNSTATUS']._serialized_end=1181
-  _globals['_EXCHANGESTATUS']._serialized_start=1184
-  _globals['_EXCHANGESTATUS']._serialized_end=1331
-  _globals['_EXPORTMODELREQUEST']._serialized_start=1333
-  _globals['_EXPORTMODELREQUEST']._serialized_end=1390
-  _globals['_EXPORTHEADER']._serialized_start=1392
-  _globals['_EXPORTHEADER']._serialized_end=1512
-  _globals['_EXPORTMODELREPLY']._serialized_start=1514
-  _globals['_EXPORTMODELREPLY']._serialized_end=1630
-  _globals['_OPERATOR']._serialized_start=1633
-  _globals['_OPERATOR']._serialized_end=2390
+  _globals['_SITEINFO']._serialized_end=356
+  _globals['_LISTSITESREPLY']._serialized_start=358
+  _globals['_LISTSITESREPLY']._serialized_end=452
+  _globals['_SUBMITPLANREQUEST']._serialized_start=454
+  _globals['_SUBMITPLANREQUEST']._serialized_end=546
+  _globals['_SUBMITPLANREPLY']._serialized_start=548
+  _globals['_SUBMITPLANREPLY']._serialized_end=612
+  _globals['_RUNREF']._serialized_start=614
+  _globals['_RUNREF']._serialized_end=644
+  _globals['_ABORTRUNREQUEST']._serialized_start=646
+  _globals['_ABORTRUNREQUEST']._serialized_end=708
+  _globals['_LISTRUNSREQUEST']._serialized_start=710
+  _globals['_LISTRUNSREQUEST']._serialized_end=727
+  _globals['_LISTRUNSREPLY']._serialized_start=729
+  _globals['_LISTRUNSREPLY']._serialized_end=793
+  _globals['_RUNSTATUS']._serialized_start=796
+  _globals['_RUNSTATUS']._serialized_end=1286
+  _globals['_EXCHANGESTATUS']._serialized_start=1289
+  _globals['_EXCHANGESTATUS']._serialized_end=1436
+  _globals['_EXPORTMODELREQUEST']._serialized_start=1438
+  _globals['_EXPORTMODELREQUEST']._serialized_end=1495
+  _globals['_EXPORTHEADER']._serialized_start=1497
+  _globals['_EXPORTHEADER']._serialized_end=1617
+  _globals['_EXPORTMODELREPLY']._serialized_start=1619
+  _globals['_EXPORTMODELREPLY']._serialized_end=1735
+  _globals['_OPERATOR']._serialized_start=1738
+  _globals['_OPERATOR']._serialized_end=2495
 # @@protoc_insertion_point(module_scope)

@@ -13,7 +13,7 @@ class ListSitesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class SiteInfo(_message.Message):
-    __slots__ = ("site_id", "certificate_fingerprint", "admitted_ms", "certificate_expires_ms", "connected", "last_seen_ms", "software_version")
+    __slots__ = ("site_id", "certificate_fingerprint", "admitted_ms", "certificate_expires_ms", "connected", "last_seen_ms", "software_version", "state")
     SITE_ID_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_MS_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class SiteInfo(_message.Message):
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_MS_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     site_id: str
     certificate_fingerprint: str
     admitted_ms: int
@@ -28,7 +29,8 @@ class SiteInfo(_message.Message):
     connected: bool
     last_seen_ms: int
     software_version: str
-    def __init__(self, site_id: _Optional[str] = ..., certificate_fingerprint: _Optional[str] = ..., admitted_ms: _Optional[int] = ..., certificate_expires_ms: _Optional[int] = ..., connected: _Optional[bool] = ..., last_seen_ms: _Optional[int] = ..., software_version: _Optional[str] = ...) -> None: ...
+    state: str
+    def __init__(self, site_id: _Optional[str] = ..., certificate_fingerprint: _Optional[str] = ..., admitted_ms: _Optional[int] = ..., certificate_expires_ms: _Optional[int] = ..., connected: _Optional[bool] = ..., last_seen_ms: _Optional[int] = ..., software_version: _Optional[str] = ..., state: _Optional[str] = ...) -> None: ...
 
 class ListSitesReply(_message.Message):
     __slots__ = ("federation_id", "sites")
@@ -79,7 +81,7 @@ class ListRunsReply(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[RunStatus, _Mapping]]] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run_id", "plan_name", "plan_hash", "state", "round", "rounds", "attempt", "round_state", "joined", "cohort", "delivered", "deadline_ms", "model_hash", "reason", "exchange", "method")
+    __slots__ = ("run_id", "plan_name", "plan_hash", "state", "round", "rounds", "attempt", "round_state", "joined", "cohort", "delivered", "deadline_ms", "model_hash", "reason", "exchange", "method", "roster", "approved", "refused")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_NAME_FIELD_NUMBER: _ClassVar[int]
     PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +98,9 @@ class RunStatus(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
+    APPROVED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     plan_name: str
     plan_hash: bytes
@@ -112,7 +117,10 @@ class RunStatus(_message.Message):
     reason: str
     exchange: ExchangeStatus
     method: str
-    def __init__(self, run_id: _Optional[str] = ..., plan_name: _Optional[str] = ..., plan_hash: _Optional[bytes] = ..., state: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., attempt: _Optional[int] = ..., round_state: _Optional[str] = ..., joined: _Optional[_Iterable[str]] = ..., cohort: _Optional[_Iterable[str]] = ..., delivered: _Optional[_Iterable[str]] = ..., deadline_ms: _Optional[int] = ..., model_hash: _Optional[bytes] = ..., reason: _Optional[str] = ..., exchange: _Optional[_Union[ExchangeStatus, _Mapping]] = ..., method: _Optional[str] = ...) -> None: ...
+    roster: _containers.RepeatedScalarFieldContainer[str]
+    approved: _containers.RepeatedScalarFieldContainer[str]
+    refused: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run_id: _Optional[str] = ..., plan_name: _Optional[str] = ..., plan_hash: _Optional[bytes] = ..., state: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., attempt: _Optional[int] = ..., round_state: _Optional[str] = ..., joined: _Optional[_Iterable[str]] = ..., cohort: _Optional[_Iterable[str]] = ..., delivered: _Optional[_Iterable[str]] = ..., deadline_ms: _Optional[int] = ..., model_hash: _Optional[bytes] = ..., reason: _Optional[str] = ..., exchange: _Optional[_Union[ExchangeStatus, _Mapping]] = ..., method: _Optional[str] = ..., roster: _Optional[_Iterable[str]] = ..., approved: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExchangeStatus(_message.Message):
     __slots__ = ("exchange_id", "state", "consented", "delivered", "reason")
