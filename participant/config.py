@@ -58,6 +58,16 @@ class Home:
         return self.path / "request.pem"
 
     @property
+    def enrolment(self) -> Path:
+        """Which invitation the site goes by, and whether it has been answered."""
+        return self.path / "enrolment.json"
+
+    @property
+    def policy(self) -> Path:
+        """The site's own limits; without the file the defaults hold."""
+        return self.path / "policy.toml"
+
+    @property
     def database(self) -> Path:
         return self.path / "site.sqlite3"
 
