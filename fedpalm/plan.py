@@ -163,7 +163,7 @@ class Plan(Settings):
         """Parse and validate. Raises ConfigError naming every wrong key."""
         try:
             values = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"plan: not JSON: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError("plan: not a JSON object")

@@ -1,0 +1,159 @@
+"""Whatever comes in: every parser of the project answers with its value or a FedPalmError.
+
+`make fuzz-wire` runs this folder with at least 100,000 inputs and prints how many each target took.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import random
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from fedpalm.errors import FedPalmError
+from fedpalm.exchange.consent import SignedConsent
+from fedpalm.exchange.sealing import SealedExpert
+from fedpalm.ledger.entries import Entry
+from fedpalm.pki.bundle import chain_from_pem
+from fedpalm.pki.identity import Identity
+from fedpalm.pki.request import parse_request, verify_request
+from fedpalm.pki.statement import SignedStatement
+from fedpalm.plan import Plan
+from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
+from fedpalm.rounds.manifest import Countersignature, RoundManifest
+from fedpalm.rounds.receipt import PayloadReceipt
+from fedpalm.wire import consents, membership, statements
+from fedpalm.wire.limits import parse_message
+from fedpalm.wire.v1 import federation_pb2, membership_pb2, operator_pb2
+
+from . import samples
+from .inputs import COPIES, INPUTS, MAX_GROWTH_MIB, Tally, broken, json_bytes, messages
+
+MODULES = (federation_pb2, membership_pb2, operator_pb2)
+KINDS: list[type[Message]] = [
+    getattr(module, name) for module in MODULES for name in module.DESCRIPTOR.message_types_by_name
+]
+SHARE = INPUTS // 3
+"""A third each: messages, documents, and calls (test_rpc.py)."""
+
+
+def _examples(of: int) -> int:
+    return max(1, -(-SHARE // (of * COPIES)))
+
+
+def _fuzz(examples: int) -> Callable[[Any], Any]:
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def _try(tally: Tally, parse: Callable[[bytes], object], data: bytes) -> None:
+    tally.inputs += 1
+    try:
+        parse(data)
+    except FedPalmError:
+        tally.refused += 1
+    else:
+        tally.taken += 1
+
+
+@pytest.fixture(scope="module")
+def tally() -> Iterator[Tally]:
+    """One for the folder: what it costs in memory shows over all inputs."""
+    counted = Tally()
+    yield counted
+    gc.collect()
+    sys.stdout.write(
+        f"\nparsers: {counted.inputs} inputs, {counted.refused} refused, {counted.taken} taken, "
+        f"{counted.growth_mib():+.1f} MiB\n"
+    )
+    assert counted.growth_mib() < MAX_GROWTH_MIB
+
+
+def _use(message: Message) -> None:
+    """What the programs do with the nested documents of a message that keeps its limits."""
+    for spec, value in message.ListFields():
+        for item in value if spec.is_repeated else [value]:
+            if isinstance(item, federation_pb2.SignedStatement):
+                consents.from_wire(item)
+                statements.from_wire(item)
+            elif isinstance(item, membership_pb2.IssuedCertificate):
+                membership.issued_from_wire(item)
+            elif isinstance(item, membership_pb2.TrustBundle):
+                membership.trust_from_wire(item)
+            elif isinstance(item, Message):
+                _use(item)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.DESCRIPTOR.name)
+def test_a_message_is_taken_or_refused(kind: type[Message], tally: Tally) -> None:
+    @_fuzz(_examples(len(KINDS)))
+    @given(messages(kind), st.integers(0, 2**32))
+    def run(message: Message, seed: int) -> None:
+        for data in broken(message.SerializeToString(), random.Random(seed)):
+            _try(tally, lambda raw: _use(parse_message(kind.FromString, raw)), data)
+
+    run()
+
+
+def _text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
+    return lambda data: parse(data.decode("utf-8", "replace"))
+
+
+PARSERS: dict[str, tuple[Callable[[bytes], object], Callable[[], bytes]]] = {
+    "signed statement": (SignedStatement.from_bytes, lambda: samples.manifest().to_bytes()),
+    **{
+        kind.__name__: (
+            lambda data, kind=kind: kind.read(samples.saying(data)),  # type: ignore[misc]
+            sample,
+        )
+        for kind, sample in (
+            (PlanOffer, lambda: samples.offer().statement),
+            (PlanAnswer, lambda: samples.answer().statement),
+            (RoundManifest, lambda: samples.manifest().statement),
+            (Countersignature, lambda: samples.countersignature().statement),
+            (PayloadReceipt, lambda: samples.receipt().statement),
+        )
+    },
+    "consent": (SignedConsent.from_bytes, lambda: samples.consent().to_bytes()),
+    "log entry": (Entry.from_bytes, samples.entry),
+    "plan": (Plan.from_bytes, lambda: samples.plan().to_bytes()),
+    "sealed expert": (SealedExpert.from_bytes, samples.sealed),
+    "request": (lambda data: verify_request(parse_request(data)), samples.request),
+    "certificates": (lambda data: chain_from_pem(data, "fuzz"), samples.chain),
+    "identity": (_text(Identity.from_uri), lambda: b"spiffe://fuzz/participant/north"),
+}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_a_document_is_taken_or_refused(name: str, tally: Tally) -> None:
+    parse, sample = PARSERS[name]
+    good = sample()
+    parse(good)
+
+    @_fuzz(_examples(len(PARSERS)))
+    @given(st.just(good) | st.just(good) | json_bytes() | st.binary(), st.integers(0, 2**32))
+    def run(data: bytes, seed: int) -> None:
+        for copy in broken(data, random.Random(seed)):
+            _try(tally, parse, copy)
+
+    run()
+
+
+def test_every_module_of_the_contract_is_covered() -> None:
+    folder = importlib.import_module("fedpalm.wire.v1").__path__[0]
+    from pathlib import Path
+
+    found = {path.stem for path in Path(folder).glob("*_pb2.py")} - {"limits_pb2"}
+    assert found == {module.__name__.rpartition(".")[2] for module in MODULES}
