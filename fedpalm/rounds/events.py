@@ -35,6 +35,15 @@ class SiteLeft:
 
 
 @dataclass(frozen=True)
+class SiteExpelled:
+    """The site takes part no more until it joins anew: revoked, or its approval of the plan is gone."""
+
+    site: str
+    reason: str
+    at_ms: int
+
+
+@dataclass(frozen=True)
 class JoinDeadline:
     """The time to wait for the whole roster is over."""
 
@@ -91,6 +100,7 @@ class Restarted:
 RoundInput = (
     SiteJoined
     | SiteLeft
+    | SiteExpelled
     | JoinDeadline
     | CohortPersisted
     | UpdateAccepted

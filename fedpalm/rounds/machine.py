@@ -3,11 +3,15 @@
     open --all joined, or quorum at the join deadline--> cohort_sealed --persisted--> collecting
     collecting --all delivered, or quorum at the round deadline--> aggregating --> committed
     open, cohort_sealed, collecting, aggregating --too few, failure, abort--> aborted
+    cohort_sealed, collecting --expelled, fewer than quorum left--> aborted
+    aggregating --expelled, and its update is in the sum--> aborted
 
 A round is an immutable value; :func:`step` returns the next one and the effects that its keeper
 carries out *after* it has stored the value. Whatever the table does not name is an error. An update is
 accepted once: again with the same hash it changes nothing, with another hash it is refused, and after
-the survivor set is fixed it is stale. Who is present is not stored: after a restart nobody is.
+the survivor set is fixed it is stale. Who is present is not stored: after a restart nobody is. A site
+that is expelled stays in the cohort, which a signed manifest names, but its update does not count; the
+rest does not wait for it. It counts again from the next attempt on that it joins.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from .events import (
     RoundInput,
     RoundRef,
     SendTrain,
+    SiteExpelled,
     SiteJoined,
     SiteLeft,
     StartTimer,
@@ -63,7 +68,11 @@ class RoundTerms:
 
 @dataclass(frozen=True)
 class Round:
-    """One attempt. ``model_hash`` is the model it starts from; ``result`` the one it committed."""
+    """One attempt. ``model_hash`` is the model it starts from; ``result`` the one it committed.
+
+    ``cohort`` is as sealed; ``expelled`` are sites of it, or of the roster, that this attempt goes on
+    without.
+    """
 
     terms: RoundTerms
     ref: RoundRef
@@ -71,6 +80,7 @@ class Round:
     state: RoundState = RoundState.OPEN
     present: frozenset[str] = frozenset()
     cohort: tuple[str, ...] = ()
+    expelled: frozenset[str] = frozenset()
     delivered: Mapping[str, str] = field(default_factory=dict)
     deadline_ms: int = 0
     result: str = ""
@@ -79,7 +89,17 @@ class Round:
     @property
     def survivors(self) -> tuple[str, ...]:
         """Sites whose update counts, sorted."""
-        return tuple(sorted(self.delivered))
+        return tuple(sorted(self.delivered.keys() - self.expelled))
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        """Sites whose presence seals the cohort without waiting for the join deadline."""
+        return self.terms.roster - self.expelled
+
+    @property
+    def remaining(self) -> tuple[str, ...]:
+        """The cohort without those expelled, sorted."""
+        return tuple(site for site in self.cohort if site not in self.expelled)
 
     @property
     def over(self) -> bool:
@@ -93,6 +113,7 @@ class Round:
             "model_hash": self.model_hash,
             "state": self.state.value,
             "cohort": list(self.cohort),
+            "expelled": sorted(self.expelled),
             "delivered": dict(sorted(self.delivered.items())),
             "deadline_ms": self.deadline_ms,
             "result": self.result,
@@ -108,6 +129,7 @@ class Round:
             model_hash=values["model_hash"],
             state=RoundState(values["state"]),
             cohort=tuple(values["cohort"]),
+            expelled=frozenset(values["expelled"]),
             delivered=dict(values["delivered"]),
             deadline_ms=values["deadline_ms"],
             result=values["result"],
@@ -119,12 +141,24 @@ Step = tuple[Round, Effects]
 
 
 def open_round(
-    terms: RoundTerms, ref: RoundRef, model_hash: str, present: frozenset[str], at_ms: int
+    terms: RoundTerms,
+    ref: RoundRef,
+    model_hash: str,
+    present: frozenset[str],
+    at_ms: int,
+    expelled: frozenset[str] = frozenset(),
 ) -> Step:
-    """A new attempt; the cohort is sealed at once if the whole roster is present."""
+    """A new attempt; the cohort is sealed at once if the whole roster is present, less those expelled."""
     deadline_ms = at_ms + terms.join_deadline_ms
-    fresh = Round(terms, ref, model_hash, present=present & terms.roster, deadline_ms=deadline_ms)
-    if fresh.present == terms.roster:
+    fresh = Round(
+        terms,
+        ref,
+        model_hash,
+        present=(present & terms.roster) - expelled,
+        expelled=expelled,
+        deadline_ms=deadline_ms,
+    )
+    if _complete(fresh):
         return _seal(fresh)
     return fresh, (StartTimer(ref, TimerKind.JOIN, deadline_ms),)
 
@@ -144,6 +178,11 @@ def step(current: Round, received: RoundInput) -> Step:
             safe="the round is unchanged",
         )
     return handler(current, received)
+
+
+def _complete(current: Round) -> bool:
+    """Is everybody here that can be waited for? Too few wait until the deadline: one may come back."""
+    return current.present == current.awaited and len(current.present) >= current.terms.quorum
 
 
 def _seal(current: Round) -> Step:
@@ -177,8 +216,12 @@ def _ignore(current: Round, _: RoundInput) -> Step:
 
 def _join_open(current: Round, received: SiteJoined) -> Step:
     _check_roster(current, received.site)
-    joined = replace(current, present=current.present | {received.site})
-    return _seal(joined) if joined.present == joined.terms.roster else (joined, ())
+    joined = replace(
+        current,
+        present=current.present | {received.site},
+        expelled=current.expelled - {received.site},
+    )
+    return _seal(joined) if _complete(joined) else (joined, ())
 
 
 def _join_later(current: Round, received: SiteJoined) -> Step:
@@ -188,11 +231,51 @@ def _join_later(current: Round, received: SiteJoined) -> Step:
 
 def _join_collecting(current: Round, received: SiteJoined) -> Step:
     joined, _ = _join_later(current, received)
-    owed = received.site in current.cohort and received.site not in current.delivered
+    owed = received.site in current.remaining and received.site not in current.delivered
     return joined, ((_train(current, (received.site,)),) if owed else ())
 
 
 def _leave(current: Round, received: SiteLeft) -> Step:
+    return replace(current, present=current.present - {received.site}), ()
+
+
+def _without(current: Round, site: str) -> Round:
+    return replace(current, present=current.present - {site}, expelled=current.expelled | {site})
+
+
+def _expel_open(current: Round, received: SiteExpelled) -> Step:
+    rest = _without(current, received.site)
+    return _seal(rest) if _complete(rest) else (rest, ())
+
+
+def _expel_sealed(current: Round, received: SiteExpelled) -> Step:
+    rest = _without(current, received.site)
+    if len(rest.remaining) < rest.terms.quorum:
+        return _close(
+            rest,
+            f"site {received.site} was expelled ({received.reason}): {len(rest.remaining)} of "
+            f"{len(rest.cohort)} sites remain, quorum {rest.terms.quorum}",
+        )
+    return rest, ()
+
+
+def _expel_collecting(current: Round, received: SiteExpelled) -> Step:
+    rest, effects = _expel_sealed(current, received)
+    return _aggregate(rest) if not rest.over and _all_delivered(rest) else (rest, effects)
+
+
+def _expel_aggregating(current: Round, received: SiteExpelled) -> Step:
+    """A sum that holds its update is thrown away: a term cannot be taken out of it again."""
+    if received.site not in current.survivors:
+        return _without(current, received.site), ()
+    return _close(
+        current,
+        f"site {received.site} was expelled ({received.reason}) while its update was being summed",
+    )
+
+
+def _expel_over(current: Round, received: SiteExpelled) -> Step:
+    """What was committed with its update stays committed."""
     return replace(current, present=current.present - {received.site}), ()
 
 
@@ -210,7 +293,7 @@ def _collect(current: Round, received: CohortPersisted) -> Step:
     deadline_ms = received.at_ms + current.terms.round_deadline_ms
     collecting = replace(current, state=RoundState.COLLECTING, deadline_ms=deadline_ms)
     timer = StartTimer(current.ref, TimerKind.ROUND, deadline_ms)
-    return collecting, (timer, _train(collecting, current.cohort))
+    return collecting, (timer, _train(collecting, current.remaining))
 
 
 def _accept(current: Round, received: UpdateAccepted) -> Step:
@@ -221,9 +304,19 @@ def _accept(current: Round, received: UpdateAccepted) -> Step:
         )
     if site in current.delivered:
         return _accept_again(current, received)
+    if site in current.expelled:
+        raise StaleRoundError(
+            f"site {site} was expelled from {current.ref}",
+            safe="its update does not count in this attempt",
+            next_step="approve the plan and join the run again; it takes part from the next attempt on",
+        )
     delivered = {**current.delivered, site: received.payload_hash}
     updated = replace(current, delivered=delivered)
-    return _aggregate(updated) if len(delivered) == len(current.cohort) else (updated, ())
+    return _aggregate(updated) if _all_delivered(updated) else (updated, ())
+
+
+def _all_delivered(current: Round) -> bool:
+    return len(current.survivors) == len(current.remaining)
 
 
 def _accept_again(current: Round, received: UpdateAccepted) -> Step:
@@ -244,11 +337,11 @@ def _accept_again(current: Round, received: UpdateAccepted) -> Step:
 
 
 def _round_deadline(current: Round, _: RoundDeadline) -> Step:
-    if len(current.delivered) >= current.terms.quorum:
+    if len(current.survivors) >= current.terms.quorum:
         return _aggregate(current)
     return _close(
         current,
-        f"{len(current.delivered)} of {len(current.cohort)} sites delivered in time, "
+        f"{len(current.survivors)} of {len(current.cohort)} sites delivered in time, "
         f"quorum {current.terms.quorum}",
     )
 
@@ -307,6 +400,12 @@ _TABLE: dict[tuple[RoundState, type], _Handler] = {
     (_DONE, SiteJoined): _join_later,
     (_GONE, SiteJoined): _join_later,
     **{(state, SiteLeft): _leave for state in RoundState},
+    (_O, SiteExpelled): _expel_open,
+    (_S, SiteExpelled): _expel_sealed,
+    (_C, SiteExpelled): _expel_collecting,
+    (_A, SiteExpelled): _expel_aggregating,
+    (_DONE, SiteExpelled): _expel_over,
+    (_GONE, SiteExpelled): _expel_over,
     (_O, JoinDeadline): _join_deadline,
     **{(state, JoinDeadline): _ignore for state in RoundState if state is not _O},
     (_S, CohortPersisted): _collect,

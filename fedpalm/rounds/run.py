@@ -4,6 +4,8 @@
     running --an attempt aborted--> running (next attempt) or paused (max_attempts in a row)
     running --Pause--> paused --Resume--> running;   created, running, paused --AbortRun--> aborted
 
+Sites join as soon as the run exists, and may be expelled from it; one that joins again is back.
+
 A run holds its current round, so one stored value is the whole truth and every advance is atomic:
 the commit of round r and the opening of round r + 1 are one transition.
 """
@@ -23,6 +25,7 @@ from .events import (
     Restarted,
     RoundInput,
     RoundRef,
+    SiteExpelled,
     SiteJoined,
     SiteLeft,
     UpdateAccepted,
@@ -61,7 +64,7 @@ class RunTerms:
         )
 
 
-# --- inputs (besides SiteJoined, SiteLeft and Restarted) ------------------------------------------
+# --- inputs (besides SiteJoined, SiteLeft, SiteExpelled and Restarted) ----------------------------
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,9 @@ class InRound:
     at_ms: int
 
 
-RunInput = Start | Resume | Pause | AbortRun | InRound | SiteJoined | SiteLeft | Restarted
+RunInput = (
+    Start | Resume | Pause | AbortRun | InRound | SiteJoined | SiteLeft | SiteExpelled | Restarted
+)
 
 
 # --- effects (besides the round's) ----------------------------------------------------------------
@@ -109,7 +114,7 @@ RunInput = Start | Resume | Pause | AbortRun | InRound | SiteJoined | SiteLeft |
 
 @dataclass(frozen=True)
 class OfferRun:
-    """Tell the roster that the run has begun."""
+    """Tell the roster again that there is this run: who has not joined may."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +146,17 @@ RunEffects = tuple[RunEffect, ...]
 
 @dataclass(frozen=True)
 class Run:
-    """State of a run. ``failures`` counts aborted attempts in a row since the last resume."""
+    """State of a run. ``failures`` counts aborted attempts in a row since the last resume.
+
+    ``joined`` are those that take part, connected or not; ``expelled`` those that nobody waits for.
+    """
 
     terms: RunTerms
     model_hash: str
     state: RunState = RunState.CREATED
     failures: int = 0
     joined: frozenset[str] = frozenset()
+    expelled: frozenset[str] = frozenset()
     present: frozenset[str] = frozenset()
     current: Round | None = None
     reason: str = ""
@@ -163,6 +172,7 @@ class Run:
             "state": self.state.value,
             "failures": self.failures,
             "joined": sorted(self.joined),
+            "expelled": sorted(self.expelled),
             "current": self.current.to_json() if self.current else None,
             "reason": self.reason,
         }
@@ -177,6 +187,7 @@ class Run:
             state=RunState(values["state"]),
             failures=values["failures"],
             joined=frozenset(values["joined"]),
+            expelled=frozenset(values["expelled"]),
             current=Round.from_json(current, terms.round) if current else None,
             reason=values["reason"],
         )
@@ -204,7 +215,9 @@ def advance(run: Run, received: RunInput) -> Advance:
 
 
 def _open(run: Run, ref: RoundRef, at_ms: int) -> Advance:
-    current, effects = open_round(run.terms.round, ref, run.model_hash, run.present, at_ms)
+    current, effects = open_round(
+        run.terms.round, ref, run.model_hash, run.present, at_ms, run.expelled
+    )
     return replace(run, current=current), (RoundOpened(ref), *effects)
 
 
@@ -253,7 +266,12 @@ def _join(run: Run, received: SiteJoined) -> Advance:
         raise NotOnRosterError(f"site {site} is not on the roster", safe="the run is unchanged")
     if site in run.present:
         return run, ()
-    joined = replace(run, joined=run.joined | {site}, present=run.present | {site})
+    joined = replace(
+        run,
+        joined=run.joined | {site},
+        present=run.present | {site},
+        expelled=run.expelled - {site},
+    )
     if joined.current is None:
         return joined, ()
     current, effects = step(joined.current, received)
@@ -268,14 +286,34 @@ def _leave(run: Run, received: SiteLeft) -> Advance:
     return replace(left, current=current), effects
 
 
+def _expel(run: Run, received: SiteExpelled) -> Advance:
+    site = received.site
+    if site not in run.terms.round.roster:
+        raise NotOnRosterError(f"site {site} is not on the roster", safe="the run is unchanged")
+    rest = replace(
+        run,
+        joined=run.joined - {site},
+        present=run.present - {site},
+        expelled=run.expelled | {site},
+    )
+    if rest.current is None:
+        return rest, ()
+    return _after(rest, rest.current, received, received.at_ms)
+
+
 def _in_round(run: Run, received: InRound) -> Advance:
     current = _current(run)
     if received.ref != current.ref:
         return _late(run, received)
-    moved, effects = step(current, received.input)
+    return _after(run, current, received.input, received.at_ms)
+
+
+def _after(run: Run, current: Round, received: RoundInput, at_ms: int) -> Advance:
+    """The run after its round took an input, and what follows if that ended the round."""
+    moved, effects = step(current, received)
     after = replace(run, current=moved)
     if moved.over and not current.over:
-        after, more = _settle(after, moved, received.at_ms)
+        after, more = _settle(after, moved, at_ms)
         return after, (*effects, *more)
     return after, effects
 
@@ -330,6 +368,7 @@ _TABLE: dict[tuple[RunState, type], _Handler] = {
     (RunState.PAUSED, Resume): _resume,
     **{(state, SiteJoined): _join for state in RunState},
     **{(state, SiteLeft): _leave for state in RunState},
+    **{(state, SiteExpelled): _expel for state in RunState},
     **{(state, InRound): _in_round for state in RunState if state is not RunState.CREATED},
     **{(state, Restarted): _restart for state in RunState},
 }

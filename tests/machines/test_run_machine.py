@@ -25,6 +25,7 @@ from fedpalm.rounds.events import (
     RoundInput,
     RoundRef,
     SendTrain,
+    SiteExpelled,
     SiteJoined,
     SiteLeft,
     StartTimer,
@@ -74,6 +75,9 @@ class RunUnderFire(RuleBasedStateMachine):
         self.cohorts: dict[RoundRef, tuple[str, ...]] = {}
         self.told: dict[RoundRef, set[str]] = {}
         self.receipts: dict[tuple[RoundRef, str], str] = {}
+        self.summed: dict[RoundRef, tuple[str, ...]] = {}
+        self.barred: dict[RoundRef, set[str]] = {}
+        self.out: set[str] = set()
         self.endings = 0
 
     def now_ms(self) -> int:
@@ -81,6 +85,14 @@ class RunUnderFire(RuleBasedStateMachine):
 
     def feed(self, received: RunInput) -> None:
         run, effects = advance(self.run, received)
+        match received:
+            case SiteJoined(site=site):
+                self.out.discard(site)
+            case SiteExpelled(site=site):
+                self.out.add(site)
+                before = self.run.current
+                if before is not None and before.cohort and not before.over:
+                    self.barred.setdefault(before.ref, set()).add(site)
         self.journal.append(received)
         self.stored = json.dumps(run.to_json())
         self.run = run
@@ -96,17 +108,21 @@ class RunUnderFire(RuleBasedStateMachine):
             case StartTimer():
                 self.timer = effect
             case PersistCohort(ref=ref, cohort=cohort):
+                assert ref in self.cohorts or not set(cohort) & self.out
                 assert self.cohorts.setdefault(ref, cohort) == cohort
                 self.feed(self.within(CohortPersisted(self.now_ms()), ref))
             case SendTrain(ref=ref, sites=asked):
-                assert set(asked) <= set(self.cohorts[ref])
+                assert set(asked) <= set(self.cohorts[ref]) - self.barred.get(ref, set())
                 self.told.setdefault(ref, set()).update(asked)
             case Aggregate(ref=ref, survivors=survivors):
                 assert set(survivors) <= set(self.cohorts[ref])
                 assert len(survivors) >= QUORUM
                 assert {(ref, site) for site in survivors} <= set(self.receipts)
+                assert not set(survivors) & self.barred.get(ref, set())
                 self.sums.append(effect)
+                self.summed[ref] = survivors
             case PublishModel(ref=ref):
+                assert not set(self.summed[ref]) & self.barred.get(ref, set())
                 self.commits[ref.round] += 1
             case CloseRound(model_hash=model_hash):
                 assert model_hash == self.run.model_hash
@@ -140,6 +156,11 @@ class RunUnderFire(RuleBasedStateMachine):
     def leave(self, site: str) -> None:
         self.feed(SiteLeft(site))
 
+    @rule(site=sites, reason=st.sampled_from(["revoked", "refused the plan"]))
+    def expel(self, site: str, reason: str) -> None:
+        """The operator revokes a site, or its answer to the plan is now no."""
+        self.feed(SiteExpelled(site, reason, self.now_ms()))
+
     @rule(site=sites, content=st.sampled_from(["x", "y"]), stale=st.booleans())
     def deliver(self, site: str, content: str, stale: bool) -> None:
         ref = self.current.ref
@@ -149,6 +170,11 @@ class RunUnderFire(RuleBasedStateMachine):
             self.feed(self.within(UpdateAccepted(site, content), ref))
         except StateError:
             assert self.receipts.get((ref, site)) != content
+            assert (
+                ref != self.current.ref
+                or self.current.state != "collecting"
+                or ((ref, site) in self.receipts or site in self.barred.get(ref, set()))
+            )
         except Exception as refusal:
             assert site not in self.current.cohort, refusal
         else:
@@ -158,14 +184,14 @@ class RunUnderFire(RuleBasedStateMachine):
     @rule()
     def deliver_all(self) -> None:
         ref = self.current.ref
-        for site in self.current.cohort:
+        for site in self.current.remaining:
             content = self.receipts.get((ref, site), "x")
             self.feed(self.within(UpdateAccepted(site, content), ref))
 
     @precondition(lambda self: self.run.current and self.run.current.delivered)
     @rule(data=st.data())
     def deliver_something_else(self, data: st.DataObject) -> None:
-        site = data.draw(st.sampled_from(self.current.survivors))
+        site = data.draw(st.sampled_from(sorted(self.current.delivered)))
         try:
             self.feed(self.within(UpdateAccepted(site, "other")))
         except StateError:
@@ -234,6 +260,16 @@ class RunUnderFire(RuleBasedStateMachine):
         assert set(current.delivered) <= set(current.cohort) <= set(ROSTER)
         if current.state in (RoundState.AGGREGATING, RoundState.COMMITTED):
             assert len(current.survivors) >= QUORUM
+
+    @invariant()
+    def who_is_out_is_not_waited_for_and_does_not_count(self) -> None:
+        assert self.run.expelled == self.out
+        assert not self.out & (self.run.joined | self.run.present)
+        current = self.run.current
+        if current is not None and not current.over and current.cohort:
+            assert not set(current.survivors) & self.barred.get(current.ref, set())
+            if current.state is not RoundState.AGGREGATING:
+                assert len(current.remaining) >= QUORUM
 
     @invariant()
     def receipts_are_kept(self) -> None:

@@ -23,6 +23,7 @@ from fedpalm.rounds.events import (
     RoundInput,
     RoundRef,
     SendTrain,
+    SiteExpelled,
     SiteJoined,
     SiteLeft,
     StartTimer,
@@ -164,6 +165,106 @@ def test_a_site_that_comes_back_is_asked_again_unless_it_delivered() -> None:
 
 def test_a_site_that_missed_the_seal_is_not_asked() -> None:
     assert step(collecting("a", "b"), SiteJoined("c"))[1] == ()
+
+
+def gone(site: str) -> SiteExpelled:
+    return SiteExpelled(site, "revoked", at_ms=700)
+
+
+def test_the_cohort_is_sealed_without_a_site_that_was_expelled() -> None:
+    sealed, effects = drive(opened(), *(SiteJoined(site) for site in "abc"), gone("d"))
+    assert effects == (PersistCohort(REF, ("a", "b", "c")),)
+    assert sealed.state is RoundState.COHORT_SEALED
+    _, effects = open_round(TERMS, REF, "m0", ALL, at_ms=100, expelled=frozenset("ab"))
+    assert effects == (PersistCohort(REF, ("c", "d")),)
+
+
+def test_too_few_that_can_come_are_waited_for_until_the_join_deadline() -> None:
+    current, effects = open_round(TERMS, REF, "m0", ALL, at_ms=100, expelled=frozenset("abc"))
+    assert effects == (StartTimer(REF, TimerKind.JOIN, 1_100),)
+    back, effects = step(current, SiteJoined("a"))
+    assert effects == (PersistCohort(REF, ("a", "d")),)
+    assert back.expelled == frozenset("bc")
+
+
+def test_an_update_of_an_expelled_site_does_not_count_and_the_rest_is_summed() -> None:
+    current, effects = drive(
+        collecting("a", "b", "c"),
+        UpdateAccepted("b", "h-b"),
+        UpdateAccepted("c", "h-c"),
+        gone("a"),
+    )
+    assert effects == (Aggregate(REF, ("b", "c"), "m0"),)
+    current, effects = drive(
+        collecting("a", "b", "c"), UpdateAccepted("a", "h-a"), gone("a"),
+        UpdateAccepted("b", "h-b"), UpdateAccepted("c", "h-c"),
+    )  # fmt: skip
+    assert effects == (Aggregate(REF, ("b", "c"), "m0"),)
+    assert current.cohort == ("a", "b", "c")
+    assert current.survivors == ("b", "c")
+
+
+def test_an_expelled_site_is_refused_and_not_asked_again_in_this_attempt() -> None:
+    current, _ = drive(collecting("a", "b", "c"), gone("a"))
+    with pytest.raises(StaleRoundError, match="expelled"):
+        step(current, UpdateAccepted("a", "h-a"))
+    assert step(current, SiteJoined("a"))[1] == ()
+    assert current.expelled == {"a"}
+
+
+def test_an_expulsion_between_seal_and_store_asks_the_others_only() -> None:
+    sealed, _ = drive(opened(), *(SiteJoined(site) for site in "abcd"))
+    _, effects = drive(sealed, gone("b"), CohortPersisted(at_ms=500))
+    assert effects[1] == SendTrain(REF, ("a", "c", "d"), "m0", 9_500)
+
+
+@pytest.mark.parametrize("delivered", [(), ("a",), ("b",)])
+def test_fewer_than_quorum_left_abort_the_attempt_at_once(delivered: tuple[str, ...]) -> None:
+    given = [UpdateAccepted(site, f"h-{site}") for site in delivered]
+    current, effects = drive(collecting("a", "b"), *given, gone("a"))
+    reason = "site a was expelled (revoked): 1 of 2 sites remain, quorum 2"
+    assert effects == (CloseRound(REF, False, "m0", reason),)
+    assert current.state is RoundState.ABORTED
+
+
+def test_an_expelled_site_does_not_make_the_quorum_at_the_deadline() -> None:
+    current, effects = drive(
+        collecting("a", "b", "c"), UpdateAccepted("a", "h-a"), gone("a"),
+        UpdateAccepted("b", "h-b"), RoundDeadline(),
+    )  # fmt: skip
+    assert current.state is RoundState.ABORTED
+    assert effects == (CloseRound(REF, False, "m0", "1 of 3 sites delivered in time, quorum 2"),)
+
+
+def test_a_sum_that_holds_an_expelled_sites_update_is_thrown_away() -> None:
+    summing, _ = drive(
+        collecting("a", "b", "c"),
+        UpdateAccepted("a", "h-a"), UpdateAccepted("b", "h-b"), RoundDeadline(),
+    )  # fmt: skip
+    still, effects = step(summing, gone("c"))
+    assert (still.state, effects) == (RoundState.AGGREGATING, ())
+    aborted, effects = step(still, gone("a"))
+    assert aborted.state is RoundState.ABORTED
+    assert [type(effect) for effect in effects] == [CloseRound]
+    assert step(aborted, Aggregated("m1")) == (aborted, ())
+
+
+def test_a_restart_sums_without_the_site_that_was_expelled_even_if_it_is_back() -> None:
+    summing, _ = drive(
+        collecting("a", "b", "c"), UpdateAccepted("a", "h-a"), gone("a"),
+        UpdateAccepted("b", "h-b"), UpdateAccepted("c", "h-c"), SiteJoined("a"),
+    )  # fmt: skip
+    back = Round.from_json(json.loads(json.dumps(summing.to_json())), TERMS)
+    assert step(back, RESTART)[1] == (Aggregate(REF, ("b", "c"), "m0"),)
+
+
+def test_what_was_committed_stays_committed() -> None:
+    done, _ = drive(
+        collecting("a", "b"),
+        UpdateAccepted("a", "h-a"), UpdateAccepted("b", "h-b"), Aggregated("m1"),
+    )  # fmt: skip
+    after, effects = step(done, gone("a"))
+    assert (after.survivors, after.state, effects) == (("a", "b"), RoundState.COMMITTED, ())
 
 
 def test_a_commit_publishes_then_closes() -> None:

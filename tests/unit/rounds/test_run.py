@@ -19,6 +19,7 @@ from fedpalm.rounds.events import (
     RoundInput,
     RoundRef,
     SendTrain,
+    SiteExpelled,
     SiteJoined,
     SiteLeft,
     StartTimer,
@@ -191,6 +192,52 @@ def test_a_site_that_joins_twice_is_asked_once() -> None:
 def test_a_stranger_cannot_join() -> None:
     with pytest.raises(NotOnRosterError):
         advance(started(), SiteJoined("mallory"))
+
+
+THREE = RunTerms(rounds=2, max_attempts=2, round=RoundTerms(frozenset("abc"), 2, 1_000, 9_000))
+
+
+def test_sites_join_before_the_start_and_the_first_cohort_is_sealed_at_once() -> None:
+    run, effects = drive(Run(TERMS, "m0"), SiteJoined("a"), SiteJoined("b"), Start(0))
+    assert effects[-1] == PersistCohort(RoundRef(1, 1), ("a", "b"))
+    assert run.current is not None and run.current.state is RoundState.COHORT_SEALED
+
+
+def test_later_cohorts_are_sealed_without_an_expelled_site_until_it_joins_again() -> None:
+    joined = [SiteJoined(site) for site in "abc"]
+    run, _ = drive(Run(THREE, "m0"), Start(0), *joined, in_round(1, 1, CohortPersisted(1)))
+    run, effects = drive(
+        run,
+        SiteExpelled("c", "revoked", 5),
+        in_round(1, 1, UpdateAccepted("a", "a1")),
+        in_round(1, 1, UpdateAccepted("b", "b1")),
+        in_round(1, 1, Aggregated("m1")),
+    )
+    assert effects[-1] == PersistCohort(RoundRef(2, 1), ("a", "b"))
+    assert (run.joined, run.expelled) == (frozenset("ab"), frozenset("c"))
+    back, effects = drive(run, in_round(2, 1, CohortPersisted(1)), SiteJoined("c"))
+    assert effects == ()
+    assert (back.joined, back.expelled) == (frozenset("abc"), frozenset())
+    assert back.current is not None and back.current.cohort == ("a", "b")
+
+
+def test_an_expulsion_that_ends_an_attempt_opens_the_next_one_which_waits() -> None:
+    run, _ = drive(started(), in_round(1, 1, CohortPersisted(1)))
+    run, effects = advance(run, SiteExpelled("b", "refused the plan", 5))
+    assert [type(effect) for effect in effects] == [CloseRound, RoundOpened, StartTimer]
+    assert run.current is not None and run.current.ref == RoundRef(1, 2)
+    _, effects = advance(run, SiteJoined("b"))
+    assert effects == (PersistCohort(RoundRef(1, 2), ("a", "b")),)
+
+
+def test_an_expulsion_is_kept_in_every_state_and_over_a_restart() -> None:
+    for before in (Run(TERMS, "m0"), started(), drive(started(), Pause("x"))[0]):
+        run, _ = advance(before, SiteExpelled("a", "revoked", 5))
+        back = Run.from_json(json.loads(json.dumps(run.to_json())), TERMS)
+        assert back.expelled == run.expelled == {"a"}
+        assert "a" not in run.joined
+    with pytest.raises(NotOnRosterError):
+        advance(started(), SiteExpelled("mallory", "revoked", 5))
 
 
 def test_a_run_read_back_goes_on_where_it_stood() -> None:
