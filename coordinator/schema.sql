@@ -13,7 +13,9 @@ CREATE TABLE sites (
     software_version TEXT NOT NULL DEFAULT ''    -- what it said in its last Hello
 ) STRICT;
 
--- Every leaf that the CA of this home has issued. Whoever calls must show one that is not over.
+-- Every leaf that the CA of this home has issued, in that order. Whoever calls must show one that is not
+-- over. A renewal ends nothing by itself, since its reply may be lost: the first call with the new
+-- certificate gives those before it an end, after an overlap.
 CREATE TABLE certificates (
     fingerprint   TEXT PRIMARY KEY,              -- SHA-256 of the DER bytes, as it is read aloud
     role          TEXT NOT NULL,                 -- as in the certificate
@@ -21,13 +23,14 @@ CREATE TABLE certificates (
     serial        TEXT NOT NULL,                 -- hex
     issued_ms     INTEGER NOT NULL,              -- when it was issued
     expires_ms    INTEGER NOT NULL,              -- its notAfter
-    over_ms       INTEGER NOT NULL DEFAULT 0,    -- from when it is not accepted any more (a renewal plus overlap, a
-                                                 -- revocation); 0: until it expires
+    used_ms       INTEGER NOT NULL DEFAULT 0,    -- first call with it; 0: none yet
+    over_ms       INTEGER NOT NULL DEFAULT 0,    -- from when it is not accepted any more; 0: until it expires
     why_over      TEXT NOT NULL DEFAULT ''       -- renewed | replaced | revoked
 ) STRICT;
 
 -- One-time invitations. state: open -> claimed -> issued | rejected; open, claimed -> cancelled; past
--- expires_ms an open or claimed one is over, too.
+-- expires_ms an open or claimed one is over, too. A decision can be asked for until a while after it was
+-- told.
 CREATE TABLE invitations (
     invitation_id TEXT PRIMARY KEY,              -- 16 random bytes, hex; not secret
     site          TEXT NOT NULL,                 -- the only name that it can be used for
@@ -38,7 +41,9 @@ CREATE TABLE invitations (
     request       BLOB,                          -- PEM request that claimed it
     claimed_ms    INTEGER NOT NULL DEFAULT 0,
     chain         BLOB,                          -- PEM of what was issued: leaf, then issuing CA
-    reason        TEXT NOT NULL DEFAULT ''       -- the operator's word, if rejected
+    reason        TEXT NOT NULL DEFAULT '',      -- the operator's word, if rejected
+    decided_ms    INTEGER NOT NULL DEFAULT 0,    -- when the operator approved or rejected
+    told_ms       INTEGER NOT NULL DEFAULT 0     -- first time that the decision was handed out; 0: not yet
 ) STRICT;
 
 CREATE TABLE runs (

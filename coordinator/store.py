@@ -9,28 +9,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fedpalm.errors import ConfigError, IntegrityError, NotFoundError, ResourceError
+from fedpalm.errors import ConfigError, IntegrityError, ResourceError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True)
-class SiteRow:
-    """An admitted site; see table ``sites``."""
-
-    site: str
-    fingerprint: str
-    admitted_ms: int
-    expires_ms: int
-    last_seen_ms: int
-    software_version: str
 
 
 class Store:
@@ -44,7 +31,7 @@ class Store:
         """Open the store, making it if it is not there.
 
         Raises:
-            ConfigError: the store was written by a newer version.
+            ConfigError: the store was written by a newer version, or by one that was never released.
             IntegrityError: the file is no such store, or is damaged.
         """
         connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
@@ -110,41 +97,10 @@ class Store:
         """Rows of a SELECT, as of now; the tables are STRICT, so columns have their declared types."""
         return self._connection.execute(sql, values).fetchall()
 
-    # --- sites ------------------------------------------------------------------------------------
-
-    def admit_site(self, site: str, fingerprint: str, *, admitted_ms: int, expires_ms: int) -> None:
-        """Let a site in under this certificate; an earlier one of its name stops being valid."""
-        with self.transaction("admission of a site") as db:
-            db.execute(
-                "INSERT INTO sites (site, fingerprint, admitted_ms, expires_ms) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (site) DO UPDATE SET fingerprint = excluded.fingerprint, "
-                "admitted_ms = excluded.admitted_ms, expires_ms = excluded.expires_ms",
-                (site, fingerprint, admitted_ms, expires_ms),
-            )
-
-    def sites(self) -> list[SiteRow]:
-        """All admitted sites, by name."""
-        rows = self._connection.execute(f"SELECT {_SITE_COLUMNS} FROM sites ORDER BY site")  # noqa: S608
-        return [SiteRow(*row) for row in rows]
-
-    def site(self, site: str) -> SiteRow:
-        """Raises NotFoundError for a site that was not admitted."""
-        row = self._connection.execute(
-            f"SELECT {_SITE_COLUMNS} FROM sites WHERE site = ?",  # noqa: S608
-            (site,),
-        ).fetchone()
-        if row is None:
-            raise NotFoundError(f"site {site} is not admitted to this federation")
-        return SiteRow(*row)
-
-    def site_seen(self, site: str, at_ms: int, software_version: str | None = None) -> None:
-        """The site's connection began or ended."""
-        with self.transaction("sighting of a site") as db:
-            db.execute(
-                "UPDATE sites SET last_seen_ms = ?, "
-                "software_version = COALESCE(?, software_version) WHERE site = ?",
-                (at_ms, software_version, site),
-            )
+    def outside_changes(self) -> int:
+        """A number that moves whenever another process, or another open store, has committed."""
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        return int(version)
 
     # --- what operators did -----------------------------------------------------------------------
 
@@ -153,11 +109,7 @@ class Store:
     ) -> None:
         """Record that an operator asked for something, before it is done."""
         with self.transaction("operator event") as db:
-            db.execute(
-                "INSERT INTO operator_events (at_ms, operator, action, run_id, detail) "
-                "VALUES (?, ?, ?, ?, ?)",
-                (at_ms, operator, action, run_id, detail),
-            )
+            record_operator_event(db, at_ms, operator, action, run_id, detail)
 
     # --- version ----------------------------------------------------------------------------------
 
@@ -172,6 +124,13 @@ class Store:
             )
         if version == SCHEMA_VERSION:
             return
+        if version:
+            raise ConfigError(
+                f"{self._name}: written by an unreleased version (store {version}, this program knows "
+                f"{SCHEMA_VERSION})",
+                safe="the store is unchanged",
+                next_step="make a new home: fedpalm-coordinator init --home DIR",
+            )
         schema = (resources.files(__package__) / "schema.sql").read_text(encoding="utf-8")
         # executescript would commit what is open, so the script brings its own transaction; two
         # processes may open a new home at once, and the second finds the work done.
@@ -187,4 +146,16 @@ class Store:
                 raise
 
 
-_SITE_COLUMNS = "site, fingerprint, admitted_ms, expires_ms, last_seen_ms, software_version"
+def record_operator_event(
+    db: sqlite3.Connection, at_ms: int, operator: str, action: str, subject: str, detail: str = ""
+) -> None:
+    """The row of what an operator asked for, inside the caller's transaction.
+
+    Args:
+        subject: the run or the site that it is about.
+    """
+    db.execute(
+        "INSERT INTO operator_events (at_ms, operator, action, run_id, detail) "
+        "VALUES (?, ?, ?, ?, ?)",
+        (at_ms, operator, action, subject, detail),
+    )
