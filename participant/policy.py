@@ -1,0 +1,180 @@
+"""``policy.toml``: the limits that a site will never exceed, whatever a plan or a person says."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Literal
+
+from pydantic import Field
+
+from fedpalm.errors import ConfigError, PolicyError
+from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES
+from fedpalm.methods.contribution import codec_for
+from fedpalm.plan import MAX_SITES, Plan
+from fedpalm.settings import Settings, load_toml
+
+from .config import Home
+
+BYTES_PER_MB = 10**6
+
+
+class Policy(Settings):
+    """The keys of ``policy.toml``; a key that is left out has the value here. One MB is 10^6 bytes."""
+
+    auto_approve: bool = False
+    """Answer yes without a person if a plan keeps within all the other limits."""
+    methods: tuple[Literal["fedavg", "fedpalm", "rehearsal"], ...] = (
+        "fedavg",
+        "fedpalm",
+        "rehearsal",
+    )
+    masking: Literal["optional", "required"] = "optional"
+    privacy: Literal["optional", "required"] = "optional"
+    max_epsilon: float = Field(8.0, gt=0, le=1e6)
+    """Of a plan with differential privacy; without it there is no epsilon to look at."""
+    min_cohort: int = Field(2, ge=2, le=MAX_SITES)
+    max_rounds: int = Field(10_000, ge=1, le=1_000_000)
+    """Of a plan, together with the rounds of the run that it continues."""
+    expert_exchange: bool = True
+    max_payload_mb: float = Field(1024, gt=0, le=1e9)
+    max_mb_per_day: float = Field(102_400, gt=0, le=1e12)
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """The largest update or sealed expert that may leave."""
+        return int(self.max_payload_mb * BYTES_PER_MB)
+
+    @property
+    def max_bytes_per_day(self) -> int:
+        """What may leave within any 24 hours, everything together."""
+        return int(self.max_mb_per_day * BYTES_PER_MB)
+
+
+def load_policy(home: Home) -> Policy:
+    """The policy of a home; the defaults if there is no file.
+
+    Raises:
+        ConfigError: the file cannot be read, or names file and every wrong key.
+    """
+    return load_toml(Policy, home.policy) if home.policy.exists() else Policy()
+
+
+def violations(policy: Policy, plan: Plan) -> list[str]:
+    """What the policy forbids about a plan, a sentence each; empty if it may be approved."""
+    draft = plan.draft
+    found = []
+    if draft.method not in policy.methods:
+        allowed = ", ".join(policy.methods) or "no method at all"
+        found.append(f"methods: the plan uses {draft.method}; this policy allows {allowed}")
+    if policy.masking == "required" and draft.masking == "none":
+        found.append(
+            "masking: this policy requires it; the plan has none, so that the coordinator would see "
+            "this site's updates"
+        )
+    if policy.privacy == "required" and draft.privacy == "none":
+        found.append("privacy: this policy requires differential privacy; the plan has none")
+    if draft.quorum < policy.min_cohort:
+        found.append(
+            f"min_cohort: the plan lets {draft.quorum} sites make a round; this policy asks for "
+            f"{policy.min_cohort}"
+        )
+    rounds = total_rounds(plan)
+    if rounds > policy.max_rounds:
+        found.append(
+            f"max_rounds: {rounds} rounds"
+            + (" with those of the run that it continues" if plan.continues else "")
+            + f"; this policy allows {policy.max_rounds}"
+        )
+    if plan.expert_layout and not policy.expert_exchange:
+        found.append(
+            "expert_exchange: the plan may release this site's textural expert; this policy forbids it"
+        )
+    largest = max(payload_sizes(plan).values())
+    if largest > policy.max_payload_bytes:
+        found.append(
+            f"max_payload_mb: one payload of {largest:,} bytes; this policy allows "
+            f"{policy.max_payload_bytes:,}"
+        )
+    if largest > policy.max_bytes_per_day:
+        found.append(
+            f"max_mb_per_day: one payload of {largest:,} bytes; this policy allows "
+            f"{policy.max_bytes_per_day:,} in 24 hours"
+        )
+    return found
+
+
+def require_allowed(policy: Policy, plan: Plan) -> None:
+    """Raises PolicyError, which lists every violation, if the policy forbids the plan."""
+    found = violations(policy, plan)
+    if found:
+        raise PolicyError(
+            "this site's policy forbids the plan\n" + "\n".join(found),
+            safe="it is not approved; nothing is trained or sent for it",
+            next_step="ask the operator for another plan, or have the policy changed by whoever owns it",
+        )
+
+
+def total_rounds(plan: Plan) -> int:
+    """Rounds of the plan and of the run that it continues."""
+    return plan.draft.rounds + (plan.continues.rounds_done if plan.continues else 0)
+
+
+def payload_sizes(plan: Plan) -> dict[str, int]:
+    """Bytes of each kind of payload that carries weights, by the name that the site's log shows."""
+    sizes = {"update": codec_for(plan).payload_bytes}
+    if plan.expert_layout:
+        sizes["sealed_expert"] = 4 * plan.released_layout.size + SEAL_OVERHEAD_BYTES
+    return sizes
+
+
+class PolicyFile:
+    """The policy of a home as its file says now. Safe to use from several threads.
+
+    Fails closed: while the file is wrong, and from when it disappears under a running process, there
+    is no policy, and so nothing is approved, trained or sent.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._lock = threading.Lock()
+        self._seen: tuple[int, int, int] | None = None
+        self._policy: Policy | None = None
+        self._was_there = False
+
+    @property
+    def current(self) -> Policy:
+        """The policy, read anew if the file has changed.
+
+        Raises:
+            PolicyError: the file is wrong (it names file and keys), or is gone.
+        """
+        with self._lock:
+            stamp = self.stamp
+            if stamp is None and self._was_there:
+                raise PolicyError(
+                    f"{self._home.policy}: the policy is gone",
+                    safe=_SAFE,
+                    next_step="put the file back, or start the agent again to go on with the defaults",
+                )
+            self._was_there = stamp is not None
+            if self._policy is None or stamp != self._seen:
+                self._policy = None
+                try:
+                    self._policy = load_policy(self._home)
+                except ConfigError as error:
+                    raise PolicyError(error.what, safe=_SAFE, next_step=error.next_step) from error
+                self._seen = stamp
+            return self._policy
+
+    @property
+    def stamp(self) -> tuple[int, int, int] | None:
+        """Changes whenever the file does; None while there is none."""
+        try:
+            status = os.stat(self._home.policy)  # noqa: PTH116
+        except FileNotFoundError:
+            return None
+        return (status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+_SAFE = "nothing is approved, trained or sent"
