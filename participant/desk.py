@@ -1,4 +1,5 @@
-"""What a site's person decides about an exchange, stored with its log entry before anybody acts on it.
+"""What a site's person decides, about an exchange here and about plans in ``plan_desk.py``: stored with its
+log entry before anybody acts on it.
 
 The state machine is :class:`fedpalm.exchange.site.SiteExchange`. Every function may be called again
 after a crash: it goes on from what is stored. The agent and the site's commands are processes of their
@@ -8,6 +9,7 @@ own, so each one steps what it reads inside its transaction, never what it was h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedpalm.errors import NotFoundError, RefusedError
 from fedpalm.exchange.consent import Consent, sign_consent
@@ -16,9 +18,12 @@ from fedpalm.exchange.site import Approved, CancelNoted, Declined, SiteExchange,
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.bundle import TlsIdentity
+from fedpalm.pki.live import LiveIdentity
 
 from .exchange_book import ExchangeBook
 from .log import SiteLog
+from .plan_desk import PlanDesk
+from .policy import PolicyFile
 from .store import SiteStore, StoredRun
 
 MAX_REASON = 500
@@ -30,7 +35,20 @@ class Desk:
 
     store: SiteStore
     log: SiteLog
-    identity: TlsIdentity
+    live: LiveIdentity
+
+    @property
+    def identity(self) -> TlsIdentity:
+        """Who this site is now."""
+        return self.live.current
+
+    @cached_property
+    def policy(self) -> PolicyFile:
+        return PolicyFile(self.store.home)
+
+    @property
+    def plans(self) -> PlanDesk:
+        return PlanDesk(self.store, self.log, self.live, self.policy)
 
     @property
     def book(self) -> ExchangeBook:

@@ -1,0 +1,222 @@
+"""What a site answers to a plan, stored with its log entry before anybody hears of it.
+
+A person decides in a command of their own, the policy inside the agent; each reads the plan inside the
+transaction that changes it, so that neither overrides what the other has just decided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedpalm.errors import (
+    ForkError,
+    HashMismatchError,
+    NotFoundError,
+    NotOnRosterError,
+    StateError,
+)
+from fedpalm.ledger.bodies import EntryKind
+from fedpalm.pki.live import LiveIdentity
+from fedpalm.pki.statement import SignedStatement
+from fedpalm.plan import Plan
+from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
+
+from .log import SiteLog
+from .plan_book import PlanBook, PlanState, StoredPlan
+from .policy import PolicyFile, require_allowed, violations
+from .store import SiteStore
+
+MAX_REASON = 500
+By = Literal["person", "policy"]
+
+
+@dataclass(frozen=True)
+class PlanDesk:
+    """What a decision about a plan needs. The command line has no more."""
+
+    store: SiteStore
+    log: SiteLog
+    live: LiveIdentity
+    policy: PolicyFile
+
+    @property
+    def book(self) -> PlanBook:
+        return PlanBook(self.store)
+
+    # --- the coordinator offers -------------------------------------------------------------------
+
+    def propose(self, run_id: str, plan: Plan, offer: SignedStatement) -> StoredPlan:
+        """Take up an offered plan; nothing is approved by it. The same offer again changes nothing.
+
+        Args:
+            plan: from canonical bytes.
+        Raises:
+            IdentityError, WrongRoleError, ProtocolError: the offer is not the coordinator's word.
+            HashMismatchError: it is for another run or plan than what came with it.
+            NotOnRosterError: the plan is not for this site.
+            ForkError: the coordinator has signed another plan for this run before; both offers are
+                named in the log.
+        """
+        own = self.live.current
+        offered = PlanOffer.open(offer, own.anchors, now=self.store.clock.now())
+        if (offered.run, offered.plan_hash) != (run_id, plan.hash.hex()):
+            raise HashMismatchError(
+                f"run {run_id}: the plan that came is not the one that was offered", safe=_SAFE
+            )
+        federation, site = own.identity.federation, own.identity.name
+        if plan.federation != federation or offered.federation != federation:
+            raise HashMismatchError(
+                f"run {run_id}: the plan is of federation {plan.federation!r}", safe=_SAFE
+            )
+        if site not in plan.roster:
+            raise NotOnRosterError(
+                f"{site} is not on the roster of run {run_id}", safe="this site has not joined"
+            )
+        with self.store.transaction() as db:
+            known = self.book.get(run_id)
+            if known is None:
+                self.book.add(db, run_id, plan, offer)
+            elif known.plan.hash != plan.hash:
+                fork = {
+                    "run": run_id,
+                    "manifest_hash": known.offer.hash.hex(),
+                    "other_hash": offer.hash.hex(),
+                }
+                if not any(
+                    entry.kind is EntryKind.FORK_SEEN and dict(entry.body) == fork
+                    for entry in self.log.entries()
+                ):
+                    self.log.append(db, EntryKind.FORK_SEEN, fork)
+        stored = self.plan(run_id)
+        if stored.plan.hash != plan.hash:
+            raise ForkError(
+                f"run {run_id} is offered with another plan ({plan.hash.hex()[:12]}) than before "
+                f"({stored.plan.hash.hex()[:12]}), and the coordinator has signed both",
+                safe="the first one stands; the second was neither stored nor approved",
+                next_step="ask the operator; a changed plan needs a new run",
+            )
+        return stored
+
+    # --- the site answers -------------------------------------------------------------------------
+
+    def plan(self, run_id: str | None) -> StoredPlan:
+        """The plan of a run, or the one that waits for a decision.
+
+        Raises:
+            NotFoundError: there is none.
+            StateError: several wait; they are named.
+        """
+        if run_id is not None:
+            found = self.book.get(run_id)
+            if found is None:
+                raise NotFoundError(
+                    f"no plan of a run {run_id[:63]!r} has been offered here",
+                    next_step="fedpalm-participant status lists the runs; the agent fetches offers: "
+                    "fedpalm-participant run",
+                )
+            return found
+        waiting = [one for one in self.book.all() if one.state is PlanState.PROPOSED]
+        if not waiting:
+            raise NotFoundError(
+                "no plan waits for a decision",
+                next_step="name a RUN; a plan arrives while the agent runs: fedpalm-participant run",
+            )
+        if len(waiting) > 1:
+            raise StateError(
+                f"several plans wait for a decision: {', '.join(one.run_id for one in waiting)}",
+                next_step="name the RUN",
+            )
+        return waiting[0]
+
+    def approve(self, run_id: str) -> StoredPlan:
+        """A person's yes: signed, stored and logged at once. Again, it changes nothing.
+
+        Raises:
+            PolicyError: the policy forbids the plan (every violation is listed), or cannot be read.
+            StateError: the run is over at this site.
+        """
+        return self._decide(run_id, PlanState.APPROVED, "person", "")
+
+    def refuse(self, run_id: str, reason: str = "") -> StoredPlan:
+        """A person's no; after a yes it takes that back, also while the run goes on.
+
+        Args:
+            reason: kept here and not sent.
+        Raises:
+            StateError: the run is over at this site.
+        """
+        return self._decide(run_id, PlanState.REFUSED, "person", reason)
+
+    def consider(self, run_id: str) -> StoredPlan:
+        """Let the policy decide what it can: forbid, take back, or approve within its limits.
+
+        A person's refusal stands, and so does a person's approval of what the policy allows.
+
+        Raises:
+            PolicyError: the policy cannot be read; nothing was decided.
+        """
+        stored = self.plan(run_id)
+        if self._is_over(run_id) or stored.state is PlanState.REFUSED:
+            return stored
+        policy = self.policy.current
+        if found := violations(policy, stored.plan):
+            return self._decide(run_id, PlanState.REFUSED, "policy", "; ".join(found))
+        if stored.state is PlanState.PROPOSED and policy.auto_approve:
+            return self._decide(run_id, PlanState.APPROVED, "policy", "")
+        return stored
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _decide(self, run_id: str, state: PlanState, by: By, reason: str) -> StoredPlan:
+        own = self.live.current
+        with self.store.transaction() as db:
+            before = self.plan(run_id)
+            if before.state is state or (by == "policy" and before.state is PlanState.REFUSED):
+                return before
+            if self._is_over(run_id):
+                raise StateError(f"run {run_id} is over at this site; its plan has no more answers")
+            if state is PlanState.APPROVED:
+                require_allowed(self.policy.current, before.plan)
+            answer = PlanAnswer(
+                federation=own.identity.federation,
+                run=run_id,
+                plan_hash=before.plan.hash.hex(),
+                site=own.identity.name,
+                answer="approve" if state is PlanState.APPROVED else "refuse",
+                by=by,
+                number=before.number + 1,
+                answered_ms=self.store.now_ms(),
+            )
+            self.book.put_answer(
+                db,
+                run_id,
+                state,
+                by=by,
+                reason=_clip(reason),
+                number=answer.number,
+                answer=answer.sign(own),
+            )
+            self.log.append(
+                db,
+                EntryKind.PLAN_APPROVED if state is PlanState.APPROVED else EntryKind.PLAN_REFUSED,
+                {
+                    "run": run_id,
+                    "plan_hash": answer.plan_hash,
+                    "answer_hash": answer.hash.hex(),
+                    "number": answer.number,
+                    "by": by,
+                },
+            )
+        return self.plan(run_id)
+
+    def _is_over(self, run_id: str) -> bool:
+        run = self.store.run(run_id)
+        return run is not None and run.state != "joined"
+
+
+_SAFE = "this site has not joined"
+
+
+def _clip(reason: str) -> str:
+    return reason.encode()[:MAX_REASON].decode(errors="ignore")
