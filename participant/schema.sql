@@ -36,6 +36,16 @@ CREATE TABLE countersignatures (
   PRIMARY KEY (run_id, round, attempt, site)
 ) STRICT;
 
+-- Signed statements that contradict a manifest accepted here: evidence, kept. The run goes no further
+-- under the answer to its plan that was in force then.
+CREATE TABLE forks (
+  seq INTEGER PRIMARY KEY,         -- of the log entry
+  run_id TEXT NOT NULL REFERENCES plans (run_id),
+  answer INTEGER NOT NULL,         -- plans.number when it was seen
+  held BLOB,                       -- SignedStatement of the manifest that was accepted before, if any
+  other BLOB NOT NULL              -- SignedStatement of the manifest or countersignature against it
+) STRICT;
+
 -- A run that this site takes part in. state: joined -> completed | aborted | left.
 CREATE TABLE runs (
   run_id TEXT PRIMARY KEY,
@@ -88,6 +98,7 @@ CREATE TABLE releases (
   receipt BLOB                     -- SignedStatement of the coordinator's PayloadReceipt
 ) STRICT;
 CREATE INDEX releases_by_place ON releases (place, payload);
+CREATE INDEX releases_by_time ON releases (released_ms, payload_bytes);
 
 -- Exchanges; machine is fedpalm.exchange.site.SiteExchange as JSON, state a copy of its state.
 CREATE TABLE exchanges (
