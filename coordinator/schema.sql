@@ -29,17 +29,16 @@ CREATE TABLE certificates (
 ) STRICT;
 
 -- One-time invitations. state: open -> claimed -> issued | rejected; open, claimed -> cancelled; past
--- expires_ms an open or claimed one is over, too. A decision can be asked for until a while after it was
--- told.
+-- expires_ms an open or claimed one is over, too. A decision can be asked for until a day after it.
 CREATE TABLE invitations (
     invitation_id TEXT PRIMARY KEY,              -- 16 random bytes, hex; not secret
     site          TEXT NOT NULL,                 -- the only name that it can be used for
     token_hash    BLOB NOT NULL,                 -- SHA-256 of the 32-byte token, which is not stored
     state         TEXT NOT NULL CHECK (state IN ('open', 'claimed', 'issued', 'rejected', 'cancelled')),
-    created_ms    INTEGER NOT NULL,
-    expires_ms    INTEGER NOT NULL,
+    created_ms    INTEGER NOT NULL,              -- when the operator made it
+    expires_ms    INTEGER NOT NULL,              -- until when it can be claimed and approved
     request       BLOB,                          -- PEM request that claimed it
-    claimed_ms    INTEGER NOT NULL DEFAULT 0,
+    claimed_ms    INTEGER NOT NULL DEFAULT 0,    -- when that request came first; 0: not yet
     chain         BLOB,                          -- PEM of what was issued: leaf, then issuing CA
     reason        TEXT NOT NULL DEFAULT '',      -- the operator's word, if rejected
     decided_ms    INTEGER NOT NULL DEFAULT 0,    -- when the operator approved or rejected
@@ -166,8 +165,8 @@ CREATE TABLE operator_events (
     seq      INTEGER PRIMARY KEY,                -- order
     at_ms    INTEGER NOT NULL,                   -- when it was asked
     operator TEXT NOT NULL,                      -- name in the operator's certificate
-    action   TEXT NOT NULL,                      -- submit, start, abort, resume, exchange start, exchange cancel, invite, approve, reject,
-                                                 -- sign, revoke, rotate
+    action   TEXT NOT NULL,                      -- submit, start, abort, resume, exchange start, exchange cancel, invite, cancel invitation,
+                                                 -- approve, reject, sign, revoke, rotate
     run_id   TEXT NOT NULL,                      -- table runs, or the site that it is about
     detail   TEXT NOT NULL DEFAULT ''            -- the reason given, if any
 ) STRICT;
