@@ -11,13 +11,23 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import Message
 
-from fedpalm.errors import FedPalmError, NotFoundError, StaleRoundError, UnavailableError
+from fedpalm.clock import SystemClock
+from fedpalm.errors import (
+    FedPalmError,
+    NotFoundError,
+    PlanNotApprovedError,
+    StaleRoundError,
+    StateError,
+    UnavailableError,
+)
 from fedpalm.layout import Layout, TensorSpec
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.methods.base import RoundContext, SiteImages, SiteUpdate, Tensors
@@ -26,11 +36,18 @@ from fedpalm.methods.rules import server_rule
 from fedpalm.pki.authority import Authority, create_authority
 from fedpalm.pki.bundle import TlsIdentity, create_keys, install_certificates
 from fedpalm.pki.identity import Identity, Role
+from fedpalm.pki.live import LiveIdentity
 from fedpalm.pki.request import create_request
+from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import CodecSettings, Plan, PlanDraft
+from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
+from fedpalm.rounds.manifest import Countersignature, ManifestHead, RoundManifest
+from fedpalm.rounds.receipt import PayloadReceipt
 from fedpalm.transport.chunks import send_buffer
 from fedpalm.wire.limits import check_limits
+from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
+from fedpalm.wire.v1 import membership_pb2
 from participant.agent import Agent
 from participant.config import Home, ParticipantConfig
 from participant.desk import Desk
@@ -39,6 +56,7 @@ from participant.ending import ExitAfter, Outcome
 from participant.log import SiteLog
 from participant.store import SiteStore
 from participant.trainer import Trainer
+from tests.support.pki import TestAuthority
 
 FEDERATION = "unit"
 SITES = ("east", "north", "west")
@@ -135,12 +153,35 @@ def make_plan(rounds: int = 3, sites: tuple[str, ...] = SITES, **changes: Any) -
 
 @dataclass
 class World:
-    """A CA and the homes of its sites, below a folder."""
+    """A CA, the coordinator that it vouches for, and the homes of its sites, below a folder.
+
+    Args:
+        policy: ``policy.toml`` of a new home.
+    """
 
     root: Path
     authority: Authority = field(
         default_factory=lambda: create_authority(FEDERATION, time.time())[0]
     )
+    policy: str = "auto_approve = true\n"
+    _absent: dict[str, TlsIdentity] = field(default_factory=dict)
+
+    @cached_property
+    def coordinator(self) -> TlsIdentity:
+        return TestAuthority.of(self.authority).enrol(Role.COORDINATOR, "coordinator")
+
+    def absent(self, site: str) -> TlsIdentity:
+        """A site that has no home here and signs what a test lets it sign."""
+        if site not in self._absent:
+            self._absent[site] = TestAuthority.of(self.authority).enrol(Role.PARTICIPANT, site)
+        return self._absent[site]
+
+    def offer(self, plan: Plan, run_id: str = "toy-1") -> SignedStatement:
+        """The coordinator's signed offer of a plan."""
+        offer = PlanOffer(
+            federation=FEDERATION, run=run_id, plan_hash=plan.hash.hex(), offered_ms=1
+        )
+        return offer.sign(self.coordinator)
 
     def home(self, site: str) -> Home:
         home = Home(self.root / site)
@@ -149,6 +190,7 @@ class World:
             home.save(
                 ParticipantConfig(federation=FEDERATION, site=site, coordinator="127.0.0.1:1")
             )
+            home.policy.write_text(self.policy)
             self.enrol(home.tls, Role.PARTICIPANT, site)
         return home
 
@@ -157,7 +199,7 @@ class World:
         request = create_request(identity, *create_keys(folder))
         leaf = self.authority.issue(request, identity, now=now, lifetime=timedelta(days=3))
         chain = (leaf, self.authority.issuing)
-        return install_certificates(folder, chain, self.authority.root, now=now)
+        return install_certificates(folder, chain, self.authority.anchors, now=now)
 
     def site(
         self, name: str, on_step: Callable[[str], None] = lambda step: None
@@ -165,19 +207,24 @@ class World:
         home = self.home(name)
         return Site(home, on_step), home
 
+    def agreed(self, site: Site, plan: Plan, run_id: str = "toy-1") -> None:
+        """Have the site's person approve an offered plan, and the site take part in its run."""
+        site.desk.plans.propose(run_id, plan, self.offer(plan, run_id))
+        site.desk.plans.approve(run_id)
+        site.store.add_run(run_id, plan)
+
 
 class Site:
     """Everything of one site's process but the connection; open it again after a crash."""
 
     def __init__(self, home: Home, on_step: Callable[[str], None] = lambda step: None) -> None:
-        from fedpalm.pki.bundle import load_tls_identity
-
         self.home, self.config = home, home.load()
-        self.identity = load_tls_identity(home.tls, now=time.time())
+        self.live = LiveIdentity(home.tls, SystemClock())
+        self.identity = self.live.current
         self.store = SiteStore(home, on_step=on_step)
         self.log = SiteLog(self.store, self.identity.signing_key)
-        self.desk = Desk(self.store, self.log, self.identity)
-        self.gate = EgressGate(self.store, self.log, self.identity)
+        self.desk = Desk(self.store, self.log, self.live)
+        self.gate = EgressGate(self.store, self.log, self.live, self.desk.policy)
         self.methods: list[ToyMethod] = []
         self.trainer = Trainer(self.config, self.store, self._build)
         self.trainer._images = lambda plan: SiteImages(  # type: ignore[method-assign]
@@ -198,6 +245,7 @@ class Site:
             self.trainer,
             lambda: coordinator.connect(self),
             self,
+            _Unchanged(),
             exit_after=exit_after,
             rng=random.Random(1),
             backoff_base_s=0.001,
@@ -223,6 +271,13 @@ class Site:
         """Nothing is held."""
 
 
+class _Unchanged:
+    """A renewal that has nothing to do."""
+
+    async def keep(self, link: object) -> None:
+        await asyncio.Event().wait()
+
+
 class _Names:
     def __getattr__(self, name: str) -> str:
         return name
@@ -232,6 +287,7 @@ class FakeConnection:
     """Calls methods of a :class:`FakeCoordinator` by their names in the contract."""
 
     federation = _Names()
+    membership = _Names()
 
     def __init__(self, coordinator: FakeCoordinator, site: Site) -> None:
         self._coordinator, self._site = coordinator, site
@@ -304,11 +360,24 @@ class FakeCoordinator:
     """One run on one coordinator, level-triggered: who connects is told where things stand.
 
     ``expected`` are the sites whose updates make a round; each one's delivery is kept for ever in
-    ``deliveries``, so that a second, different one would be seen.
+    ``deliveries``, so that a second, different one would be seen. Every attempt's cohort is the whole
+    roster; the sites of it that are not expected countersign when somebody asks, unless
+    ``absent_sign`` is off, and that is all they do.
     """
 
-    def __init__(self, plan: Plan, expected: tuple[str, ...], run_id: str = "toy-1") -> None:
-        self.plan, self.run_id, self.expected = plan, run_id, expected
+    def __init__(
+        self, world: World, plan: Plan, expected: tuple[str, ...], run_id: str = "toy-1"
+    ) -> None:
+        self.world, self.plan, self.run_id, self.expected = world, plan, run_id, expected
+        self.plans = {run_id: plan}
+        """Every run that is offered; only ``run_id`` is trained."""
+        self.answers: dict[tuple[str, str], PlanAnswer] = {}
+        """By site and run, the newest."""
+        self.manifests: list[SignedStatement] = []
+        self.head = ManifestHead.start(plan, run_id)
+        self.countersignatures: dict[tuple[int, int], dict[str, SignedStatement]] = {}
+        self.absent_sign = True
+        self.receipts: dict[tuple[str, str, str], SignedStatement] = {}
         self.codec = codec_for(plan)
         self.round, self.attempt = 1, 1
         self.models = {1: initial_vector().astype("<f4").tobytes()}
@@ -324,7 +393,7 @@ class FakeCoordinator:
         self.connections = 0
         self.abort_attempts: set[tuple[int, int]] = set()
         self.exchange_state = ""
-        self.consents: dict[str, wire.SignedConsent] = {}
+        self.consents: dict[str, wire.SignedStatement] = {}
         self.refusals: dict[str, str] = {}
         self.sealed: dict[tuple[str, str], bytes] = {}
         self.confirmed: set[str] = set()
@@ -348,21 +417,127 @@ class FakeCoordinator:
 
     def Hello(self, site: str, request: wire.HelloRequest) -> wire.HelloReply:
         assert request.site_id == site
-        return wire.HelloReply(
-            protocol_version=1, federation_id=FEDERATION, chunk_bytes=1 << 20, heartbeat_ms=60_000
+        return wire.HelloReply(protocol_version=1, federation_id=FEDERATION, heartbeat_ms=60_000)
+
+    def FetchTrust(
+        self, site: str, request: membership_pb2.FetchTrustRequest
+    ) -> membership_pb2.TrustBundle:
+        return membership_pb2.TrustBundle(
+            anchors=[anchor.public_bytes(Encoding.DER) for anchor in self.world.authority.anchors]
         )
+
+    # --- plans ------------------------------------------------------------------------------------
 
     def FetchPlan(self, site: str, request: wire.FetchPlanRequest) -> wire.PlanDocument:
-        return wire.PlanDocument(
-            run_id=self.run_id, plan=self.plan.to_bytes(), plan_hash=self.plan.hash
-        )
+        plan = self.plans[request.run_id]
+        offer = self.world.offer(plan, request.run_id)
+        return wire.PlanDocument(plan=plan.to_bytes(), offer=to_wire(offer))
+
+    def AnswerPlan(self, site: str, request: wire.AnswerPlanRequest) -> wire.AnswerPlanReply:
+        assert request.site_id == site
+        answer = self._opened(PlanAnswer, request.answer)
+        plan = self.plans[request.run_id]
+        assert (answer.site, answer.run) == (site, request.run_id)
+        assert answer.plan_hash == plan.hash.hex()
+        before = self.answers.get((site, answer.run))
+        if before is not None and before.number >= answer.number and before != answer:
+            raise StateError(f"answer {answer.number} comes after {before.number}")
+        self.answers[site, answer.run] = answer
+        if answer.answer == "refuse":
+            self.joined.discard(site)
+        return wire.AnswerPlanReply()
 
     def JoinRun(self, site: str, request: wire.JoinRunRequest) -> wire.JoinRunReply:
-        assert request.plan_hash == self.plan.hash
-        assert request.layout_hash == self.plan.model_layout.hash
-        self.joined.add(site)
-        self.tell(site, self._train())
+        plan = self.plans[request.run_id]
+        assert request.plan_hash == plan.hash
+        assert request.layout_hash == plan.model_layout.hash
+        self._require_approval(site, request.run_id)
+        if request.run_id == self.run_id:
+            self.joined.add(site)
+            self.tell(site, self._train())
         return wire.JoinRunReply()
+
+    def offer_also(self, plan: Plan, run_id: str) -> None:
+        """Offer a further run to every site that is connected, and to those that come."""
+        self.plans[run_id] = plan
+        for site in list(self.queues):
+            self.tell(site, _offer(plan, run_id))
+
+    def _require_approval(self, site: str, run_id: str) -> None:
+        answer = self.answers.get((site, run_id))
+        if answer is None or answer.answer != "approve":
+            raise PlanNotApprovedError(f"{site} has not approved the plan of run {run_id}")
+
+    def _opened(self, kind: Any, message: wire.SignedStatement) -> Any:
+        return kind.open(from_wire(message), self.world.authority.anchors, now=time.time())
+
+    # --- manifests --------------------------------------------------------------------------------
+
+    async def FetchManifests(
+        self, site: str, request: wire.FetchManifestsRequest
+    ) -> AsyncIterator[wire.SignedStatement]:
+        for signed in self.manifests[request.from_seq :]:
+            yield to_wire(signed)
+
+    def Countersign(self, site: str, request: wire.CountersignRequest) -> wire.CountersignReply:
+        said = self._opened(Countersignature, request.countersignature)
+        place = (request.ref.round, request.ref.attempt)
+        assert (said.site, said.run, (said.round, said.attempt)) == (site, self.run_id, place)
+        signatures = self.countersignatures.setdefault(place, {})
+        assert signatures.setdefault(site, from_wire(request.countersignature)).statement == (
+            request.countersignature.statement
+        ), f"{site} countersigned two manifests of {place}"
+        return wire.CountersignReply()
+
+    async def FetchCountersignatures(
+        self, site: str, request: wire.RoundRef
+    ) -> AsyncIterator[wire.SignedStatement]:
+        place = (request.round, request.attempt)
+        signatures = self.countersignatures.setdefault(place, {})
+        if self.absent_sign:
+            for name in sorted(set(self.plan.roster) - set(self.expected)):
+                signatures.setdefault(name, self.countersigned(name, place))
+        for signed in list(signatures.values()):
+            yield to_wire(signed)
+
+    def countersigned(
+        self, site: str, place: tuple[int, int], manifest_hash: bytes | None = None
+    ) -> SignedStatement:
+        """What a site without a home says of an attempt, or of another manifest in its place."""
+        return Countersignature(
+            federation=FEDERATION,
+            run=self.run_id,
+            round=place[0],
+            attempt=place[1],
+            manifest_hash=(manifest_hash or self._manifest(place).hash).hex(),
+            site=site,
+        ).sign(self.world.absent(site))
+
+    def _manifest(self, place: tuple[int, int]) -> SignedStatement:
+        """The manifest of an attempt; made when the attempt is first asked for."""
+        for signed in self.manifests:
+            if (made := RoundManifest.read(signed)) and (made.round, made.attempt) == place:
+                return signed
+        manifest = self.next_manifest()
+        assert (manifest.round, manifest.attempt) == place
+        self.manifests.append(manifest.sign(self.world.coordinator))
+        self.head = ManifestHead.after(manifest)
+        return self.manifests[-1]
+
+    def next_manifest(self) -> RoundManifest:
+        """What comes next in the chain, for the present attempt; a test may say something else."""
+        return RoundManifest(
+            federation=FEDERATION,
+            run=self.run_id,
+            plan_hash=self.plan.hash.hex(),
+            seq=self.head.size,
+            previous=self.head.hash.hex(),
+            round=self.round,
+            attempt=self.attempt,
+            cohort=sorted(self.plan.roster),
+            model_hash=self.model_hash.hex(),
+            sealed_ms=1,
+        )
 
     async def Instructions(
         self, site: str, request: wire.InstructionsRequest
@@ -390,7 +565,8 @@ class FakeCoordinator:
         self._check_header(site, header)
         done = self.accepted.get(site)
         if done is not None and hashlib.sha256(done).digest() == header.payload_hash:
-            return wire.OffsetReply(offset=len(done), receipt=self._receipt(done))
+            receipt = self._receipt(site, "update", _round_place(header.ref), "", done)
+            return wire.OffsetReply(offset=len(done), receipt=receipt)
         return wire.OffsetReply(offset=len(self.partial.get((site, header.payload_hash), b"")))
 
     async def UploadUpdate(
@@ -417,9 +593,17 @@ class FakeCoordinator:
         digest = header.payload_hash.hex()
         self.deliveries.append((site, header.ref.round, header.ref.attempt, digest))
         self.accepted[site] = data
+        receipt = self._receipt(site, "update", _round_place(header.ref), "", data)
         self._advance()
         self.fail_if_due("receipt")
-        return self._receipt(data)
+        return receipt
+
+    async def ListReceipts(
+        self, site: str, request: wire.ListReceiptsRequest
+    ) -> AsyncIterator[wire.SignedStatement]:
+        for (owner, place, _), signed in self.receipts.items():
+            if owner == site and place.startswith(f"{request.run_id}/"):
+                yield to_wire(signed)
 
     # --- the exchange -----------------------------------------------------------------------------
 
@@ -441,7 +625,7 @@ class FakeCoordinator:
 
     async def FetchConsents(
         self, site: str, request: wire.ExchangeRef
-    ) -> AsyncIterator[wire.SignedConsent]:
+    ) -> AsyncIterator[wire.SignedStatement]:
         for consent in self.consents.values():
             yield consent
 
@@ -463,7 +647,8 @@ class FakeCoordinator:
         if len(self.sealed) == len(self.expected) * (len(self.expected) - 1):
             self.exchange_state = "delivering"
             self._tell_all()
-        return self._receipt(bytes(data))
+        place = f"{self.run_id}/{header.ref.exchange.exchange_id}"
+        return self._receipt(site, "sealed_expert", place, header.ref.recipient, bytes(data))
 
     async def DownloadSealedExpert(
         self, site: str, request: wire.SealedExpertRef
@@ -498,15 +683,16 @@ class FakeCoordinator:
 
     def _standing(self, site: str) -> list[wire.Instruction]:
         if self.ended is not None:
-            return [self._run_ended(), *self._exchange()]
-        offer = wire.RunOffer(run_id=self.run_id, plan_hash=self.plan.hash)
-        standing = [wire.Instruction(run_offer=offer)]
+            others = [
+                _offer(p, run_id) for run_id, p in self.plans.items() if run_id != self.run_id
+            ]
+            return [self._run_ended(), *self._exchange(), *others]
+        standing = [_offer(plan, run_id) for run_id, plan in self.plans.items()]
         return [*standing, self._train()] if site in self.joined else standing
 
     def _train(self) -> wire.Instruction:
-        return wire.Instruction(
-            train=wire.TrainRound(ref=self.ref(), model_hash=self.model_hash, deadline_ms=1)
-        )
+        manifest = self._manifest((self.round, self.attempt))
+        return wire.Instruction(train=wire.TrainRound(ref=self.ref(), manifest=to_wire(manifest)))
 
     def _exchange(self) -> list[wire.Instruction]:
         ref = wire.ExchangeRef(run_id=self.run_id, exchange_id="exchange-1")
@@ -540,13 +726,24 @@ class FakeCoordinator:
     def ref(self) -> wire.RoundRef:
         return wire.RoundRef(run_id=self.run_id, round=self.round, attempt=self.attempt)
 
-    @staticmethod
-    def _receipt(data: bytes) -> wire.Receipt:
-        return wire.Receipt(
-            payload_hash=hashlib.sha256(data).digest(), payload_bytes=len(data), received_ms=1
-        )
+    def _receipt(
+        self, site: str, payload: Any, place: str, recipient: str, data: bytes
+    ) -> wire.Receipt:
+        receipt = PayloadReceipt(
+            federation=FEDERATION,
+            site=site,
+            payload=payload,
+            place=place,
+            recipient=recipient,
+            payload_hash=hashlib.sha256(data).hexdigest(),
+            payload_bytes=len(data),
+            received_ms=1,
+        ).sign(self.world.coordinator)
+        given = self.receipts.setdefault((site, place, recipient), receipt)
+        return wire.Receipt(receipt=to_wire(given))
 
     def _check_header(self, site: str, header: wire.UpdateHeader) -> None:
+        self._require_approval(site, header.ref.run_id)
         if header.ref != self.ref() or self.ended is not None:
             raise StaleRoundError(f"round {header.ref.round}.{header.ref.attempt} is over")
         assert header.site_id == site
@@ -581,3 +778,11 @@ class FakeCoordinator:
         for site in list(self.queues):
             self.tell(site, wire.Instruction(round_closed=closed))
             self.tell(site, self._run_ended() if self.ended else self._train())
+
+
+def _offer(plan: Plan, run_id: str) -> wire.Instruction:
+    return wire.Instruction(run_offer=wire.RunOffer(run_id=run_id, plan_hash=plan.hash))
+
+
+def _round_place(ref: wire.RoundRef) -> str:
+    return f"{ref.run_id}/{ref.round}/{ref.attempt}"
