@@ -31,7 +31,7 @@ from fedpalm.plan import Plan
 from .config import Home
 from .files import Buffer, check_owner_only, erase, sync_folder, write_durably
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_S = 30.0
 
 _SCHEMA = Path(__file__).with_name("schema.sql")
@@ -257,6 +257,34 @@ class SiteStore:
             return dict(safetensors.numpy.load(data))
         except safetensors.SafetensorError as error:
             raise IntegrityError(f"{path}: not safetensors: {error}") from error
+
+    def load_continued_state(self, plan: Plan) -> Tensors | None:
+        """The private state that a plan goes on from, or None if this site has none of it.
+
+        It is that of the run which the plan continues, under exactly the plan that it names; if this
+        site did not train in that run, of the one before it. It may be one round ahead of the model:
+        what was trained for an attempt that was not committed is not undone, as within a run.
+
+        Raises:
+            IntegrityError: the file is missing or is not what was committed.
+        """
+        while plan.continues is not None:
+            named = plan.continues
+            row = self.row("SELECT plan FROM plans WHERE run_id = ?", named.run) or self.row(
+                "SELECT plan FROM runs WHERE run_id = ?", named.run
+            )
+            earlier = Plan.from_bytes(row["plan"]) if row else None
+            if (
+                earlier is None
+                or earlier.hash.hex() != named.plan_hash
+                or earlier.draft.method != plan.draft.method
+            ):
+                return None
+            state = self.load_state(named.run)
+            if state is not None:
+                return state
+            plan = earlier
+        return None
 
     def update(self, run_id: str, round_number: int) -> StoredUpdate | None:
         found = self.row(

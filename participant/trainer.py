@@ -68,7 +68,9 @@ class Trainer:
                     safe="this site has not joined and has sent nothing of its own",
                     next_step="use the software version that the plan was made with",
                 )
-        self._fresh, self._state_round = method.state(), 0
+        self._fresh = method.state()
+        # A plan that continues another run starts from the state of that one, which is still to load.
+        self._state_round = None if plan.continues is not None else 0
         self._run, self._method = run_id, method
         return method
 
@@ -77,13 +79,17 @@ class Trainer:
     ) -> tuple[SiteUpdate, Tensors]:
         """Train one round from the stored state; returns the update and the state after it.
 
+        A plan that continues another run counts on from it: the method sees one run of all rounds.
+
         Until that state is committed, :meth:`committed` is not called and the next call starts from
         the stored one again: the same bytes in, the same bytes out.
         """
         with self._busy:
             method = self.resume(run_id, plan)
             self._state_round = None
-            update = method.train_round(RoundContext(round_number, plan.draft.rounds), shared)
+            done = plan.continues.rounds_done if plan.continues is not None else 0
+            context = RoundContext(done + round_number, done + plan.draft.rounds)
+            update = method.train_round(context, shared)
             return update, method.state()
 
     def committed(self, round_number: int) -> None:
@@ -91,7 +97,7 @@ class Trainer:
         self._state_round = round_number
 
     def resume(self, run_id: str, plan: Plan) -> SiteMethod:
-        """The method with the state that the store has for the run.
+        """The method with the state that the store has for the run, or for the one that it continues.
 
         Raises:
             IntegrityError: the stored state is damaged.
@@ -100,7 +106,7 @@ class Trainer:
             method = self._prepare(run_id, plan)
             stored_round = self._store.state_round(run_id)
             if self._state_round != stored_round:
-                stored = self._store.load_state(run_id)
+                stored = self._store.load_state(run_id) or self._store.load_continued_state(plan)
                 method.load_state(self._fresh if stored is None else stored)
                 self._state_round = stored_round
             return method
