@@ -1,147 +1,186 @@
-"""``join``: make this site's keys and its request, then install what the operator signed."""
+"""``join``: become a member by invitation."""
 
 from __future__ import annotations
 
-import time
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import click
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
-from fedpalm.errors import IdentityError, StateError
-from fedpalm.pki.authority import federation_of
-from fedpalm.pki.bundle import chain_from_pem, create_keys, install_certificates
-from fedpalm.pki.files import read_public, write_public
+from fedpalm.clock import Clock, SystemClock
+from fedpalm.errors import InterruptedError_, StateError
 from fedpalm.pki.fingerprint import fingerprint
-from fedpalm.pki.identity import Identity, Role, identity_of
-from fedpalm.pki.keys import read_signing_key, read_tls_key
-from fedpalm.pki.request import create_request
-from fedpalm.settings import parse_settings
+from fedpalm.settings import load_toml
 
 from ..config import DataSettings, Home, ParticipantConfig
+from ..ending import ExitAfter
+from ..files import write_durably
+from ..policy import Policy
+from ..reporter import Reporter
+from .run import run_agent
+from .site import data_option_values, data_options, look_at, reporter_for, settings_of
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("site", required=False)
-@click.option("--federation", help="Name of the federation, as its operator gave it.")
-@click.option("--coordinator", metavar="HOST:PORT", help="Where the coordinator is dialled.")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder or list of ROI images.")
-@click.option("--kind", default="auto", help="auto, folder, list or cross-media-signatures.")
-@click.option("--cap", type=click.IntRange(2), help="Use at most so many images an identity.")
-@click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option(
-    "--install",
-    "bundle",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The bundle that came back from the operator.",
-)
+@click.argument("invitation", type=_FILE)
+@data_options
+@click.option("--policy", type=_FILE, help="Limits of this site; copied to policy.toml.")
+@click.option("--no-wait", is_flag=True, help="End when the operator has been asked (exit code 8).")
+@click.option("--run", "go_on", is_flag=True, help="Once a member, go on as `run` does.")
 @home_option("the site")
 @json_option
 @command_errors
 def join(
-    site: str | None,
-    federation: str | None,
-    coordinator: str | None,
+    invitation: Path,
     data: Path | None,
     kind: str,
     cap: int | None,
     split_seed: int,
-    bundle: Path | None,
+    policy: Path | None,
+    no_wait: bool,
+    go_on: bool,
     home: Path,
     as_json: bool,
 ) -> None:
-    """Ask to join as SITE, or install the operator's answer.
+    """Become a member with the INVITATION that the operator sent.
 
-    The first form makes the site's keys, participant.toml and request.pem; send the request to the
-    operator and read its fingerprint to them over another channel. The second form (--install) takes
-    the bundle that comes back.
+    Makes this site's keys, which never leave the home, and asks for a certificate. Read the fingerprint
+    that is shown to the operator over another channel: they approve if it is the same on both ends.
+    The command waits for that; interrupted, the same command goes on where it stood.
     """
-    if bundle is not None:
-        emit(_install(Home(home), bundle), as_json)
+    if no_wait and go_on:
+        raise click.UsageError("--no-wait and --run exclude each other")
+    place, clock = Home(home), SystemClock()
+    images = data_option_values(data, kind, cap, split_seed)
+    reporter = reporter_for(as_json)
+    try:
+        result = _join(place, invitation, images, policy, reporter, clock, wait=not no_wait)
+    except KeyboardInterrupt:
+        raise InterruptedError_(
+            "interrupted before the operator's decision had come",
+            safe="keys and request are kept, and the operator can still approve",
+            next_step=f"go on with: fedpalm-participant join {invitation} --home {home}",
+        ) from None
+    finally:
+        reporter.close()
+    if result["state"] != "member":
+        emit(result, as_json)
+        raise SystemExit(StateError.exit_code)
+    if not go_on:
+        emit(result, as_json)
         return
-    if not (site and federation and coordinator):
-        raise click.UsageError("name SITE, --federation and --coordinator (or --install BUNDLE)")
-    images = (
-        {
-            "source": str(data.expanduser().resolve()),
-            "kind": kind,
-            "cap_per_identity": cap,
-            "split_seed": split_seed,
-        }
-        if data is not None
-        else None
+    raise SystemExit(run_agent(place, ExitAfter.NEVER, as_json))
+
+
+def _join(
+    home: Home,
+    invitation_file: Path,
+    images: DataSettings | None,
+    policy_file: Path | None,
+    reporter: Reporter,
+    clock: Clock,
+    *,
+    wait: bool,
+) -> dict[str, Any]:
+    # The network parts bring grpc, which most commands do without.
+    from fedpalm.pki.invitation import read_invitation
+
+    from fedpalm.transport.channel import EnrolmentConnection
+
+    from ..enrolment import (
+        Progress,
+        accept_issued,
+        check_invitation,
+        claim,
+        install_member,
+        prepare_request,
+        record_request,
     )
-    config = parse_settings(
-        ParticipantConfig,
-        {"federation": federation, "site": site, "coordinator": coordinator, "data": images},
-        "join",
+
+    invitation = read_invitation(invitation_file)
+    progress = Progress.load(home)
+    if progress == Progress(invitation.invitation_id, answered=True):
+        _keep_policy(home, policy_file)
+        reporter.line(f"{invitation.site} is a member already")
+        return _member(home)
+    check_invitation(home, invitation, clock.now())
+    config = settings_of(
+        invitation.federation,
+        invitation.site,
+        invitation.coordinator_address,
+        images,
+        origin=str(invitation_file),
+        known=home.load() if home.config.exists() else None,
     )
-    if config.data is not None:
-        _look_at(config.data)
-    emit(_ask(Home(home), config), as_json)
+    if images is not None:
+        look_at(images)
+    policy = _read_policy(policy_file)
 
-
-def _look_at(data: DataSettings) -> None:
-    """Fail now, not in round 1, if the images are not there. Pixels are looked at by ``preflight``."""
-    from ..images import list_records
-
-    list_records(data)
-
-
-def _ask(home: Home, config: ParticipantConfig) -> dict[str, str]:
-    if home.request.exists():
-        raise StateError(
-            f"{home.path} belongs to a site already",
-            safe="nothing was changed",
-            next_step="use another --home, or go on with: fedpalm-participant join --install BUNDLE",
-        )
     home.make()
-    if (home.tls / "signing.key").exists():
-        # An earlier try ended between the keys and the request: the keys are good.
-        tls_key = read_tls_key(home.tls / "tls.key")
-        signing_key = read_signing_key(home.tls / "signing.key")
-    else:
-        (home.tls / "tls.key").unlink(missing_ok=True)
-        tls_key, signing_key = create_keys(home.tls)
     home.save(config)
-    identity = Identity(config.federation, Role.PARTICIPANT, config.site)
-    request = create_request(identity, tls_key, signing_key)
-    write_public(home.request, request.public_bytes(Encoding.PEM))
+    if policy is not None:
+        write_durably(home.policy, policy)
+    Progress(invitation.invitation_id, answered=False).save(home)
+    request = prepare_request(home, config)
+    record_request(home, config, request, clock)
+    shown = fingerprint(request)
+    reporter.line(f"asking {invitation.enrol_address} to let {config.site} join")
+    reporter.line(f"fingerprint of this site's request: {shown}")
+    reporter.line("read it to the operator over another channel, a telephone for example")
+    issued = asyncio.run(
+        claim(
+            invitation,
+            request,
+            lambda: EnrolmentConnection(
+                invitation.enrol_address, invitation.federation, invitation.anchors
+            ),
+            reporter,
+            clock,
+            wait=wait,
+        )
+    )
+    if issued is None:
+        return _waiting(config, shown, invitation_file, home)
+    chain, trust = issued
+    anchors = accept_issued(config, invitation.anchors, trust, clock)
+    install_member(home, config, chain, anchors, clock)
+    Progress(invitation.invitation_id, answered=True).save(home)
+    return _member(home)
+
+
+def _read_policy(source: Path | None) -> bytes | None:
+    """The file's bytes, once they are seen to be a policy. Raises ConfigError."""
+    if source is None:
+        return None
+    load_toml(Policy, source)
+    return source.read_bytes()
+
+
+def _keep_policy(home: Home, source: Path | None) -> None:
+    policy = _read_policy(source)
+    if policy is not None:
+        write_durably(home.policy, policy)
+
+
+def _waiting(config: ParticipantConfig, shown: str, invitation: Path, home: Home) -> dict[str, Any]:
     return {
         "site": config.site,
         "federation": config.federation,
-        "request": str(home.request),
-        "fingerprint": fingerprint(request),
-        "next": f"send the request to the operator (fedpalm-coordinator sites admit REQUEST --out "
-        f"BUNDLE), compare fingerprints, then: fedpalm-participant join --install BUNDLE "
-        f"--home {home.path}",
+        "state": "waiting",
+        "fingerprint": shown,
+        "next": "read the fingerprint to the operator (fedpalm-coordinator sites approve "
+        f"{config.site}), then: fedpalm-participant join {invitation} --home {home.path}",
     }
 
 
-def _install(home: Home, bundle: Path) -> dict[str, str]:
-    config = home.load()
-    certificates = chain_from_pem(read_public(bundle), str(bundle))
-    if len(certificates) < 2:
-        raise IdentityError(
-            f"{bundle}: a bundle holds the certificate, the issuing CA and the root"
-        )
-    *chain, root = certificates
-    expected = Identity(config.federation, Role.PARTICIPANT, config.site)
-    if identity_of(chain[0]) != expected:
-        raise IdentityError(
-            f"{bundle}: the certificate is for {identity_of(chain[0])}, this site is {expected}",
-            safe="nothing was installed",
-        )
-    if federation_of(root) != config.federation:
-        raise IdentityError(f"{bundle}: the root is not the CA of {config.federation!r}")
-    identity = install_certificates(home.tls, chain, root, now=time.time())
+def _member(home: Home) -> dict[str, Any]:
+    from .install import member_summary
+
     return {
-        "site": config.site,
-        "federation": config.federation,
-        "certificate_fingerprint": fingerprint(identity.leaf),
-        "root_fingerprint": fingerprint(identity.root),
-        "valid_until": f"{identity.leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
-        "next": f"compare the root fingerprint with the operator's, then: fedpalm-participant run "
-        f"--home {home.path}",
+        **member_summary(home),
+        "next": f"fedpalm-participant run --home {home.path}",
     }

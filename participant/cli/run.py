@@ -11,15 +11,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
-from fedpalm.cli.console import command_errors, emit, err, home_option, json_option, out
+from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.errors import InterruptedError_, RoundAbortedError, StateError
 
 from ..config import Home
-from .site import open_site
+from ..ending import ExitAfter, Outcome
+from .site import open_site, reporter_for
 
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.05
 
@@ -40,11 +40,6 @@ def run(exit_after_run: bool, exit_after_exchange: bool, home: Path, as_json: bo
     Only dials out. A lost connection is tried again for ever; SIGTERM or Ctrl-C ends it between two
     steps (a second one at once), and the same command goes on where it stood.
     """
-    # The agent brings grpc, which the other commands do without.
-    from ..agent import Agent
-    from ..ending import ExitAfter, Outcome
-    from ..reporter import LiveReporter, PlainReporter, Reporter
-
     if exit_after_run and exit_after_exchange:
         raise click.UsageError("--exit-after-run and --exit-after-exchange exclude each other")
     exit_after = (
@@ -54,18 +49,31 @@ def run(exit_after_run: bool, exit_after_exchange: bool, home: Path, as_json: bo
         if exit_after_exchange
         else ExitAfter.NEVER
     )
-    with only_agent(Home(home)), open_site(home) as (config, desk):
+    raise SystemExit(run_agent(Home(home), exit_after, as_json))
+
+
+def run_agent(home: Home, exit_after: ExitAfter, as_json: bool) -> int:
+    """The agent until its end, as ``run`` and ``join --run`` do it; the exit code.
+
+    The process ends here and now if a training thread is left that cannot be interrupted.
+
+    Raises:
+        FedPalmError: what no new try can mend.
+    """
+    # The agent brings grpc, which the other commands do without.
+    from ..agent import Agent
+
+    with only_agent(home), open_site(home.path) as (config, desk):
         from fedpalm.transport.channel import Connection
 
         from ..egress import EgressGate
+        from ..enrolment import record_certificate
+        from ..renewal import Renewal
         from ..trainer import Trainer
 
-        reporter: Reporter = (
-            LiveReporter(err() if as_json else out())
-            if (sys.stderr if as_json else sys.stdout).isatty()
-            else PlainReporter(to_stderr=as_json)
-        )
-        store, identity = desk.store, desk.identity
+        store, live = desk.store, desk.live
+        record_certificate(store, desk.log, live.current)
+        reporter = reporter_for(as_json)
         signals: list[int] = []
 
         async def serve() -> tuple[Outcome, bool]:
@@ -73,10 +81,11 @@ def run(exit_after_run: bool, exit_after_exchange: bool, home: Path, as_json: bo
                 config,
                 store,
                 desk,
-                EgressGate(store, desk.log, identity),
+                EgressGate(store, desk.log, live, desk.policy),
                 Trainer(config, store),
-                lambda: Connection(config.coordinator, identity),
+                lambda: Connection(config.coordinator, live.current),
                 reporter,
+                Renewal(home, live, store.clock, reporter),
                 exit_after=exit_after,
             )
 
@@ -105,10 +114,10 @@ def run(exit_after_run: bool, exit_after_exchange: bool, home: Path, as_json: bo
             sys.stderr.flush()
             os._exit(code)
         runner.close()
-    raise SystemExit(code)
+    return code
 
 
-def _report(outcome: Any, signals: list[int], as_json: bool) -> int:
+def _report(outcome: Outcome, signals: list[int], as_json: bool) -> int:
     """Print how it ended; the exit code."""
     ended = outcome.completed is not None
     if as_json or ended:

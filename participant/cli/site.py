@@ -1,20 +1,127 @@
-"""Opening a site's home for a command."""
+"""What the site's commands share: opening a home, its settings from options, and how it reports."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
+import click
+
+from fedpalm.cli.console import err, out
 from fedpalm.clock import SystemClock
 from fedpalm.errors import IdentityError, StateError
-from fedpalm.pki.bundle import load_tls_identity
+from fedpalm.pki.bundle import TLS_CHAIN
 from fedpalm.pki.identity import Identity, Role
+from fedpalm.pki.live import LiveIdentity
+from fedpalm.settings import parse_settings
 
-from ..config import Home, ParticipantConfig
+from ..config import DataSettings, Home, ParticipantConfig
 from ..desk import Desk
 from ..log import SiteLog
+from ..reporter import LiveReporter, PlainReporter, Reporter
 from ..store import SiteStore
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_DATA_OPTIONS = (
+    click.option("--data", type=click.Path(path_type=Path), help="Folder or list of ROI images."),
+    click.option("--kind", default="auto", help="auto, folder, list or cross-media-signatures."),
+    click.option("--cap", type=click.IntRange(2), help="Use at most so many images an identity."),
+    click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True),
+)
+
+
+def data_options(command: F) -> F:
+    """``--data`` and how it is read."""
+    for option in reversed(_DATA_OPTIONS):
+        command = option(command)
+    return command
+
+
+def data_option_values(
+    data: Path | None, kind: str, cap: int | None, split_seed: int
+) -> DataSettings | None:
+    """The section ``[data]`` that the options mean; None without ``--data``. Raises ConfigError."""
+    if data is None:
+        return None
+    values = {
+        "source": str(data.expanduser().resolve()),
+        "kind": kind,
+        "cap_per_identity": cap,
+        "split_seed": split_seed,
+    }
+    return parse_settings(DataSettings, values, "--data")
+
+
+def settings_of(
+    federation: str,
+    site: str,
+    coordinator: str,
+    images: DataSettings | None,
+    *,
+    origin: str,
+    known: ParticipantConfig | None,
+) -> ParticipantConfig:
+    """Settings of a site that asks to join; what it knows already is kept where nothing new is said.
+
+    Raises:
+        ConfigError: names every wrong key.
+    """
+    kept = known.model_dump() if known is not None else {}
+    said = {"federation": federation, "site": site, "coordinator": coordinator}
+    if images is not None:
+        said["data"] = images.model_dump()
+    return parse_settings(ParticipantConfig, {**kept, **said}, origin)
+
+
+def look_at(data: DataSettings) -> None:
+    """Fail now, not in round 1, if the images are not there. Pixels are looked at by ``preflight``."""
+    from ..images import list_records
+
+    list_records(data)
+
+
+def reporter_for(as_json: bool) -> Reporter:
+    """Live on a terminal, lines anywhere else; with ``--json`` on stderr."""
+    if (sys.stderr if as_json else sys.stdout).isatty():
+        return LiveReporter(err() if as_json else out())
+    return PlainReporter(to_stderr=as_json)
+
+
+def require_member(home: Home) -> ParticipantConfig:
+    """The settings of a home that holds a certificate.
+
+    Raises:
+        ConfigError: it is no site's home.
+        StateError: the site has asked to join, but holds no certificate yet.
+    """
+    config = home.load()
+    if not (home.tls / TLS_CHAIN).exists():
+        raise StateError(
+            f"{home.path}: this site holds no certificate yet",
+            next_step="go on with: fedpalm-participant join INVITATION (or, by files, install "
+            f"BUNDLE) --home {home.path}",
+        )
+    return config
+
+
+def live_identity(home: Home, config: ParticipantConfig) -> LiveIdentity:
+    """The home's identity, checked against its settings.
+
+    Raises:
+        KeyFileError, IdentityError: a file is missing or damaged, a certificate has ended, or it is
+            somebody else's.
+    """
+    live = LiveIdentity(home.tls, SystemClock())
+    expected = Identity(config.federation, Role.PARTICIPANT, config.site)
+    if live.current.identity != expected:
+        raise IdentityError(
+            f"{home.tls} is the identity of {live.current.identity}, participant.toml says {expected}"
+        )
+    return live
 
 
 @contextmanager
@@ -26,22 +133,10 @@ def open_site(home: Path) -> Iterator[tuple[ParticipantConfig, Desk]]:
             to do.
     """
     place = Home(home)
-    config = place.load()
-    if not (place.tls / "tls.pem").exists():
-        raise StateError(
-            f"{home}: this site has asked to join, but holds no certificate yet",
-            next_step=f"send {place.request} to the operator, then: fedpalm-participant join "
-            f"--install BUNDLE --home {home}",
-        )
-    clock = SystemClock()
-    identity = load_tls_identity(place.tls, now=clock.now())
-    expected = Identity(config.federation, Role.PARTICIPANT, config.site)
-    if identity.identity != expected:
-        raise IdentityError(
-            f"{place.tls} is the identity of {identity.identity}, participant.toml says {expected}"
-        )
-    store = SiteStore(place, clock=clock)
+    config = require_member(place)
+    live = live_identity(place, config)
+    store = SiteStore(place, clock=SystemClock())
     try:
-        yield config, Desk(store, SiteLog(store, identity.signing_key), identity)
+        yield config, Desk(store, SiteLog(store, live.current.signing_key), live)
     finally:
         store.close()

@@ -1,4 +1,4 @@
-"""``status``: what this site is in, and where it stands."""
+"""``status``: what this site is in, where it stands, and what waits for somebody."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from typing import Any
 import click
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
+from fedpalm.clock import SystemClock
+from fedpalm.errors import ConfigError
+from fedpalm.pki.bundle import CA, TLS_CHAIN, chain_from_pem
+from fedpalm.pki.files import read_public
+from fedpalm.pki.fingerprint import fingerprint
 
 from ..config import Home
-from ..desk import Desk
-from ..store import StoredRun
+from ..enrolment import request_summary
+from ..exchange_book import ExchangeBook
+from ..plan_book import PlanBook, PlanState, StoredPlan
+from ..policy import load_policy
+from ..renewal import end_of, expiry_words, seconds_left
+from ..store import SiteStore, StoredRun
 from .run import agent_runs
-from .site import open_site
+
+DAY_S = 86400.0
 
 
 @click.command()
@@ -21,28 +31,93 @@ from .site import open_site
 @json_option
 @command_errors
 def status(home: Path, as_json: bool) -> None:
-    """Tell who this site is, which run it is in, and what waits for a decision."""
-    with open_site(home) as (config, desk):
-        run = desk.store.latest_run()
-        found: dict[str, Any] = {
-            "site": config.site,
-            "federation": config.federation,
-            "coordinator": config.coordinator,
-            "certificate_until": f"{desk.identity.leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
-            "agent_running": agent_runs(Home(home)),
-            "run": _run(desk, run) if run else None,
-            "exchanges": [
-                {"exchange_id": one.terms.exchange_id, "state": one.state.value}
-                for one in desk.book.all()
-            ],
-            "log_entries": desk.store.rows("SELECT COUNT(*) AS n FROM log")[0]["n"],
+    """Tell who this site is, which run it is in, and what waits for a decision.
+
+    Works without a certificate and with one that has ended, too.
+    """
+    place = Home(home)
+    config = place.load()
+    found: dict[str, Any] = {
+        "site": config.site,
+        "federation": config.federation,
+        "coordinator": config.coordinator,
+        **_membership(place),
+        "policy": _policy(place),
+    }
+    if place.database.exists():
+        store = SiteStore(place)
+        try:
+            found |= _work(place, store)
+        finally:
+            store.close()
+    emit(found, as_json)
+
+
+def _membership(home: Home) -> dict[str, Any]:
+    """``state`` is member, expired or waiting; a member may have asked for a new certificate, too."""
+    asked = request_summary(home)
+    pending = {"asked_with": asked["fingerprint"]} if asked else {}
+    if not (home.tls / TLS_CHAIN).exists():
+        return {
+            "state": "waiting",
+            **pending,
+            "next": "read the fingerprint to the operator, then run join INVITATION again (or, by "
+            "files, install BUNDLE)",
         }
-        emit(found, as_json)
+    chain, anchors = (
+        chain_from_pem(read_public(home.tls / name), str(home.tls / name))
+        for name in (TLS_CHAIN, CA)
+    )
+    now = SystemClock().now()
+    left_s = seconds_left(chain[0], now)
+    return {
+        "state": "member" if left_s > 0 else "expired",
+        **pending,
+        "certificate_until": end_of(chain[0]),
+        "certificate_days_left": round(left_s / DAY_S, 1),
+        "certificate_warning": expiry_words(chain[0], now),
+        "anchors": [fingerprint(anchor) for anchor in anchors],
+    }
 
 
-def _run(desk: Desk, run: StoredRun) -> dict[str, Any]:
-    rows = desk.store.rows("SELECT MAX(round) AS round FROM updates WHERE run_id = ?", run.run_id)
-    receipts = desk.store.rows(
+def _policy(home: Home) -> dict[str, Any]:
+    try:
+        policy = load_policy(home)
+    except ConfigError as error:
+        return {"error": error.what, "effect": "nothing is approved, trained or sent"}
+    source = str(home.policy) if home.policy.exists() else "defaults"
+    return {"source": source, **policy.model_dump(mode="json")}
+
+
+def _work(home: Home, store: SiteStore) -> dict[str, Any]:
+    run = store.latest_run()
+    plans = PlanBook(store).all()
+    return {
+        "agent_running": agent_runs(home),
+        "run": _run(store, run) if run else None,
+        "plans_waiting": [one.run_id for one in plans if one.state is PlanState.PROPOSED],
+        "plans": [_plan(one) for one in plans],
+        "exchanges": [
+            {"exchange_id": one.terms.exchange_id, "state": one.state.value}
+            for one in ExchangeBook(store).all()
+        ],
+        "log_entries": store.rows("SELECT COUNT(*) AS n FROM log")[0]["n"],
+    }
+
+
+def _plan(stored: StoredPlan) -> dict[str, Any]:
+    return {
+        "run_id": stored.run_id,
+        "plan_hash": stored.plan.hash.hex(),
+        "state": stored.state.value,
+        "decided_by": stored.decided_by,
+        "coordinator_knows": stored.answered,
+    }
+
+
+def _run(store: SiteStore, run: StoredRun) -> dict[str, Any]:
+    rows = store.rows("SELECT MAX(round) AS round FROM updates WHERE run_id = ?", run.run_id)
+    receipts = store.rows(
         "SELECT COUNT(DISTINCT payload_hash) AS n FROM releases WHERE payload = 'update' "
         "AND receipt_seq IS NOT NULL AND place LIKE ?",
         f"{run.run_id}/%",

@@ -1,0 +1,72 @@
+"""``renew``: a fresh certificate now, whatever is left of the present one."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from fedpalm.cli.console import command_errors, emit, home_option, json_option
+from fedpalm.clock import SystemClock
+from fedpalm.errors import IdentityError
+from fedpalm.pki.bundle import TLS_CHAIN, TlsIdentity, chain_from_pem
+from fedpalm.pki.files import read_public
+from fedpalm.pki.fingerprint import fingerprint
+
+from ..config import Home
+from .site import open_site, reporter_for, require_member
+
+
+@click.command()
+@home_option("the site")
+@json_option
+@command_errors
+def renew(home: Path, as_json: bool) -> None:
+    """Take a certificate for a fresh TLS key from the coordinator.
+
+    The running agent does so by itself in time, and takes up what this command installs. The signing
+    key stays. A certificate that has ended cannot renew itself.
+    """
+    # These bring grpc, which most commands do without.
+    from fedpalm.transport.channel import Connection
+
+    from ..egress import EgressGate
+    from ..link import Link
+    from ..renewal import Renewal, end_of, expiry_words, seconds_left
+
+    place, clock = Home(home), SystemClock()
+    require_member(place)
+    path = place.tls / TLS_CHAIN
+    leaf = chain_from_pem(read_public(path), str(path))[0]
+    if seconds_left(leaf, clock.now()) <= 0:
+        raise IdentityError(
+            expiry_words(leaf, clock.now()),
+            safe="keys, log and models are as they were",
+            next_step=f"fedpalm-participant join INVITATION --home {home}, with a new invitation; or "
+            "request and install, by files",
+        )
+    with open_site(home) as (config, desk):
+        reporter = reporter_for(as_json)
+        gate = EgressGate(desk.store, desk.log, desk.live, desk.policy)
+        renewal = Renewal(place, desk.live, clock, reporter)
+
+        async def take() -> TlsIdentity:
+            async with Connection(config.coordinator, desk.identity) as connection:
+                link = Link(connection, gate)
+                await link.hello()
+                return await renewal.renew(link)
+
+        try:
+            renewed = asyncio.run(take())
+        finally:
+            reporter.close()
+    emit(
+        {
+            "site": config.site,
+            "certificate_fingerprint": fingerprint(renewed.leaf),
+            "valid_until": end_of(renewed.leaf),
+            "anchors": [fingerprint(anchor) for anchor in renewed.anchors],
+        },
+        as_json,
+    )

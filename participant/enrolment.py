@@ -1,0 +1,381 @@
+"""How a site becomes a member: keys made here, one request, an invitation claimed for it, a fitting chain.
+
+Every step may be taken again: the keys and the request of an earlier try are taken up as they are, since
+an invitation answers the very same request alone. What is under way stands in ``enrolment.json``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from fedpalm.pki.invitation import Invitation
+from fedpalm.pki.trust import TrustBundle, accept_trust
+from fedpalm.wire.membership import issued_from_wire
+from google.protobuf.message import Message
+
+from fedpalm.clock import Clock
+from fedpalm.errors import (
+    DeadlineError,
+    IdentityError,
+    IntegrityError,
+    InvitationError,
+    RefusedError,
+    ResourceError,
+    StateError,
+    UnavailableError,
+)
+from fedpalm.ledger.bodies import EntryKind
+from fedpalm.pki.bundle import (
+    CA,
+    SIGNING_KEY,
+    TLS_CHAIN,
+    TLS_KEY,
+    TlsIdentity,
+    begin_renewal,
+    chain_from_pem,
+    create_keys,
+    install_certificates,
+    load_tls_identity,
+)
+from fedpalm.pki.files import read_public, write_public
+from fedpalm.pki.fingerprint import fingerprint
+from fedpalm.pki.identity import COORDINATOR_NAME, Identity, Role, identity_of
+from fedpalm.pki.keys import read_signing_key, read_tls_key
+from fedpalm.pki.request import create_request, parse_request, verify_request
+from fedpalm.transport.backoff import Backoff
+from fedpalm.wire.v1 import membership_pb2 as wire
+
+from .config import Home, ParticipantConfig
+from .files import write_durably
+from .incoming import one_line
+from .log import SiteLog
+from .reporter import Reporter
+from .store import SiteStore
+
+CALL_DEADLINE_S = 20.0
+BACKOFF_BASE_S, BACKOFF_CAP_S = 1.0, 30.0
+MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
+
+Chain = tuple[x509.Certificate, ...]
+
+
+class EnrolmentLike(Protocol):
+    """What is used of :class:`fedpalm.transport.channel.EnrolmentConnection`."""
+
+    enrolment: Any
+
+    async def unary(self, method: Any, request: Message, *, deadline_s: float) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Which invitation this home goes by, and whether it holds the answer."""
+
+    invitation_id: str
+    answered: bool
+
+    @classmethod
+    def load(cls, home: Home) -> Progress | None:
+        """None if the site was not invited over the network. Raises IntegrityError."""
+        try:
+            values = json.loads(home.enrolment.read_bytes())
+            return cls(str(values["invitation"]), bool(values["answered"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(
+                f"{home.enrolment} cannot be read: {error!r}",
+                safe="keys and request are as they were",
+                next_step=f"remove {home.enrolment} and run join again",
+            ) from error
+
+    def save(self, home: Home) -> None:
+        values = {"invitation": self.invitation_id, "answered": self.answered}
+        write_durably(home.enrolment, json.dumps(values).encode())
+
+
+def site_identity(config: ParticipantConfig) -> Identity:
+    """Who the settings say that this site is."""
+    return Identity(config.federation, Role.PARTICIPANT, config.site)
+
+
+def check_invitation(home: Home, invitation: Invitation, now: float) -> None:
+    """Refuse an invitation that cannot be meant for this home, before anything is made or sent.
+
+    Raises:
+        InvitationError: it has expired.
+        StateError: the home is another site's.
+        IdentityError: it comes from another CA than the one that this site has pinned.
+    """
+    begun = Progress.load(home)
+    asked = begun is not None and begun.invitation_id == invitation.invitation_id
+    # Who has asked in time may come for the answer later; the coordinator knows until when.
+    if not asked and now * 1000 >= invitation.expires_ms:
+        raise InvitationError(
+            f"the invitation of {invitation.site} has expired",
+            safe="nothing was made or sent",
+            next_step="ask the operator for a new one: fedpalm-coordinator invite",
+        )
+    if home.config.exists():
+        config = home.load()
+        ours, theirs = (config.federation, config.site), (invitation.federation, invitation.site)
+        if ours != theirs:
+            raise StateError(
+                f"{home.path} is the home of {config.site} in {config.federation}, the invitation "
+                f"is for {invitation.site} in {invitation.federation}",
+                safe="nothing was changed",
+                next_step="use another --home",
+            )
+    pinned_file = home.tls / CA
+    if pinned_file.exists():
+        pinned = chain_from_pem(read_public(pinned_file), str(pinned_file))
+        if not set(pinned) & set(invitation.anchors):
+            raise IdentityError(
+                f"the invitation is of another CA than {pinned_file}, which this site trusts",
+                safe="nothing was changed or sent",
+                next_step="ask the operator why; a federation with a new CA needs a new --home",
+            )
+
+
+def prepare_request(home: Home, config: ParticipantConfig) -> x509.CertificateSigningRequest:
+    """The site's request: that of an earlier try, or a new one over keys that never leave the home.
+
+    A site that holds a certificate asks with a fresh TLS key; its signing key stays, for its log is
+    signed with it.
+
+    Raises:
+        KeyFileError: a key is damaged or open to others.
+    """
+    identity = site_identity(config)
+    if home.request.exists():
+        request = parse_request(read_public(home.request))
+        if _is_ours(request, home, identity):
+            return request
+    if (home.tls / TLS_CHAIN).exists():
+        request = begin_renewal(home.tls, _present_identity(home))
+    else:
+        if (home.tls / SIGNING_KEY).exists():
+            # An earlier try ended between the keys and the request: the keys are good.
+            tls_key = read_tls_key(home.tls / TLS_KEY)
+            signing_key = read_signing_key(home.tls / SIGNING_KEY)
+        else:
+            (home.tls / TLS_KEY).unlink(missing_ok=True)
+            tls_key, signing_key = create_keys(home.tls)
+        request = create_request(identity, tls_key, signing_key)
+    write_public(home.request, request.public_bytes(Encoding.PEM))
+    return request
+
+
+async def claim(
+    invitation: Invitation,
+    request: x509.CertificateSigningRequest,
+    connect: Callable[[], AbstractAsyncContextManager[EnrolmentLike]],
+    report: Reporter,
+    clock: Clock,
+    *,
+    wait: bool,
+    rng: random.Random | None = None,
+    backoff_base_s: float = BACKOFF_BASE_S,
+) -> tuple[Chain, TrustBundle] | None:
+    """Bring the request with the invitation, and ask until the operator has decided.
+
+    A coordinator that is away or busy is tried again, ever more patiently, until the invitation
+    expires.
+
+    Args:
+        wait: False: None as soon as the coordinator has the request and the operator has not decided.
+    Raises:
+        RefusedError: the operator said no, with their words.
+        InvitationError: the coordinator does not take the invitation, or it expired meanwhile.
+        IdentityError: whoever answers is not this federation's coordinator.
+    """
+    backoff = Backoff(backoff_base_s, max(BACKOFF_CAP_S, backoff_base_s), rng or random.SystemRandom())
+    message = wire.EnrolRequest(
+        invitation_id=invitation.invitation_id,
+        token=invitation.token,
+        request=request.public_bytes(Encoding.PEM),
+    )
+    told = False
+    while True:
+        try:
+            reply = await _enrol(connect, message)
+        except (UnavailableError, DeadlineError, ResourceError) as error:
+            _check_time_left(invitation, clock)
+            pause_s = backoff.next_delay_s()
+            report.line(f"{error.what}; trying again in {pause_s:.1f} s")
+            report.working("waiting for the coordinator")
+            await asyncio.sleep(pause_s)
+            continue
+        backoff.reset()
+        match reply.WhichOneof("state"):
+            case "issued":
+                return issued_from_wire(reply.issued)
+            case "rejected":
+                said = one_line(reply.rejected)
+                raise RefusedError(
+                    f"the operator did not admit {invitation.site}" + (f": {said}" if said else ""),
+                    safe="no certificate was issued; the keys stay here and are worth nothing alone",
+                    next_step="talk to the operator; another try needs a new invitation",
+                )
+            case _:
+                if not wait:
+                    return None
+                if not told:
+                    report.line("the coordinator has the request; the operator decides")
+                    told = True
+                report.working("waiting for the operator to approve the fingerprint")
+                await asyncio.sleep(min(max(reply.retry_after_ms / 1000, MIN_PAUSE_S), MAX_PAUSE_S))
+
+
+def install_member(
+    home: Home,
+    config: ParticipantConfig,
+    chain: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    clock: Clock,
+) -> TlsIdentity:
+    """Store what came, if it is for this site's name and keys, and log which certificate it is.
+
+    Raises:
+        IdentityError: it is for somebody else, for other keys, or does not lead to ``anchors``.
+    """
+    expected = site_identity(config)
+    if not chain or identity_of(chain[0]) != expected:
+        found = identity_of(chain[0]) if chain else "nobody"
+        raise IdentityError(
+            f"the certificate is for {found}, this site is {expected}",
+            safe="nothing was installed",
+        )
+    identity = install_certificates(home.tls, chain, anchors, now=clock.now())
+    store = SiteStore(home, clock=clock)
+    try:
+        record_certificate(store, SiteLog(store, identity.signing_key), identity)
+    finally:
+        store.close()
+    home.request.unlink(missing_ok=True)
+    return identity
+
+
+def accept_issued(
+    config: ParticipantConfig,
+    pinned: Sequence[x509.Certificate],
+    trust: TrustBundle,
+    clock: Clock,
+) -> Chain:
+    """The anchors to pin with a certificate that came over the network.
+
+    Raises:
+        IdentityError: the coordinator offers an anchor that no pinned one vouches for.
+    """
+    return accept_trust(tuple(pinned), trust, config.federation, clock.now())
+
+
+def record_certificate(store: SiteStore, log: SiteLog, identity: TlsIdentity) -> bool:
+    """Log the certificate that the site goes by from here on; False if the log says so already.
+
+    Called after every installation and again when the agent starts, so that a crash between the
+    files and the log leaves no gap.
+    """
+    digest = hashlib.sha256(identity.leaf.public_bytes(Encoding.DER)).hexdigest()
+    with store.transaction() as db:
+        known = [e for e in log.entries() if e.kind is EntryKind.CERTIFICATE]
+        if known and known[-1].body["certificate_hash"] == digest:
+            return False
+        log.append(
+            db,
+            EntryKind.CERTIFICATE,
+            {
+                "serial": f"{identity.leaf.serial_number:x}",
+                "certificate_hash": digest,
+                "expires_ms": round(identity.leaf.not_valid_after_utc.timestamp() * 1000),
+            },
+        )
+    return True
+
+
+def record_request(
+    home: Home, config: ParticipantConfig, request: x509.CertificateSigningRequest, clock: Clock
+) -> None:
+    """Log that the request leaves, before it does: the first thing that ever left this site."""
+    content = request.public_bytes(Encoding.PEM)
+    digest = hashlib.sha256(content).hexdigest()
+    store = SiteStore(home, clock=clock)
+    try:
+        log = SiteLog(store, read_signing_key(home.tls / SIGNING_KEY))
+        with store.transaction() as db:
+            if any(e.body.get("payload_hash") == digest for e in log.entries()):
+                return
+            log.append(
+                db,
+                EntryKind.EGRESS,
+                {
+                    "payload": "enrol",
+                    "payload_hash": digest,
+                    "bytes": len(content),
+                    "recipient": Identity(
+                        config.federation, Role.COORDINATOR, COORDINATOR_NAME
+                    ).uri,
+                },
+            )
+    finally:
+        store.close()
+
+
+def request_summary(home: Home) -> dict[str, str] | None:
+    """What waits for the operator, if anything does."""
+    if not home.request.exists():
+        return None
+    request = parse_request(read_public(home.request))
+    return {"request": str(home.request), "fingerprint": fingerprint(request)}
+
+
+async def _enrol(
+    connect: Callable[[], AbstractAsyncContextManager[EnrolmentLike]], message: wire.EnrolRequest
+) -> wire.EnrolReply:
+    async with connect() as connection:
+        reply: wire.EnrolReply = await connection.unary(
+            connection.enrolment.Enrol, message, deadline_s=CALL_DEADLINE_S
+        )
+    return reply
+
+
+def _check_time_left(invitation: Invitation, clock: Clock) -> None:
+    if clock.now() * 1000 >= invitation.expires_ms:
+        raise InvitationError(
+            f"the invitation of {invitation.site} has expired, and the coordinator cannot be reached",
+            safe="keys and request are kept here",
+            next_step="run join once more when it can; it may have been approved in time. If not, ask "
+            "the operator for a new invitation",
+        )
+
+
+def _is_ours(request: x509.CertificateSigningRequest, home: Home, identity: Identity) -> bool:
+    """Whether the request is for this name and for keys that the home holds."""
+    asked = verify_request(request)
+    if asked.identity != identity:
+        return False
+    signing = home.tls / SIGNING_KEY
+    if not signing.exists() or asked.signing_key != read_signing_key(signing).public_key():
+        return False
+    return any(read_tls_key(path).public_key() == asked.tls_key for path in _tls_keys(home.tls))
+
+
+def _tls_keys(folder: Path) -> list[Path]:
+    return [path for path in (folder / TLS_KEY, folder / "tls.next.key") if path.exists()]
+
+
+def _present_identity(home: Home) -> TlsIdentity:
+    """The identity that the home holds, also if it has expired."""
+    path = home.tls / TLS_CHAIN
+    leaf = chain_from_pem(read_public(path), str(path))[0]
+    return load_tls_identity(home.tls, now=leaf.not_valid_before_utc.timestamp() + 1)
