@@ -134,13 +134,16 @@ class Registry:
     ) -> None:
         """Let a site in under this certificate, or back in after a revocation.
 
+        For a site that is active and keeps its signing key this is a renewal that travels as a file:
+        its earlier certificates end after the first call with this one. Otherwise they are over now.
+
         Args:
             action: as in table ``operator_events``.
         Raises:
             RefusedError: the certificate is not a participant's.
         """
         with self._store.transaction("admission of a site") as db:
-            site = admit_in(db, leaf, at_ms)
+            site = admit_in(db, leaf, at_ms, renews=True)
             record_operator_event(db, at_ms, operator, action, site, detail)
 
     def require_renewal(self, identity: Identity, signing_key: bytes, now_ms: int) -> None:
@@ -246,12 +249,14 @@ class Registry:
             )
 
 
-def admit_in(db: sqlite3.Connection, leaf: x509.Certificate, at_ms: int) -> str:
+def admit_in(
+    db: sqlite3.Connection, leaf: x509.Certificate, at_ms: int, *, renews: bool = False
+) -> str:
     """Admission inside the caller's transaction; the site's name.
 
-    Its earlier certificates are over at once, unless the site is active and this one is bound to the
-    same signing key: then it is a renewal, which travels as a file, say, and needs its overlap.
-
+    Args:
+        renews: earlier certificates of an active site with the same signing key get their overlap;
+            otherwise they are over at once.
     Raises:
         RefusedError: the certificate is not a participant's.
     """
@@ -262,7 +267,7 @@ def admit_in(db: sqlite3.Connection, leaf: x509.Certificate, at_ms: int) -> str:
     before = db.execute(
         "SELECT state, signing_key FROM sites WHERE site = ?", (identity.name,)
     ).fetchone()
-    if before != ("active", signing_key):
+    if not (renews and before == ("active", signing_key)):
         _end_certificates(db, identity.name, at_ms, "replaced")
     db.execute(
         "INSERT INTO sites (site, state, signing_key, admitted_ms) VALUES (?, 'active', ?, ?) "

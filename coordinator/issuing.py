@@ -1,0 +1,31 @@
+"""What a running coordinator needs of the CA in its home: to renew certificates, and to say whom to trust."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedpalm.errors import KeyFileError, StateError
+from fedpalm.pki.authority import Authority, load_authority, load_trust
+from fedpalm.pki.trust import TrustBundle
+
+
+class IssuingDesk:
+    """The CA of a folder as it is at each call, so that a rotation needs no restart."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def authority(self) -> Authority:
+        """Raises StateError: the issuing key cannot be used on this machine."""
+        try:
+            return load_authority(self._folder)
+        except KeyFileError as error:
+            raise StateError(
+                "the coordinator cannot issue certificates: its issuing key is not there",
+                safe="the present certificates go on until they end",
+                next_step="the operator signs a request as a file: fedpalm-coordinator sites sign",
+            ) from error
+
+    def trust(self) -> TrustBundle:
+        """The federation's trust anchors at present, and what leads from each to the next."""
+        return load_trust(self._folder)
