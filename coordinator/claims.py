@@ -1,4 +1,4 @@
-"""What sites claim to send, whether it fits, and the wire forms of claims and receipts."""
+"""What sites claim to send, whether it fits, and the wire forms of claims."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from fedpalm.rounds.machine import RoundState
 from fedpalm.rounds.run import Run
 from fedpalm.secagg.codec import FixedPointCodec
 from fedpalm.wire.v1 import federation_pb2 as pb
-
-from .run_records import UpdateRow
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,8 @@ def check_claim(claim: UpdateClaim, plan: Plan, codec: FixedPointCodec, run: Run
     """May this update, of which nothing has been accepted yet, come now?
 
     Raises:
-        StaleRoundError: not the current attempt, or one that takes no more updates.
+        StaleRoundError: not the current attempt, one that takes no more updates, or one that the site
+            was expelled from.
         NotOnRosterError: the site is not in the cohort.
         HashMismatchError: another plan or global model.
         ProtocolError: not exactly the bytes that the codec makes.
@@ -64,6 +63,12 @@ def check_claim(claim: UpdateClaim, plan: Plan, codec: FixedPointCodec, run: Run
     if claim.site not in current.cohort:
         raise NotOnRosterError(
             f"site {claim.site} is not in the cohort of {claim.ref}", safe="nothing was stored"
+        )
+    if claim.site in current.expelled:
+        raise StaleRoundError(
+            f"site {claim.site} was expelled from {claim.ref}",
+            safe="nothing was stored",
+            next_step="wait for the next instruction; it takes part from the next attempt on",
         )
     if claim.plan_hash != plan.hash.hex():
         raise HashMismatchError(f"run {claim.run_id} has another plan")
@@ -99,9 +104,11 @@ def sealed_claim(header: pb.SealedExpertHeader, site: str) -> SealedClaim:
     )
 
 
-def receipt_of(row: UpdateRow) -> pb.Receipt:
-    return pb.Receipt(
-        payload_hash=bytes.fromhex(row.payload_hash),
-        payload_bytes=row.payload_bytes,
-        received_ms=row.received_ms,
-    )
+def update_place(run_id: str, ref: RoundRef) -> str:
+    """Where an update belongs, as its receipt says it."""
+    return f"{run_id}/{ref.round}/{ref.attempt}"
+
+
+def sealed_place(run_id: str, exchange_id: str) -> str:
+    """Where a sealed expert belongs, as its receipt says it."""
+    return f"{run_id}/{exchange_id}"

@@ -1,4 +1,4 @@
-"""Feeds the run machines, stores what they say, and only then carries it out.
+"""Feeds the run machines, stores what they say and what is signed about it, and only then carries it out.
 
 No clock tick, thread or socket of its own: time comes from a :class:`Clock`, and everything that
 leaves goes through :class:`Outside`. So the server and the simulation conduct with the same code.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 
 from fedpalm.clock import Clock
@@ -16,11 +17,10 @@ from fedpalm.errors import (
     HashMismatchError,
     LayoutMismatchError,
     NotFoundError,
-    NotOnRosterError,
     ResourceError,
     StateError,
 )
-from fedpalm.methods.contribution import codec_for
+from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.events import (
     Aggregate,
@@ -34,6 +34,7 @@ from fedpalm.rounds.events import (
     RoundDeadline,
     RoundRef,
     SendTrain,
+    SiteExpelled,
     SiteJoined,
     SiteLeft,
     StartTimer,
@@ -57,23 +58,25 @@ from fedpalm.secagg.codec import BYTES_PER_VALUE, FixedPointCodec
 from fedpalm.wire.v1 import federation_pb2 as pb
 
 from . import instructions
-from .claims import UpdateClaim, check_claim
+from .amendment import check_continues
+from .claims import UpdateClaim, check_claim, update_place
+from .conducted import ConductedRun
+from .facts import (
+    AnswerGone,
+    AnswerRow,
+    Fact,
+    ManifestRow,
+    ReceiptRow,
+    UpdateRow,
+)
+from .notary import Notary
 from .outside import Outside
-from .run_records import RunRecords, UpdateRow
+from .run_records import RunRecords
 
 log = logging.getLogger(__name__)
 
 RESTART_GRACE_MS = 60_000
 """After a restart sites get at least this long to come back before a deadline counts."""
-
-
-class _Conducted:
-    """A run in memory, with what follows from its plan."""
-
-    def __init__(self, plan: Plan, run: Run) -> None:
-        self.plan, self.run = plan, run
-        self.codec: FixedPointCodec = codec_for(plan)
-        self.roster = frozenset(plan.roster)
 
 
 class Conductor:
@@ -82,11 +85,13 @@ class Conductor:
     Args:
         records: where they are stored; read on construction, see :meth:`restart`.
         outside: carries out effects.
+        notary: signs for the coordinator and verifies what sites have signed.
     """
 
-    def __init__(self, records: RunRecords, outside: Outside, clock: Clock) -> None:
+    def __init__(self, records: RunRecords, outside: Outside, clock: Clock, notary: Notary) -> None:
         self._records, self._outside, self._clock = records, outside, clock
-        self._runs = {one.run_id: _Conducted(one.plan, one.run) for one in records.load()}
+        self._notary = notary
+        self._runs = {one.run_id: ConductedRun(one) for one in records.load()}
         self._connected: set[str] = set()
 
     def restart(self) -> None:
@@ -109,13 +114,54 @@ class Conductor:
     def codec(self, run_id: str) -> FixedPointCodec:
         return self._conducted(run_id).codec
 
+    def offer(self, run_id: str) -> SignedStatement:
+        """The signed offer of the run's plan."""
+        return self._conducted(run_id).offer
+
+    def answered(self, run_id: str, kind: str) -> list[str]:
+        """Sites whose newest answer to the plan is ``approve`` or ``refuse``, sorted."""
+        return self._conducted(run_id).answered(kind)
+
     # --- what operators do ------------------------------------------------------------------------
 
     def create(self, run_id: str, plan: Plan) -> None:
-        """A new run, whose initial model is durable."""
-        stored = self._records.create(run_id, plan, self._now_ms())
-        self._runs[run_id] = _Conducted(plan, stored.run)
+        """A new run, whose initial model is durable; its roster hears of it at once.
+
+        Raises:
+            StateError: it does not go on from where the run that it continues ended.
+        """
+        self.check_continues(plan)
+        offer = self._notary.offer(run_id, plan)
+        self._runs[run_id] = ConductedRun(self._records.create(run_id, plan, offer, self._now_ms()))
+        self._offer(run_id, plan.roster)
         self._outside.changed(run_id)
+
+    def check_continues(self, plan: Plan) -> None:
+        """Raises StateError for an amended plan that does not go on from where its run ended."""
+        if plan.continues is not None:
+            ended = self._runs.get(plan.continues.run)
+            done = max(self._records.models(ended.run_id)) if ended else 0
+            check_continues(plan, plan.continues, ended, done, self._runs.values())
+
+    def expel(self, site: str, reason: str) -> None:
+        """A revoked site takes part in no run any more; again changes nothing.
+
+        Its approvals are void: whoever is admitted under its name is asked again.
+        """
+        for run_id, conducted in list(self._runs.items()):
+            if site not in conducted.roster or conducted.run.over:
+                continue
+            void = (AnswerGone(run_id, site),) if site in conducted.answers else ()
+            if site in conducted.run.expelled and not void:
+                continue
+            log.warning("%s: site %s is out: %s", run_id, site, reason)
+            try:
+                self.feed(run_id, SiteExpelled(site, reason, self._now_ms()), void)
+            except ResourceError as error:
+                log.error("%s: %s; trying again", run_id, error.what)
+                self._outside.try_again(partial(self.expel, site, reason))
+            else:
+                conducted.answers.pop(site, None)
 
     # --- what sites do ----------------------------------------------------------------------------
 
@@ -142,11 +188,40 @@ class Conductor:
             if site in conducted.run.present:
                 self.feed(run_id, SiteLeft(site))
 
+    def answer_plan(self, run_id: str, site: str, signed: SignedStatement) -> None:
+        """Store the site's answer if it is newer; a no takes the site out of the run.
+
+        Raises:
+            NotFoundError, NotOnRosterError: no such run, or not this site's.
+            ProtocolError, IdentityError, WrongRoleError, SenderMismatchError, HashMismatchError: not
+                this site's answer to this plan.
+            StateError: not newer than the one before, or the run is over.
+        """
+        conducted = self._of_roster(run_id, site)
+        answer = self._notary.answer(signed, run_id, conducted.plan, site)
+        if not conducted.is_news(answer):
+            return
+        if conducted.run.over:
+            raise StateError(
+                f"run {run_id} is {conducted.run.state.value}; its plan takes no more answers",
+                safe="nothing was stored",
+            )
+        row = AnswerRow(answer, signed)
+        log.info("%s: site %s: %s, by %s", run_id, site, answer.answer, answer.by)
+        if answer.answer == "refuse":
+            out = SiteExpelled(site, "it refused the plan", self._now_ms())
+            self.feed(run_id, out, (row,))
+        else:
+            self._records.write(row)
+        conducted.answers[site] = answer
+        self._outside.changed(run_id)
+
     def join(self, run_id: str, site: str, plan_hash: bytes, layout_hash: bytes) -> None:
-        """The site has the plan and a model of its layout.
+        """The site has approved the plan and has a model of its layout.
 
         Raises:
             NotOnRosterError, StateError: not this site's run, or the run is over.
+            PlanNotApprovedError: its newest answer to the plan is no, or none has come.
             HashMismatchError, LayoutMismatchError: another plan or layout.
         """
         conducted = self._of_roster(run_id, site)
@@ -162,6 +237,7 @@ class Conductor:
                 safe="the site has not joined",
                 next_step="bring the site to the software version that the plan was made with",
             )
+        conducted.require_approval(site)
         if site not in self._connected:
             raise StateError(
                 f"site {site} joins without listening",
@@ -169,11 +245,12 @@ class Conductor:
             )
         self.feed(run_id, SiteJoined(site))
 
-    def check_update(self, claim: UpdateClaim) -> UpdateRow | None:
-        """May this update come? If it has come already: its receipt.
+    def check_update(self, claim: UpdateClaim) -> SignedStatement | None:
+        """May this update come? If it has come already: its receipt, as it was given.
 
         Raises:
             NotFoundError, NotOnRosterError: no such run, or not this site's.
+            PlanNotApprovedError: the site has taken its approval back.
             StaleRoundError: not the current attempt, or one that takes no more updates.
             StateError: the site delivered another update already.
             HashMismatchError: another plan or global model.
@@ -183,15 +260,17 @@ class Conductor:
         known = self._records.update(claim.run_id, claim.ref, claim.site)
         if known is not None:
             if known.payload_hash == claim.payload_hash:
-                return known
+                place = update_place(claim.run_id, claim.ref)
+                return self._records.receipt(claim.run_id, claim.site, place)
             raise StateError(
                 f"site {claim.site} already delivered another update in {claim.ref}",
                 safe="the first one stays",
             )
+        conducted.require_approval(claim.site)
         check_claim(claim, conducted.plan, conducted.codec, conducted.run)
         return None
 
-    def accept_update(self, claim: UpdateClaim) -> UpdateRow:
+    def accept_update(self, claim: UpdateClaim) -> SignedStatement:
         """The update is whole and durable: count it, and give the receipt.
 
         Raises: as :meth:`check_update`; the round may have closed while the update came.
@@ -203,18 +282,29 @@ class Conductor:
         row = UpdateRow(
             claim.run_id, claim.ref, claim.site, claim.payload_hash, claim.payload_bytes, now_ms
         )
+        receipt = self._notary.receipt(
+            site=claim.site,
+            payload="update",
+            place=update_place(claim.run_id, claim.ref),
+            recipient="",
+            payload_hash=claim.payload_hash,
+            payload_bytes=claim.payload_bytes,
+            received_ms=now_ms,
+        )
+        given = ReceiptRow(
+            claim.run_id, claim.site, update_place(claim.run_id, claim.ref), "", receipt
+        )
         received = UpdateAccepted(claim.site, claim.payload_hash)
-        self.feed(claim.run_id, InRound(claim.ref, received, now_ms), row)
-        return row
+        self.feed(claim.run_id, InRound(claim.ref, received, now_ms), (row, given))
+        return receipt
 
     def require_on_roster(self, run_id: str, site: str) -> None:
         """Raises NotFoundError, NotOnRosterError."""
         self._of_roster(run_id, site)
 
-    def _of_roster(self, run_id: str, site: str) -> _Conducted:
+    def _of_roster(self, run_id: str, site: str) -> ConductedRun:
         conducted = self._conducted(run_id)
-        if site not in conducted.roster:
-            raise NotOnRosterError(f"site {site} is not on the roster of run {run_id}")
+        conducted.require_roster(site)
         return conducted
 
     # --- what time and threads do -----------------------------------------------------------------
@@ -239,22 +329,24 @@ class Conductor:
 
     # --- the loop ---------------------------------------------------------------------------------
 
-    def feed(self, run_id: str, received: RunInput, update: UpdateRow | None = None) -> None:
+    def feed(self, run_id: str, received: RunInput, facts: Sequence[Fact] = ()) -> None:
         """Advance a run: step, store, carry out, until nothing follows by itself.
 
+        Args:
+            facts: what is stored together with the step that ``received`` makes.
         Raises:
             StateError and its kin: the machine refuses the input; nothing changed.
-            ResourceError: it could not be stored; nothing changed. What follows from a stored input
-                is no fault of its sender: it is tried again later.
+            ResourceError: it could not be signed or stored; nothing changed. What follows from a stored
+                input is no fault of its sender: it is tried again later.
         """
         conducted = self._conducted(run_id)
         pending = deque([received])
         while pending:
             before, taken = conducted.run, pending.popleft()
             run, effects = advance(before, taken)
-            if effects or update or run.to_json() != before.to_json():
+            if effects or facts or run.to_json() != before.to_json():
                 try:
-                    self._records.save(run_id, run, effects, self._now_ms(), update)
+                    self._store(conducted, run, effects, facts)
                 except ResourceError as error:
                     if taken is received:
                         raise
@@ -262,7 +354,7 @@ class Conductor:
                     for late in (taken, *pending):
                         self._outside.try_again(partial(self._follow_up, run_id, late))
                     break
-                update = None
+                facts = ()
             conducted.run = run
             for effect in effects:
                 follows = self._carry_out(run_id, conducted, effect)
@@ -274,6 +366,34 @@ class Conductor:
                     pending.append(follows)
         self._outside.changed(run_id)
 
+    def _store(
+        self,
+        conducted: ConductedRun,
+        run: Run,
+        effects: Sequence[RunEffect],
+        facts: Sequence[Fact],
+    ) -> None:
+        """Store a step; the cohort that it seals, if any, together with its signed manifest."""
+        manifest = self._new_manifest(conducted, run, effects)
+        if manifest is not None:
+            facts = (*facts, manifest)
+        self._records.save(conducted.run_id, run, effects, self._now_ms(), facts)
+        if manifest is not None:
+            conducted.sealed(manifest.signed)
+
+    def _new_manifest(
+        self, conducted: ConductedRun, run: Run, effects: Sequence[RunEffect]
+    ) -> ManifestRow | None:
+        """Of a cohort that is sealed in this step; one that was stored before a restart has its own."""
+        run_id, head = conducted.run_id, conducted.head
+        for effect in effects:
+            if isinstance(effect, PersistCohort) and effect.ref != head.ref:
+                signed = self._notary.manifest(
+                    run_id, conducted.plan, head, effect.ref, effect.cohort, run.model_hash
+                )
+                return ManifestRow(run_id, head.size, effect.ref, signed)
+        return None
+
     def _follow_up(self, run_id: str, received: RunInput) -> None:
         """Feed what could not be stored before, unless an operator or a deadline was faster."""
         try:
@@ -281,7 +401,9 @@ class Conductor:
         except StateError as error:
             log.info("%s: not needed any more: %s", run_id, error.what)
 
-    def _carry_out(self, run_id: str, conducted: _Conducted, effect: RunEffect) -> RunInput | None:
+    def _carry_out(
+        self, run_id: str, conducted: ConductedRun, effect: RunEffect
+    ) -> RunInput | None:
         match effect:
             case RoundOpened(ref=ref):
                 return self._room_for_round(run_id, ref, conducted)
@@ -290,8 +412,9 @@ class Conductor:
             case PersistCohort(ref=ref, cohort=cohort):
                 log.info("%s: %s: cohort %s", run_id, ref, ", ".join(cohort))
                 return InRound(ref, CohortPersisted(self._now_ms()), self._now_ms())
-            case SendTrain(sites=sites):
-                self._tell(sites, instructions.train(run_id, effect))
+            case SendTrain(ref=ref, sites=sites):
+                if conducted.manifest is not None:
+                    self._tell(sites, instructions.train(run_id, ref, conducted.manifest))
             case Aggregate(ref=ref, survivors=survivors):
                 log.info("%s: %s: summing %d updates", run_id, ref, len(survivors))
                 self._outside.aggregate(run_id, effect)
@@ -310,7 +433,9 @@ class Conductor:
                 self._tell(conducted.roster, instructions.run_ended(run_id, effect))
         return None
 
-    def _room_for_round(self, run_id: str, ref: RoundRef, conducted: _Conducted) -> RunInput | None:
+    def _room_for_round(
+        self, run_id: str, ref: RoundRef, conducted: ConductedRun
+    ) -> RunInput | None:
         codec = conducted.codec
         needed = (
             len(conducted.roster) * codec.payload_bytes + 2 * codec.parameters * BYTES_PER_VALUE
@@ -323,14 +448,14 @@ class Conductor:
 
     def _offer(self, run_id: str, sites: frozenset[str] | tuple[str, ...]) -> None:
         conducted = self._conducted(run_id)
-        if conducted.run.state in (RunState.RUNNING, RunState.PAUSED):
+        if not conducted.run.over:
             self._tell(sites, instructions.run_offer(run_id, conducted.plan.hash))
 
     def _tell(self, sites: frozenset[str] | tuple[str, ...], message: pb.Instruction) -> None:
         for site in sorted(sites):
             self._outside.instruct(site, message)
 
-    def _conducted(self, run_id: str) -> _Conducted:
+    def _conducted(self, run_id: str) -> ConductedRun:
         try:
             return self._runs[run_id]
         except KeyError:

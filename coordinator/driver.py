@@ -18,6 +18,7 @@ from fedpalm.wire.v1 import federation_pb2 as pb
 
 from .aggregate import aggregate
 from .conductor import Conductor
+from .notary import Notary
 from .run_records import RunRecords
 from .sessions import Sessions
 from .spool import Spool
@@ -37,14 +38,16 @@ class Driver:
         keep_models: ``all``, or ``latest`` for the initial model and the newest two of each run.
     """
 
-    def __init__(self, records: RunRecords, spool: Spool, clock: Clock, keep_models: str) -> None:
+    def __init__(
+        self, records: RunRecords, spool: Spool, clock: Clock, notary: Notary, keep_models: str
+    ) -> None:
         self._records, self._spool, self._clock = records, spool, clock
         self._keep_models = keep_models
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: dict[str, asyncio.Event] = {}
         self.sessions = Sessions()
-        self.conductor = Conductor(records, self, clock)
+        self.conductor = Conductor(records, self, clock, notary)
 
     def start(self) -> None:
         """Delete what no row speaks of and go on with unfinished runs; a damaged model pauses its run."""

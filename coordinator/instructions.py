@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from fedpalm.exchange.terms import ExchangeTerms
-from fedpalm.rounds.events import CloseRound, RoundRef, SendTrain
+from fedpalm.pki.statement import SignedStatement
+from fedpalm.rounds.events import CloseRound, RoundRef
 from fedpalm.rounds.run import EndRun
+from fedpalm.wire.statements import to_wire
 from fedpalm.wire.v1 import federation_pb2 as pb
 
 MAX_REASON_BYTES = 500
@@ -23,21 +25,17 @@ def exchange_ref(terms: ExchangeTerms) -> pb.ExchangeRef:
     return pb.ExchangeRef(run_id=terms.run, exchange_id=terms.exchange_id)
 
 
-def heartbeat(now_ms: int) -> pb.Instruction:
-    return pb.Instruction(heartbeat=pb.Heartbeat(now_ms=now_ms))
+def heartbeat() -> pb.Instruction:
+    return pb.Instruction(heartbeat=pb.Heartbeat())
 
 
 def run_offer(run_id: str, plan_hash: bytes) -> pb.Instruction:
     return pb.Instruction(run_offer=pb.RunOffer(run_id=run_id, plan_hash=plan_hash))
 
 
-def train(run_id: str, effect: SendTrain) -> pb.Instruction:
+def train(run_id: str, ref: RoundRef, manifest: SignedStatement) -> pb.Instruction:
     return pb.Instruction(
-        train=pb.TrainRound(
-            ref=round_ref(run_id, effect.ref),
-            model_hash=bytes.fromhex(effect.model_hash),
-            deadline_ms=effect.deadline_ms,
-        )
+        train=pb.TrainRound(ref=round_ref(run_id, ref), manifest=to_wire(manifest))
     )
 
 

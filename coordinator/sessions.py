@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 
 from fedpalm.errors import UnavailableError
 from fedpalm.wire.v1 import federation_pb2 as pb
@@ -30,16 +30,14 @@ class Session:
         """Let the stream end after what is queued."""
         self._queue.put_nowait(None)
 
-    async def stream(
-        self, heartbeat_s: float, now_ms: Callable[[], int]
-    ) -> AsyncGenerator[pb.Instruction, None]:
+    async def stream(self, heartbeat_s: float) -> AsyncGenerator[pb.Instruction, None]:
         """Instructions as they come, a heartbeat whenever there is none for ``heartbeat_s``."""
         while True:
             try:
                 async with asyncio.timeout(heartbeat_s):
                     instruction = await self._queue.get()
             except TimeoutError:
-                instruction = heartbeat(now_ms())
+                instruction = heartbeat()
             if instruction is None:
                 return
             yield instruction

@@ -1,0 +1,171 @@
+"""What the coordinator signs, and what it takes a site's word for.
+
+Offers, manifests and receipts are signed with the identity as it is at that moment; answers and
+countersignatures count only if the site that they name has signed them under the federation's trust
+anchors, and if they are about what they came for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from cryptography import x509
+
+from fedpalm.clock import Clock
+from fedpalm.errors import HashMismatchError, IdentityError, ResourceError, SenderMismatchError
+from fedpalm.pki.bundle import TlsIdentity
+from fedpalm.pki.statement import SignedStatement
+from fedpalm.plan import Plan
+from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
+from fedpalm.rounds.events import RoundRef
+from fedpalm.rounds.manifest import Countersignature, ManifestHead, RoundManifest, follow
+from fedpalm.rounds.receipt import PayloadReceipt
+
+
+class CurrentIdentity(Protocol):
+    """An identity that may be another one tomorrow: :class:`fedpalm.pki.live.LiveIdentity`."""
+
+    @property
+    def current(self) -> TlsIdentity: ...
+
+
+class Notary:
+    """Signs in the coordinator's name and verifies what sites have signed.
+
+    Every method that signs raises ResourceError while the identity's files are not whole: whoever wanted
+    it tries again, as for a full disk.
+    """
+
+    def __init__(self, identity: CurrentIdentity, clock: Clock) -> None:
+        self._identity, self._clock = identity, clock
+
+    @property
+    def anchors(self) -> Sequence[x509.Certificate]:
+        """The trust anchors of this moment."""
+        return self._identity.current.anchors
+
+    # --- what the coordinator says ----------------------------------------------------------------
+
+    def offer(self, run_id: str, plan: Plan) -> SignedStatement:
+        """The roster is asked to run ``plan``."""
+        return PlanOffer(
+            federation=plan.federation,
+            run=run_id,
+            plan_hash=plan.hash.hex(),
+            offered_ms=self._now_ms(),
+        ).sign(self._signer())
+
+    def manifest(
+        self,
+        run_id: str,
+        plan: Plan,
+        head: ManifestHead,
+        ref: RoundRef,
+        cohort: Sequence[str],
+        model_hash: str,
+    ) -> SignedStatement:
+        """The manifest that follows ``head``; nothing is signed that a site would have to refuse.
+
+        Raises:
+            ProtocolError, StaleRoundError, ForkError, NotOnRosterError: it does not follow.
+        """
+        manifest = RoundManifest(
+            federation=plan.federation,
+            run=run_id,
+            plan_hash=plan.hash.hex(),
+            seq=head.size,
+            previous=head.hash.hex(),
+            round=ref.round,
+            attempt=ref.attempt,
+            cohort=list(cohort),
+            model_hash=model_hash,
+            sealed_ms=self._now_ms(),
+        )
+        follow(head, manifest, plan, run_id)
+        return manifest.sign(self._signer())
+
+    def receipt(
+        self,
+        *,
+        site: str,
+        payload: Literal["update", "sealed_expert"],
+        place: str,
+        recipient: str,
+        payload_hash: str,
+        payload_bytes: int,
+        received_ms: int,
+    ) -> SignedStatement:
+        """The site's payload is durably stored."""
+        current = self._signer()
+        return PayloadReceipt(
+            federation=current.identity.federation,
+            site=site,
+            payload=payload,
+            place=place,
+            recipient=recipient,
+            payload_hash=payload_hash,
+            payload_bytes=payload_bytes,
+            received_ms=received_ms,
+        ).sign(current)
+
+    # --- what sites say ---------------------------------------------------------------------------
+
+    def answer(self, signed: SignedStatement, run_id: str, plan: Plan, site: str) -> PlanAnswer:
+        """The site's answer to this plan.
+
+        Raises:
+            ProtocolError, IdentityError, WrongRoleError: not an answer that the site it names signed.
+            SenderMismatchError: of another site than the one that sent it.
+            HashMismatchError: to another run or plan.
+        """
+        answer = PlanAnswer.open(signed, self.anchors, now=self._clock.now())
+        _check_sender(answer.site, site, "answer")
+        if (answer.run, answer.plan_hash) != (run_id, plan.hash.hex()):
+            raise HashMismatchError(
+                f"the answer of site {site} is about run {answer.run}, plan "
+                f"{answer.plan_hash[:16]}; run {run_id} has plan {plan.hash.hex()[:16]}",
+                safe="nothing was stored",
+                next_step="fetch the plan of this run and answer that one",
+            )
+        return answer
+
+    def countersignature(
+        self, signed: SignedStatement, run_id: str, manifest: SignedStatement, site: str
+    ) -> Countersignature:
+        """The site's signature over ``manifest``.
+
+        Raises:
+            ProtocolError, IdentityError, WrongRoleError: not one that the site it names has signed.
+            SenderMismatchError: of another site than the one that sent it.
+            HashMismatchError: over another manifest.
+        """
+        found = Countersignature.open(signed, self.anchors, now=self._clock.now())
+        _check_sender(found.site, site, "countersignature")
+        sealed = RoundManifest.read(manifest)
+        about = (found.run, found.round, found.attempt, found.manifest_hash)
+        if about != (run_id, sealed.round, sealed.attempt, manifest.hash.hex()):
+            raise HashMismatchError(
+                f"run {run_id}, {sealed.ref}: site {site} countersigned another manifest",
+                safe="nothing was stored",
+                next_step="compare what the sites hold: fedpalm-participant manifests",
+            )
+        return found
+
+    def _signer(self) -> TlsIdentity:
+        try:
+            return self._identity.current
+        except IdentityError as error:
+            raise ResourceError(
+                f"nothing can be signed: {error.what}", safe=error.safe, next_step=error.next_step
+            ) from error
+
+    def _now_ms(self) -> int:
+        return round(self._clock.now() * 1000)
+
+
+def _check_sender(named: str, sender: str, what: str) -> None:
+    if named != sender:
+        raise SenderMismatchError(
+            f"site {sender} sent the {what} of site {named}", safe="nothing was stored"
+        )
