@@ -1,18 +1,16 @@
 """The deployment exchange at the coordinator: it relays what it cannot open, and checks that it may.
 
 Conducts :class:`fedpalm.exchange.machine.ExchangeMachine` the way the conductor conducts runs: step,
-store, then tell. A consent is verified against the federation's root before it is stored, a sealed
-expert against the consents of the whole roster.
+store, then tell. A consent is verified against the federation's trust anchors before it is stored, a
+sealed expert against the consents of the whole roster.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from cryptography import x509
 
 from fedpalm.clock import Clock
 from fedpalm.errors import (
@@ -42,14 +40,18 @@ from fedpalm.exchange.machine import (
 )
 from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES, SealedExpert, verify_sealed
 from fedpalm.exchange.terms import ExchangeTerms
+from fedpalm.pki.statement import SignedStatement
 from fedpalm.rounds.run import RunState
 from fedpalm.transport.status import clean_text
 from fedpalm.wire.v1 import federation_pb2 as pb
 
 from . import instructions
-from .claims import SealedClaim
+from .claims import SealedClaim, sealed_place
 from .conductor import Conductor
-from .exchange_records import ExchangeRecords, SealedRow
+from .exchange_records import ConsentRow, ExchangeRecords, SealedRow
+from .facts import Fact, ReceiptRow
+from .notary import Notary
+from .run_records import RunRecords
 from .spool import Spool
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,9 @@ class ExchangeDesk:
     Args:
         tell: gives an instruction to a site, if it is connected.
         changed: the status of this run is another one.
-        root: the federation's root, which every consent must lead to.
+        notary: knows the trust anchors that every consent must lead to, and signs receipts.
+        runs: where the receipts are.
+        revoked: the sites that cannot come at the moment.
     """
 
     def __init__(
@@ -73,13 +77,16 @@ class ExchangeDesk:
         conductor: Conductor,
         spool: Spool,
         clock: Clock,
-        root: x509.Certificate,
+        notary: Notary,
+        runs: RunRecords,
         *,
         tell: Callable[[str, pb.Instruction], None],
         changed: Callable[[str], None],
+        revoked: Callable[[], frozenset[str]],
     ) -> None:
         self._records, self._conductor, self._spool = records, conductor, spool
-        self._clock, self._root, self._tell, self._changed = clock, root, tell, changed
+        self._clock, self._notary, self._runs = clock, notary, runs
+        self._tell, self._changed, self._revoked = tell, changed, revoked
         self._machines = {machine.terms.exchange_id: machine for machine in records.load()}
 
     def restart(self) -> None:
@@ -101,7 +108,8 @@ class ExchangeDesk:
         """Propose the exchange of a completed run to its roster.
 
         Raises:
-            StateError: the run is not completed, releases no experts, or has an exchange already.
+            StateError: the run is not completed, releases no experts, or has an exchange already; or a
+                site of its roster is revoked or was expelled, whose yes cannot come.
         """
         run, plan = self._conductor.run(run_id), self._conductor.plan(run_id)
         if run.state is not RunState.COMPLETED:
@@ -111,6 +119,15 @@ class ExchangeDesk:
             )
         if not plan.expert_layout:
             raise StateError(f"the plan of run {run_id} releases no experts")
+        if missing := sorted((self._revoked() | run.expelled) & set(plan.roster)):
+            raise StateError(
+                f"run {run_id}: every site of its roster must say yes, and these cannot, since they "
+                f"were revoked or left the run: {', '.join(missing[:5])}",
+                safe="nothing was proposed",
+                next_step="let a revoked site in again (fedpalm-coordinator invite), or exchange after "
+                "a run without them: fedpalm-coordinator plan amend RUN --remove SITE before the last "
+                "round, or plan submit with another roster",
+            )
         earlier = self.of_run(run_id)
         if earlier is not None and earlier.state is not ExchangeState.CANCELLED:
             raise StateError(
@@ -152,14 +169,14 @@ class ExchangeDesk:
     def consent(self, run_id: str, exchange_id: str, site: str, signed: SignedConsent) -> None:
         """Store a site's yes. Raises ConsentError for one that is not its own, and StateError."""
         machine = self._machine(run_id, exchange_id, site)
-        party = verify_consent(signed, machine.terms, self._root, now=self._clock.now())
+        party = verify_consent(signed, machine.terms, self._notary.anchors, now=self._clock.now())
         if party.site != site:
             raise NotOnRosterError(f"site {site} sent the consent of {party.site}")
         known = site in machine.consents
         self._feed(
             exchange_id,
             ConsentGiven(site, signed.consent.hash),
-            consent=None if known else signed,
+            () if known else (ConsentRow(exchange_id, signed),),
         )
 
     def refuse(self, run_id: str, exchange_id: str, site: str, reason: str) -> None:
@@ -173,8 +190,8 @@ class ExchangeDesk:
         self._require_relaying(machine)
         return self._records.consents(exchange_id)
 
-    def check_sealed(self, claim: SealedClaim) -> SealedRow | None:
-        """May this sealed expert come? If it has come already: its receipt.
+    def check_sealed(self, claim: SealedClaim) -> SignedStatement | None:
+        """May this sealed expert come? If it has come already: its receipt, as it was given.
 
         Raises:
             NotOnRosterError, StateError: not between these sites, or not now.
@@ -198,9 +215,12 @@ class ExchangeDesk:
                 f"{expert_bytes + SEAL_OVERHEAD_BYTES}",
                 safe="nothing was stored",
             )
-        return known
+        if known is None:
+            return None
+        place = sealed_place(claim.run_id, claim.exchange_id)
+        return self._runs.receipt(claim.run_id, claim.sender, place, claim.recipient)
 
-    def accept_sealed(self, claim: SealedClaim) -> SealedRow:
+    def accept_sealed(self, claim: SealedClaim) -> SignedStatement:
         """The sealed bytes are whole and durable: verify what can be verified, and count them.
 
         Raises:
@@ -216,7 +236,7 @@ class ExchangeDesk:
             agreement = Agreement(
                 self._records.consents(claim.exchange_id),
                 machine.terms,
-                self._root,
+                self._notary.anchors,
                 now=self._clock.now(),
             )
             layout = self._conductor.plan(claim.run_id).released_layout
@@ -224,14 +244,25 @@ class ExchangeDesk:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+        now_ms = self._now_ms()
         row = SealedRow(
             claim.exchange_id, claim.sender, claim.recipient,
-            claim.payload_hash, claim.payload_bytes, self._now_ms(),
+            claim.payload_hash, claim.payload_bytes, now_ms,
         )  # fmt: skip
-        self._feed(
-            claim.exchange_id, ExpertSealed(claim.sender, claim.recipient, sealed.hash), sealed=row
+        place = sealed_place(claim.run_id, claim.exchange_id)
+        receipt = self._notary.receipt(
+            site=claim.sender,
+            payload="sealed_expert",
+            place=place,
+            recipient=claim.recipient,
+            payload_hash=claim.payload_hash,
+            payload_bytes=claim.payload_bytes,
+            received_ms=now_ms,
         )
-        return row
+        given = ReceiptRow(claim.run_id, claim.sender, place, claim.recipient, receipt)
+        came = ExpertSealed(claim.sender, claim.recipient, sealed.hash)
+        self._feed(claim.exchange_id, came, (row, given))
+        return receipt
 
     def sealed_path(self, claim: SealedClaim) -> Path:
         return self._spool.sealed(claim.exchange_id, claim.sender, claim.recipient)
@@ -262,18 +293,11 @@ class ExchangeDesk:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _feed(
-        self,
-        exchange_id: str,
-        received: Input,
-        *,
-        consent: SignedConsent | None = None,
-        sealed: SealedRow | None = None,
-    ) -> None:
+    def _feed(self, exchange_id: str, received: Input, facts: Sequence[Fact] = ()) -> None:
         before = self._machines[exchange_id]
         machine, effects = before.step(received)
         if machine != before:
-            self._records.save(machine, self._now_ms(), consent=consent, sealed=sealed)
+            self._records.save(machine, self._now_ms(), facts)
         self._machines[exchange_id] = machine
         for effect in effects:
             self._carry_out(machine, effect)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedpalm.exchange.consent import SignedConsent
 from fedpalm.exchange.machine import ExchangeMachine
 
+from .facts import Fact
 from .store import Store
 
 
@@ -22,6 +25,29 @@ class SealedRow:
     payload_bytes: int
     received_ms: int
 
+    def write(self, db: sqlite3.Connection) -> None:
+        db.execute(
+            "INSERT INTO sealed_experts VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                self.exchange_id, self.sender, self.recipient,
+                self.payload_hash, self.payload_bytes, self.received_ms,
+            ),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ConsentRow:
+    """A site's signed yes; see table ``consents``."""
+
+    exchange_id: str
+    signed: SignedConsent
+
+    def write(self, db: sqlite3.Connection) -> None:
+        db.execute(
+            "INSERT INTO consents VALUES (?, ?, ?)",
+            (self.exchange_id, self.signed.consent.site, self.signed.to_bytes()),
+        )
+
 
 class ExchangeRecords:
     """The tables exchanges, consents and sealed_experts."""
@@ -34,14 +60,7 @@ class ExchangeRecords:
         rows = self._store.query("SELECT state FROM exchanges ORDER BY created_ms, exchange_id")
         return [ExchangeMachine.from_json(json.loads(str(state))) for (state,) in rows]
 
-    def save(
-        self,
-        machine: ExchangeMachine,
-        at_ms: int,
-        *,
-        consent: SignedConsent | None = None,
-        sealed: SealedRow | None = None,
-    ) -> None:
+    def save(self, machine: ExchangeMachine, at_ms: int, facts: Iterable[Fact] = ()) -> None:
         """Store a step, with what the input brought."""
         terms = machine.terms
         with self._store.transaction("advance of an exchange") as db:
@@ -50,19 +69,8 @@ class ExchangeRecords:
                 "ON CONFLICT (exchange_id) DO UPDATE SET state = excluded.state",
                 (terms.exchange_id, terms.run, json.dumps(machine.to_json()), at_ms),
             )
-            if consent is not None:
-                db.execute(
-                    "INSERT INTO consents VALUES (?, ?, ?)",
-                    (terms.exchange_id, consent.consent.site, consent.to_bytes()),
-                )
-            if sealed is not None:
-                db.execute(
-                    "INSERT INTO sealed_experts VALUES (?, ?, ?, ?, ?, ?)",
-                    (
-                        sealed.exchange_id, sealed.sender, sealed.recipient,
-                        sealed.payload_hash, sealed.payload_bytes, sealed.received_ms,
-                    ),
-                )  # fmt: skip
+            for fact in facts:
+                fact.write(db)
 
     def consents(self, exchange_id: str) -> list[SignedConsent]:
         """All stored consents, by site."""
@@ -72,7 +80,7 @@ class ExchangeRecords:
         return [SignedConsent.from_bytes(bytes(consent)) for (consent,) in rows]
 
     def sealed(self, exchange_id: str, sender: str, recipient: str) -> SealedRow | None:
-        """The receipt of a sealed expert, if it came."""
+        """A sealed expert that came, if it did."""
         rows = self._store.query(
             "SELECT payload_hash, payload_bytes, received_ms FROM sealed_experts "
             "WHERE (exchange_id, sender, recipient) = (?, ?, ?)",

@@ -16,18 +16,19 @@ from fedpalm.errors import (
     SenderMismatchError,
     VersionMismatchError,
 )
+from fedpalm.pki.statement import SignedStatement
+from fedpalm.rounds.events import RoundRef
 from fedpalm.secagg.codec import BYTES_PER_VALUE
-from fedpalm.transport.chunks import CHUNK_BYTES, SpoolWriter, partial_bytes, send_file
+from fedpalm.transport.chunks import SpoolWriter, partial_bytes, send_file
 from fedpalm.transport.peer import Context, current_peer
 from fedpalm.transport.status import clean_text
 from fedpalm.wire import consents
+from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as pb
 from fedpalm.wire.v1.federation_pb2_grpc import FederationServicer
 
 from .aggregate import check_values
-from .claims import SealedClaim, UpdateClaim, receipt_of, sealed_claim, update_claim
-from .exchange_records import SealedRow
-from .run_records import UpdateRow
+from .claims import SealedClaim, UpdateClaim, sealed_claim, update_claim
 from .state import Coordinator
 
 PROTOCOL_VERSION = 1
@@ -50,20 +51,28 @@ class FederationService(FederationServicer):
                 next_step="install a version of fedpalm that speaks it",
             )
         version = clean_text(request.software_version).replace("\n", " ")
-        self._c.store.site_seen(site, self._c.now_ms(), version)
+        self._c.registry.site_seen(site, self._c.now_ms(), version)
         return pb.HelloReply(
             protocol_version=PROTOCOL_VERSION,
             federation_id=self._c.settings.federation,
             software_version=__version__,
-            now_ms=self._c.now_ms(),
-            chunk_bytes=CHUNK_BYTES,
             heartbeat_ms=round(self._c.settings.heartbeat_s * 1000),
         )
 
     async def FetchPlan(self, request: pb.FetchPlanRequest, context: Context) -> pb.PlanDocument:
         self._c.conductor.require_on_roster(request.run_id, _caller(context))
-        plan = self._c.conductor.plan(request.run_id)
-        return pb.PlanDocument(run_id=request.run_id, plan=plan.to_bytes(), plan_hash=plan.hash)
+        plan, offer = (
+            self._c.conductor.plan(request.run_id),
+            self._c.conductor.offer(request.run_id),
+        )
+        return pb.PlanDocument(plan=plan.to_bytes(), offer=to_wire(offer))
+
+    async def AnswerPlan(
+        self, request: pb.AnswerPlanRequest, context: Context
+    ) -> pb.AnswerPlanReply:
+        site = _sender(context, request.site_id)
+        self._c.conductor.answer_plan(request.run_id, site, from_wire(request.answer))
+        return pb.AnswerPlanReply()
 
     async def JoinRun(self, request: pb.JoinRunRequest, context: Context) -> pb.JoinRunReply:
         site = _sender(context, request.site_id)
@@ -79,17 +88,17 @@ class FederationService(FederationServicer):
             conductor.site_disconnected(site)
         session = sessions.open(site)
         try:
-            self._c.store.site_seen(site, self._c.now_ms())
+            self._c.registry.site_seen(site, self._c.now_ms())
             conductor.site_connected(site)
             self._c.exchanges.site_connected(site)
-            stream = session.stream(self._c.settings.heartbeat_s, self._c.now_ms)
+            stream = session.stream(self._c.settings.heartbeat_s)
             async with aclosing(stream):
                 async for instruction in stream:
                     yield instruction
         finally:
             if sessions.close(site, session):
                 conductor.site_disconnected(site)
-                self._c.store.site_seen(site, self._c.now_ms())
+                self._c.registry.site_seen(site, self._c.now_ms())
 
     async def DownloadModel(
         self, request: pb.DownloadModelRequest, context: Context
@@ -111,7 +120,7 @@ class FederationService(FederationServicer):
         claim = update_claim(request, _sender(context, request.site_id))
         known = self._c.conductor.check_update(claim)
         if known is not None:
-            return pb.OffsetReply(offset=known.payload_bytes, receipt=receipt_of(known))
+            return pb.OffsetReply(offset=claim.payload_bytes, receipt=_receipt(known))
         path = self._update_path(claim)
         if path.exists():
             return pb.OffsetReply(offset=claim.payload_bytes)
@@ -124,16 +133,46 @@ class FederationService(FederationServicer):
         claim = update_claim(header, _sender(context, header.site_id))
         known = self._c.conductor.check_update(claim)
         if known is not None:
-            return receipt_of(known)
+            return _receipt(known)
         try:
-            row = await self._c.takeover.run(
+            receipt = await self._c.takeover.run(
                 ("update", claim.run_id, claim.site), self._take_update(claim, header, requests)
             )
         except FedPalmError:
             # If the round closed meanwhile, that is the reason, and not what came of it.
             self._c.conductor.check_update(claim)
             raise
-        return receipt_of(row)
+        return _receipt(receipt)
+
+    # --- statements -------------------------------------------------------------------------------
+
+    async def FetchManifests(
+        self, request: pb.FetchManifestsRequest, context: Context
+    ) -> AsyncIterator[pb.SignedStatement]:
+        site = _caller(context)
+        for signed in self._c.statements.manifests(request.run_id, site, request.from_seq):
+            yield to_wire(signed)
+
+    async def Countersign(
+        self, request: pb.CountersignRequest, context: Context
+    ) -> pb.CountersignReply:
+        site, ref = _sender(context, request.site_id), request.ref
+        signed = from_wire(request.countersignature)
+        self._c.statements.countersign(ref.run_id, _round_ref(ref), site, signed)
+        return pb.CountersignReply()
+
+    async def FetchCountersignatures(
+        self, request: pb.RoundRef, context: Context
+    ) -> AsyncIterator[pb.SignedStatement]:
+        site, ref = _caller(context), _round_ref(request)
+        for signed in self._c.statements.countersignatures(request.run_id, site, ref):
+            yield to_wire(signed)
+
+    async def ListReceipts(
+        self, request: pb.ListReceiptsRequest, context: Context
+    ) -> AsyncIterator[pb.SignedStatement]:
+        for signed in self._c.statements.receipts(request.run_id, _caller(context)):
+            yield to_wire(signed)
 
     # --- the deployment exchange ------------------------------------------------------------------
 
@@ -150,7 +189,7 @@ class FederationService(FederationServicer):
 
     async def FetchConsents(
         self, request: pb.ExchangeRef, context: Context
-    ) -> AsyncIterator[pb.SignedConsent]:
+    ) -> AsyncIterator[pb.SignedStatement]:
         site = _caller(context)
         for signed in self._c.exchanges.consents(request.run_id, request.exchange_id, site):
             yield consents.to_wire(signed)
@@ -161,17 +200,13 @@ class FederationService(FederationServicer):
         header = await _header(requests)
         claim = sealed_claim(header, _sender(context, header.ref.sender))
         exchanges = self._c.exchanges
-        row = exchanges.check_sealed(claim)
-        if row is None:
-            row = await self._c.takeover.run(
+        receipt = exchanges.check_sealed(claim)
+        if receipt is None:
+            receipt = await self._c.takeover.run(
                 ("expert", claim.exchange_id, claim.sender, claim.recipient),
                 self._take_sealed(claim, header, requests),
             )
-        return pb.Receipt(
-            payload_hash=header.payload_hash,
-            payload_bytes=row.payload_bytes,
-            received_ms=row.received_ms,
-        )
+        return _receipt(receipt)
 
     async def DownloadSealedExpert(
         self, request: pb.SealedExpertRef, context: Context
@@ -200,7 +235,7 @@ class FederationService(FederationServicer):
 
     async def _take_update(
         self, claim: UpdateClaim, header: pb.UpdateHeader, requests: AsyncIterator[Any]
-    ) -> UpdateRow:
+    ) -> SignedStatement:
         """Receive an update, unless a crash came between its last byte and its receipt; count it.
 
         Runs alone for its site, and the earlier stream may have been counted while this one waited:
@@ -222,7 +257,7 @@ class FederationService(FederationServicer):
 
     async def _take_sealed(
         self, claim: SealedClaim, header: pb.SealedExpertHeader, requests: AsyncIterator[Any]
-    ) -> SealedRow:
+    ) -> SignedStatement:
         """Receive a sealed expert from its first byte, and count it; asks again as for an update."""
         exchanges = self._c.exchanges
         known = exchanges.check_sealed(claim)
@@ -249,6 +284,14 @@ class FederationService(FederationServicer):
         if current is None or not current.deadline_ms:
             return PATIENCE_S
         return max(1.0, (current.deadline_ms - self._c.now_ms()) / 1000)
+
+
+def _receipt(signed: SignedStatement) -> pb.Receipt:
+    return pb.Receipt(receipt=to_wire(signed))
+
+
+def _round_ref(ref: pb.RoundRef) -> RoundRef:
+    return RoundRef(ref.round, ref.attempt)
 
 
 def _caller(context: Context) -> str:

@@ -48,8 +48,9 @@ class OperatorService(OperatorServicer):
                     connected=row.site in connected,
                     last_seen_ms=row.last_seen_ms,
                     software_version=row.software_version,
+                    state=row.state,
                 )
-                for row in self._c.store.sites()
+                for row in self._c.registry.sites()
             ],
         )
 
@@ -58,6 +59,7 @@ class OperatorService(OperatorServicer):
     ) -> pb.SubmitPlanReply:
         plan = self._checked_plan(await _first_plan(requests))
         run_id = new_run_id(plan.draft.name)
+        self._c.conductor.check_continues(plan)
         self._record(context, "submit", run_id, plan.hash.hex())
         await self._c.takeover.run(
             ("model", plan.initial_model), self._receive_model(plan, requests)
@@ -182,11 +184,10 @@ class OperatorService(OperatorServicer):
             raise ProtocolError("the plan is not in canonical form")
         if plan.federation != self._c.settings.federation:
             raise ConfigError(f"the plan is for federation {plan.federation!r}")
-        admitted = {row.site for row in self._c.store.sites()}
-        if unknown := sorted(set(plan.roster) - admitted):
+        if unknown := sorted(set(plan.roster) - self._c.registry.active_sites()):
             raise NotFoundError(
                 f"on the roster, but not admitted: {', '.join(unknown[:5])}",
-                next_step="fedpalm-coordinator sites admit",
+                next_step="fedpalm-coordinator invite",
             )
         codec_for(plan)
         return plan

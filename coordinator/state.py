@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedpalm.clock import Clock
-from fedpalm.errors import NotFoundError, RefusedError
-from fedpalm.pki.bundle import TlsIdentity
-from fedpalm.pki.identity import Role
+from fedpalm.pki.live import LiveIdentity
 from fedpalm.transport.peer import Peer
 
 from .admission import Takeover, Transfers
@@ -16,8 +14,11 @@ from .config import CoordinatorSettings, Home
 from .driver import Driver
 from .exchange import ExchangeDesk
 from .exchange_records import ExchangeRecords
+from .notary import Notary
+from .registry import Registry
 from .run_records import RunRecords
 from .spool import Spool
+from .statements import StatementDesk
 from .store import Store
 
 
@@ -26,12 +27,14 @@ class Coordinator:
     """A coordinator's parts, wired; :meth:`build` inside the event loop."""
 
     settings: CoordinatorSettings
-    identity: TlsIdentity
+    identity: LiveIdentity
     clock: Clock
     store: Store
+    registry: Registry
     runs: RunRecords
     spool: Spool
     driver: Driver
+    statements: StatementDesk
     exchanges: ExchangeDesk
     transfers: Transfers
     takeover: Takeover
@@ -41,30 +44,34 @@ class Coordinator:
         cls,
         home: Home,
         settings: CoordinatorSettings,
-        identity: TlsIdentity,
+        identity: LiveIdentity,
         store: Store,
         clock: Clock,
     ) -> Coordinator:
         spool = Spool(home.models, home.spool)
-        runs = RunRecords(store)
-        driver = Driver(runs, spool, clock, settings.keep_models)
+        registry, runs, notary = Registry(store), RunRecords(store), Notary(identity, clock)
+        driver = Driver(runs, spool, clock, notary, settings.keep_models)
         exchanges = ExchangeDesk(
             ExchangeRecords(store),
             driver.conductor,
             spool,
             clock,
-            identity.root,
+            notary,
+            runs,
             tell=driver.instruct,
             changed=driver.changed,
+            revoked=registry.revoked_sites,
         )
         return cls(
             settings=settings,
             identity=identity,
             clock=clock,
             store=store,
+            registry=registry,
             runs=runs,
             spool=spool,
             driver=driver,
+            statements=StatementDesk(runs, driver.conductor, notary),
             exchanges=exchanges,
             transfers=Transfers(settings.max_transfers),
             takeover=Takeover(),
@@ -83,21 +90,5 @@ class Coordinator:
         self.exchanges.restart()
 
     def authorise(self, peer: Peer) -> None:
-        """Only admitted sites, and of each only the certificate of its last admission.
-
-        Raises:
-            RefusedError: any other participant.
-        """
-        if peer.identity.role is not Role.PARTICIPANT:
-            return
-        try:
-            admitted = self.store.site(peer.identity.name).fingerprint
-        except NotFoundError as error:
-            raise RefusedError(
-                error.what, next_step="fedpalm-coordinator sites admit REQUEST"
-            ) from None
-        if admitted != peer.fingerprint:
-            raise RefusedError(
-                f"site {peer.identity.name} was admitted with another certificate since",
-                next_step="install the bundle of the last admission",
-            )
+        """Raises RefusedError, RevokedError for a certificate that is not, or no longer, registered."""
+        self.registry.authorise(peer, self.now_ms())
