@@ -1,4 +1,4 @@
-"""Keeping a membership: fresh certificates before the old ones end, new trust anchors as they are handed on.
+"""Keeping a membership: fresh certificates before the old ones end, new trust anchors as they come.
 
 A renewal makes a fresh TLS key, asks for a certificate under the one in force, and installs both at once
 (``fedpalm/pki/bundle.py``); the old certificate stays good at the coordinator for an overlap. Nothing
