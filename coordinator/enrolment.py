@@ -11,16 +11,15 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedpalm.clock import Clock
-from fedpalm.errors import UnavailableError
+from fedpalm.errors import IdentityError, UnavailableError
 from fedpalm.pki.bundle import chain_from_pem
 from fedpalm.pki.files import write_public
 from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.live import LiveIdentity
 from fedpalm.pki.request import parse_request, verify_request
 from fedpalm.pki.trust import TrustBundle
-from fedpalm.transport.peer import Context
-from fedpalm.transport.server import EnrolmentServer, build_enrolment_server, caller_address
-from fedpalm.transport.status import clean_text
+from fedpalm.transport.enrolment import EnrolmentServer, build_enrolment_server
+from fedpalm.transport.peer import Context, caller_address
 from fedpalm.wire.membership import issued_to_wire
 from fedpalm.wire.v1 import membership_pb2 as pb
 from fedpalm.wire.v1.membership_pb2_grpc import EnrolmentServicer, add_EnrolmentServicer_to_server
@@ -65,8 +64,7 @@ class EnrolmentService(EnrolmentServicer):
                 request.invitation_id, request.token, pem, asked.identity, self._now_ms()
             )
         except InvitationRefusedError as refusal:
-            shown = clean_text(request.invitation_id).replace("\n", " ")
-            log.warning("enrolment: refused %s, invitation %r: %s", caller, shown, refusal.why)
+            log.warning("enrolment: refused %s: %s", caller, refusal.why)
             raise
         mark = fingerprint(csr)
         if claimed:
@@ -119,10 +117,14 @@ class EnrolmentListener:
 
     async def follow(self, wanted: bool) -> None:
         """Be open if ``wanted``, and closed if not; an address that is taken is tried again later."""
-        if wanted and self._server is None and asyncio.get_running_loop().time() >= self._not_before:
+        if (
+            wanted
+            and self._server is None
+            and asyncio.get_running_loop().time() >= self._not_before
+        ):
             try:
                 await self._open()
-            except UnavailableError as error:
+            except (UnavailableError, IdentityError) as error:
                 log.error("enrolment: %s; trying again in %g s", error.what, RETRY_S)
                 self._not_before = asyncio.get_running_loop().time() + RETRY_S
         elif not wanted and self._server is not None:
@@ -136,7 +138,7 @@ class EnrolmentListener:
             log.info("enrolment: closed, no invitation waits for anybody")
 
     async def _open(self) -> None:
-        """Raises UnavailableError."""
+        """Raises UnavailableError, IdentityError."""
         server = self._build()
         add_EnrolmentServicer_to_server(self._service, server.server)  # type: ignore[no-untyped-call]
         await server.start()

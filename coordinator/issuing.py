@@ -1,4 +1,4 @@
-"""What a running coordinator needs of the CA in its home: to renew certificates, and to say whom to trust."""
+"""What a running coordinator needs of the CA in its home: to renew certificates, to say whom to trust."""
 
 from __future__ import annotations
 

@@ -15,18 +15,22 @@ from contextlib import asynccontextmanager, contextmanager
 
 from fedpalm.clock import Clock, SystemClock
 from fedpalm.errors import ConfigError, IdentityError, StateError, UnavailableError
-from fedpalm.pki.bundle import TlsIdentity, load_tls_identity
 from fedpalm.pki.files import write_public
 from fedpalm.pki.identity import Role
-from fedpalm.transport.server import SERVICE_ROLES, bound_port, build_server
+from fedpalm.pki.live import LiveIdentity
+from fedpalm.transport.server import SERVICE_ROLES, GatedServer, build_server
 from fedpalm.wire.v1.federation_pb2_grpc import add_FederationServicer_to_server
+from fedpalm.wire.v1.membership_pb2_grpc import add_MembershipServicer_to_server
 from fedpalm.wire.v1.operator_pb2_grpc import add_OperatorServicer_to_server
 
 from .config import CoordinatorSettings, Home
+from .enrolment import EnrolmentListener, EnrolmentService, addresses
 from .service_federation import FederationService
+from .service_membership import MembershipService
 from .service_operator import OperatorService
 from .state import Coordinator
 from .store import Store
+from .watch import RegistryWatch
 
 log = logging.getLogger(__name__)
 
@@ -50,20 +54,21 @@ def serve(home: Home) -> None:
     faulthandler.enable()
     _raise_open_files()
     clock = SystemClock()
-    identity = load_tls_identity(home.tls, now=clock.now())
-    if identity.identity.role is not Role.COORDINATOR:
-        raise IdentityError(f"{home.tls}: {identity.identity} is no coordinator")
-    if identity.identity.federation != settings.federation:
+    identity = LiveIdentity(home.tls, clock)
+    named = identity.current.identity
+    if named.role is not Role.COORDINATOR:
+        raise IdentityError(f"{home.tls}: {named} is no coordinator")
+    if named.federation != settings.federation:
         raise ConfigError(
             f"{home.config}: federation {settings.federation!r}, but the certificate is of "
-            f"{identity.identity.federation!r}"
+            f"{named.federation!r}"
         )
     with _sole(home), Store.open(home.store) as store:
         asyncio.run(_serve(home, settings, identity, store, clock))
 
 
 async def _serve(
-    home: Home, settings: CoordinatorSettings, identity: TlsIdentity, store: Store, clock: Clock
+    home: Home, settings: CoordinatorSettings, identity: LiveIdentity, store: Store, clock: Clock
 ) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -83,40 +88,58 @@ async def listening(coordinator: Coordinator, home: Home) -> AsyncIterator[str]:
     Raises:
         UnavailableError: the address cannot be bound.
     """
+    server = _bind(coordinator, home)
+    service = EnrolmentService(
+        coordinator.invitations,
+        coordinator.settings.federation,
+        coordinator.issuing.trust,
+        coordinator.clock,
+    )
+    enrolment = EnrolmentListener(
+        coordinator.identity,
+        coordinator.settings.enrolment,
+        home.enrol_listen,
+        service,
+        coordinator.clock,
+    )
+    add_FederationServicer_to_server(FederationService(coordinator), server.server)  # type: ignore[no-untyped-call]
+    add_MembershipServicer_to_server(MembershipService(coordinator), server.server)  # type: ignore[no-untyped-call]
+    add_OperatorServicer_to_server(OperatorService(coordinator), server.server)  # type: ignore[no-untyped-call]
+    watch = RegistryWatch(coordinator, home, server.recheck, enrolment.follow)
+    try:
+        coordinator.start()
+        # Whoever was revoked while nobody served is out before the first call.
+        await watch.look()
+        await server.start()
+        bound = f"{coordinator.settings.listen.rpartition(':')[0]}:{server.port}"
+        write_public(home.listen, f"{bound}\n".encode())
+        # A coordinator whose watch has failed would miss a revocation: it ends with it.
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(watch.run())
+            yield bound
+            watching.cancel()
+    finally:
+        await coordinator.driver.stop()
+        await enrolment.close()
+        await server.stop(STOP_GRACE_S)
+
+
+def _bind(coordinator: Coordinator, home: Home) -> GatedServer:
+    """Raises UnavailableError: the address cannot be bound."""
     listen = coordinator.settings.listen
-    for address in _addresses(home, listen):
+    for address in addresses(listen, home.listen):
         try:
-            server = build_server(
+            return build_server(
                 coordinator.identity,
                 address,
                 roles=SERVICE_ROLES,
                 authorise=coordinator.authorise,
                 clock=coordinator.clock,
             )
-            break
         except UnavailableError:
             if address == listen:
                 raise
-    add_FederationServicer_to_server(FederationService(coordinator), server)  # type: ignore[no-untyped-call]
-    add_OperatorServicer_to_server(OperatorService(coordinator), server)  # type: ignore[no-untyped-call]
-    try:
-        coordinator.start()
-        await server.start()
-        bound = f"{listen.rpartition(':')[0]}:{bound_port(server)}"
-        write_public(home.listen, f"{bound}\n".encode())
-        yield bound
-    finally:
-        await coordinator.driver.stop()
-        await server.stop(STOP_GRACE_S)
-
-
-def _addresses(home: Home, listen: str) -> list[str]:
-    """Port 0 is chosen once: sites keep the address that they were told, so try that one first."""
-    host, _, port = listen.rpartition(":")
-    if port != "0" or not home.listen.exists():
-        return [listen]
-    earlier = home.listen.read_text(encoding="utf-8").strip().rpartition(":")[2]
-    return [f"{host}:{earlier}", listen] if earlier.isdigit() else [listen]
+    raise AssertionError("there is an address")
 
 
 def _raise_open_files() -> None:

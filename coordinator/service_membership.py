@@ -49,7 +49,9 @@ class MembershipService(MembershipServicer):
             )
         now = self._c.clock.now()
         registry, authority = self._c.registry, self._c.issuing.authority()
-        registry.require_renewal(peer.identity, asked.signing_key.public_bytes_raw(), self._c.now_ms())
+        registry.require_renewal(
+            peer.identity, asked.signing_key.public_bytes_raw(), self._c.now_ms()
+        )
         leaf = authority.issue(csr, peer.identity, now=now)
         registry.renewed(leaf, round(now * 1000))
         log.info(

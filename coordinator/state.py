@@ -1,4 +1,4 @@
-"""What the two services share: the parts of a running coordinator."""
+"""What the services share: the parts of a running coordinator."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from .config import CoordinatorSettings, Home
 from .driver import Driver
 from .exchange import ExchangeDesk
 from .exchange_records import ExchangeRecords
+from .invitations import Invitations
+from .issuing import IssuingDesk
 from .notary import Notary
 from .registry import Registry
 from .run_records import RunRecords
@@ -31,6 +33,8 @@ class Coordinator:
     clock: Clock
     store: Store
     registry: Registry
+    invitations: Invitations
+    issuing: IssuingDesk
     runs: RunRecords
     spool: Spool
     driver: Driver
@@ -68,6 +72,8 @@ class Coordinator:
             clock=clock,
             store=store,
             registry=registry,
+            invitations=Invitations(store),
+            issuing=IssuingDesk(home.authority),
             runs=runs,
             spool=spool,
             driver=driver,

@@ -1,0 +1,92 @@
+"""Looks at the registry as long as the coordinator serves, since operators change it from other processes.
+
+A revocation is in force as soon as the gate has looked again, and that is within POLL_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from fedpalm.pki.bundle import TLS_CHAIN, chain_from_pem
+from fedpalm.pki.files import read_public
+
+from .config import Home
+from .state import Coordinator
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.2
+REMIND_S = 24 * 60 * 60.0
+LEAF_WARNING = timedelta(days=14)
+CA_WARNING = timedelta(days=30)
+
+
+class RegistryWatch:
+    """Carries what changed in the store to the open calls, the runs and the newcomers' port.
+
+    Args:
+        recheck: readmits every open call now.
+        newcomers: opens or closes the enrolment listener.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        home: Home,
+        recheck: Callable[[], Awaitable[None]],
+        newcomers: Callable[[bool], Awaitable[None]],
+    ) -> None:
+        self._c, self._home = coordinator, home
+        self._recheck, self._newcomers = recheck, newcomers
+        self._seen: int | None = None
+        self._revoked: frozenset[str] = frozenset()
+        self._remind_at = 0.0
+
+    async def run(self) -> None:
+        """Look again and again until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Carry out what the store says now."""
+        changes = self._c.store.outside_changes()
+        if changes != self._seen:
+            self._seen = changes
+            revoked = self._c.registry.revoked_sites()
+            for site in sorted(revoked - self._revoked):
+                log.warning("site %s is revoked: its calls are ended, and it is in no run", site)
+                self._c.conductor.expel(site, "revoked by the operator")
+            self._revoked = revoked
+            await self._recheck()
+        await self._newcomers(self._c.invitations.wanted(self._c.now_ms()))
+        now = self._c.clock.now()
+        if now >= self._remind_at:
+            self._remind_at = now + REMIND_S
+            for line in endings(self._home, now):
+                log.warning("%s", line)
+
+
+def endings(home: Home, now: float) -> list[str]:
+    """What of the coordinator's own certificates ends soon, in words, with what to do about it."""
+    watched = (
+        (home.tls / TLS_CHAIN, "the coordinator's certificate", LEAF_WARNING, "renew"),
+        (home.operator / TLS_CHAIN, "the operator's certificate", LEAF_WARNING, "renew"),
+        (home.authority / "issuing.pem", "the issuing CA", CA_WARNING, "ca rotate"),
+    )
+    lines = []
+    for path, what, early, command in watched:
+        if path.exists() and (left := _left(path, now)) < early:
+            end = "has ended" if left <= timedelta(0) else f"ends in {max(left.days, 0)} days"
+            lines.append(f"{what} {end}: fedpalm-coordinator {command}")
+    return lines
+
+
+def _left(path: Path, now: float) -> timedelta:
+    """Raises KeyFileError: the file is damaged."""
+    certificate = chain_from_pem(read_public(path), str(path))[0]
+    return certificate.not_valid_after_utc - datetime.fromtimestamp(now, UTC)
