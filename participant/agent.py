@@ -1,7 +1,8 @@
 """The site's process: dials the coordinator, follows its instructions, survives both their deaths.
 
-A connection has a reader, which notes every instruction at once, a worker, which carries them out one
-at a time, and a watch on what the site's person decides meanwhile.
+A connection has a reader, which notes every instruction at once, a worker, which carries out those of
+rounds and exchanges one at a time, one more for plans, which can be answered while a round is trained, a
+watch on what the site's person decides meanwhile, and one on the site's own certificates.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, Protocol
 
 from fedpalm.errors import (
     DeadlineError,
     FedPalmError,
+    ForkError,
     HashMismatchError,
     IntegrityError,
     NotFoundError,
     NotOnRosterError,
+    PlanNotApprovedError,
+    PolicyError,
     RefusedError,
     ResourceError,
+    RevokedError,
     RoundAbortedError,
     StateError,
     UnavailableError,
@@ -34,6 +39,7 @@ from .egress import EgressGate
 from .ending import Ended, ExitAfter, Outcome
 from .exchange import ExchangeAgent
 from .link import ConnectionLike, Link
+from .offers import OfferWorker
 from .reporter import Reporter
 from .rounds import RunWorker
 from .store import SiteStore
@@ -47,11 +53,19 @@ MAX_BAD_TRANSFERS = 5
 Connect = Callable[[], AbstractAsyncContextManager[ConnectionLike]]
 
 
+class Keeper(Protocol):
+    """What the agent uses of :class:`participant.renewal.Renewal`."""
+
+    async def keep(self, link: Link) -> None:
+        """Return when the certificates that the connection was made with are not the newest any more."""
+
+
 class Agent:
     """One site's agent; :meth:`run` returns when it was told to stop or its wait is over.
 
     Args:
-        connect: opens a fresh connection, as an async context manager.
+        connect: opens a fresh connection as an async context manager, under the identity of that moment.
+        renewal: keeps the identity; when it has a new one, the agent connects anew.
         rng: jitter of the back-off.
     """
 
@@ -64,6 +78,7 @@ class Agent:
         trainer: Trainer,
         connect: Connect,
         report: Reporter,
+        renewal: Keeper,
         *,
         exit_after: ExitAfter = ExitAfter.NEVER,
         rng: random.Random | None = None,
@@ -71,9 +86,10 @@ class Agent:
         decision_poll_s: float = DECISION_POLL_S,
     ) -> None:
         self._config, self._store, self._desk = config, store, desk
-        self._connect, self._report, self._gate = connect, report, gate
+        self._connect, self._report, self._gate, self._renewal = connect, report, gate, renewal
         self._runs = RunWorker(config, store, gate, trainer, report, exit_after)
         self._exchanges = ExchangeAgent(desk, gate, trainer, report, exit_after)
+        self._offers = OfferWorker(store, desk.plans, trainer, report, poll_s=decision_poll_s)
         self._decision_poll_s = decision_poll_s
         self._backoff = Backoff(
             backoff_base_s, max(BACKOFF_CAP_S, backoff_base_s), rng or random.SystemRandom()
@@ -81,6 +97,8 @@ class Agent:
         self._stop = asyncio.Event()
         self._queue: asyncio.Queue[wire.Instruction] = asyncio.Queue()
         self._bad_transfers = 0
+        self._held: wire.Instruction | None = None
+        self._held_under: object = None
 
     @property
     def abandoned_training(self) -> bool:
@@ -95,7 +113,8 @@ class Agent:
         """Connect and work until the end; connects again, ever more patiently, when a link fails.
 
         Raises:
-            FedPalmError: what no new try can mend (identity, roster, layout, data, damaged files).
+            RevokedError: the operator has revoked this site.
+            FedPalmError: what else no new try can mend (identity, roster, layout, data, damaged files).
         """
         self._desk.log.verify()
         self._store.remove_orphans()
@@ -123,12 +142,18 @@ class Agent:
         async with self._connect() as connection:
             link = Link(connection, self._gate)
             await link.hello()
-            self._queue = asyncio.Queue()
+            self._queue, self._held = asyncio.Queue(), None
             self._runs.reconnected()
+            self._offers.reconnected()
             self._report.line(f"connected to {self._config.coordinator} as {self._config.site}")
             self._report.working("waiting for instructions")
             await _first_of(
-                self._read(link), self._work(link), self._watch_decisions(link), self._stop.wait()
+                self._read(link),
+                self._keep_identity(link),
+                self._work(link),
+                self._offers.work(link),
+                self._watch_decisions(link),
+                self._stop.wait(),
             )
 
     async def _read(self, link: Link) -> None:
@@ -138,8 +163,16 @@ class Agent:
                 self._backoff.reset()
                 continue
             self._runs.note(instruction)
-            self._queue.put_nowait(instruction)
+            self._offers.note(instruction)
+            if kind != "run_offer":
+                self._queue.put_nowait(instruction)
         raise UnavailableError("the coordinator ended the stream of instructions")
+
+    async def _keep_identity(self, link: Link) -> None:
+        """Ends, and with it the connection, when there is a newer identity to connect with."""
+        await self._renewal.keep(link)
+        self._report.line("this site's certificates have changed: connecting with the new ones")
+        self._backoff.reset()
 
     async def _work(self, link: Link) -> None:
         while True:
@@ -159,11 +192,17 @@ class Agent:
                         next_step=error.next_step,
                     ) from error
                 raise
-            except NotOnRosterError as error:
-                if instruction.WhichOneof("kind") == "run_offer":
-                    raise
-                self._report.line(f"skipped: {error.what}")
-            except (StateError, NotFoundError, RoundAbortedError) as error:
+            except PolicyError as error:
+                # Followed after all once the policy can be read again and allows it.
+                self._held, self._held_under = instruction, self._desk.policy.stamp
+                self._report.line(f"refused: {error.what}. Safe: {error.safe}")
+            except PlanNotApprovedError as error:
+                self._report.line(f"refused: {error.what}. Safe: {error.safe}")
+            except ForkError as error:
+                self._report.line(
+                    f"WARNING: {error.what}. Safe: {error.safe}. Next: {error.next_step}"
+                )
+            except (NotOnRosterError, StateError, NotFoundError, RoundAbortedError) as error:
                 self._report.line(f"skipped: {error.what}")
             self._report.working("waiting for instructions")
 
@@ -172,15 +211,25 @@ class Agent:
     async def _watch_decisions(self, link: Link) -> None:
         """Send what the site's person decides, in another process, as soon as it is stored."""
         while True:
+            self._release_held()
             for exchange_id in self._desk.book.unanswered():
                 try:
                     await self._exchanges.answer(link, exchange_id)
+                except RevokedError:
+                    raise
                 except (StateError, RefusedError, NotFoundError) as error:
                     self._desk.book.set_answered(exchange_id, True)
                     self._report.line(f"exchange {exchange_id}: answer not taken: {error.what}")
                 else:
                     self._report.line(f"exchange {exchange_id}: this site's answer was sent")
             await asyncio.sleep(self._decision_poll_s)
+
+    def _release_held(self) -> None:
+        """Queue the round again that the policy held up, if it has changed since."""
+        if self._held is None or self._desk.policy.stamp == self._held_under:
+            return
+        held, self._held = self._held, None
+        self._queue.put_nowait(held)
 
     async def _wait_after(self, error: FedPalmError) -> None:
         delay_s = self._backoff.next_delay_s()

@@ -101,6 +101,11 @@ class PlanBook:
         )
         return [_stored(row) for row in rows]
 
+    def is_agreed(self, run_id: str) -> bool:
+        """Whether the plan is approved and the coordinator has heard so; costs no reading of the plan."""
+        row = self._store.row("SELECT state, answered FROM plans WHERE run_id = ?", run_id)
+        return row is not None and (row["state"], row["answered"]) == (PlanState.APPROVED.value, 1)
+
     def last_approved(self, besides: str) -> StoredPlan | None:
         """The plan that this site approved last, though it may have taken the approval back.
 
@@ -136,6 +141,15 @@ class PlanBook:
             "UPDATE plans SET state = ?, decided_by = ?, reason = ?, number = ?, answer = ?, "
             "answered = 0, decided_ms = ? WHERE run_id = ?",
             (state.value, by, reason, number, answer.to_bytes(), self._store.now_ms(), run_id),
+        )
+
+    def replace_signature(
+        self, db: sqlite3.Connection, run_id: str, number: int, answer: SignedStatement
+    ) -> None:
+        """Keep the same answer with another certificate."""
+        db.execute(
+            "UPDATE plans SET answer = ? WHERE run_id = ? AND number = ?",
+            (answer.to_bytes(), run_id, number),
         )
 
     def set_answered(self, run_id: str, number: int, answered: bool = True) -> None:

@@ -166,6 +166,24 @@ class PlanDesk:
             return self._decide(run_id, PlanState.APPROVED, "policy", "")
         return stored
 
+    def answer_to_send(self, run_id: str) -> SignedStatement:
+        """The newest answer, under the certificate that this site goes by now.
+
+        Raises:
+            NotFoundError: nothing was answered.
+        """
+        own = self.live.current
+        with self.store.transaction() as db:
+            stored = self.plan(run_id)
+            if stored.answer is None:
+                raise NotFoundError(f"run {run_id}: this site has given no answer to its plan")
+            if stored.answer.chain == own.chain:
+                return stored.answer
+            # The statement stays, and with it the hash in the log.
+            answer = PlanAnswer.read(stored.answer).sign(own)
+            self.book.replace_signature(db, run_id, stored.number, answer)
+        return answer
+
     # --- inside -----------------------------------------------------------------------------------
 
     def _decide(self, run_id: str, state: PlanState, by: By, reason: str) -> StoredPlan:
