@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import grpc
+from cryptography import x509
 from google.protobuf.message import Message
 
 from ..errors import ConfigError, DeadlineError
-from ..pki.bundle import TlsIdentity
+from ..pki.bundle import TlsIdentity, pem_of
 from ..pki.identity import coordinator_dns_name
 from ..wire.limits import parse_message
 from ..wire.v1.federation_pb2_grpc import FederationStub
+from ..wire.v1.membership_pb2_grpc import EnrolmentStub, MembershipStub
 from ..wire.v1.operator_pb2_grpc import OperatorStub
 from . import require_tls_1_3
 from .ending import Ending
@@ -34,42 +37,35 @@ class Method:
     parse: Callable[[bytes], Message]
 
 
-class Connection:
-    """A connection to the coordinator of ``tls.identity.federation`` at ``address`` (``host:port``).
+class Dialled(ABC):
+    """A channel to a coordinator at ``address`` (``host:port``), as an async context manager.
 
-    An async context manager; it connects at the first call, and again at the first call after it was
-    broken. ``federation`` and ``operator`` are stubs, whose methods go into :meth:`unary`,
-    :meth:`stream` and :meth:`upload`. All three raise FedPalmError: what the coordinator raised, or
-    UnavailableError, DeadlineError, IdentityError, VersionMismatchError for what gRPC reports, or
-    ProtocolError for a reply beyond its limits. Nothing is repeated here.
-
-    Whatever the address, the certificate there must lead to the pinned CA and carry the DNS name that
-    the CA gives to this federation's coordinator alone.
+    It connects at the first call, and again at the first call after it was broken. Whatever the
+    address, the certificate there must lead to a pinned anchor and carry the DNS name that the CA
+    gives to this federation's coordinator alone.
     """
 
-    federation: Any
-    operator: Any
-
-    def __init__(self, address: str, tls: TlsIdentity) -> None:
+    def __init__(self, address: str, federation: str, credentials: grpc.ChannelCredentials) -> None:
         require_tls_1_3()
         self.address = _checked_address(address)
-        self._tls = tls
+        self._federation, self._credentials = federation, credentials
         self._channel: grpc.aio.Channel | None = None
+        self._if_absent = "start the coordinator (fedpalm-coordinator serve), or check the address"
 
-    async def __aenter__(self) -> Connection:
-        tls = self._tls
-        credentials = grpc.ssl_channel_credentials(tls.ca_pem, tls.key_pem, tls.chain_pem)
+    async def __aenter__(self) -> Self:
         self._channel = grpc.aio.secure_channel(
             self.address,
-            credentials,
+            self._credentials,
             options=client_options(
-                coordinator_dns_name(tls.identity.federation), proxy=not _is_loopback(self.address)
+                coordinator_dns_name(self._federation), proxy=not _is_loopback(self.address)
             ),
         )
-        methods = _MethodFactory(self._channel)
-        self.federation = FederationStub(methods)  # type: ignore[no-untyped-call]
-        self.operator = OperatorStub(methods)  # type: ignore[no-untyped-call]
+        self._make_stubs(_MethodFactory(self._channel))
         return self
+
+    @abstractmethod
+    def _make_stubs(self, methods: _MethodFactory) -> None:
+        """Set the stubs, which last as long as the channel."""
 
     async def __aexit__(
         self,
@@ -86,8 +82,31 @@ class Connection:
         try:
             wire_bytes = await method.call(request, timeout=deadline_s, wait_for_ready=False)
         except grpc.aio.AioRpcError as error:
-            raise error_of(error, self.address) from error
+            raise error_of(error, self.address, self._if_absent) from error
         return parse_message(method.parse, wire_bytes)
+
+
+class Connection(Dialled):
+    """A member's connection to the coordinator of ``tls.identity.federation``.
+
+    ``federation``, ``membership`` and ``operator`` are stubs, whose methods go into :meth:`unary`,
+    :meth:`stream` and :meth:`upload`. All three raise FedPalmError: what the coordinator raised, or
+    UnavailableError, DeadlineError, IdentityError, VersionMismatchError for what gRPC reports, or
+    ProtocolError for a reply beyond its limits. Nothing is repeated here.
+    """
+
+    federation: Any
+    membership: Any
+    operator: Any
+
+    def __init__(self, address: str, tls: TlsIdentity) -> None:
+        credentials = grpc.ssl_channel_credentials(tls.ca_pem, tls.key_pem, tls.chain_pem)
+        super().__init__(address, tls.identity.federation, credentials)
+
+    def _make_stubs(self, methods: _MethodFactory) -> None:
+        self.federation = FederationStub(methods)  # type: ignore[no-untyped-call]
+        self.membership = MembershipStub(methods)  # type: ignore[no-untyped-call]
+        self.operator = OperatorStub(methods)  # type: ignore[no-untyped-call]
 
     async def stream(
         self, method: Method, request: Message, *, idle_s: float
@@ -110,7 +129,7 @@ class Connection:
                 next_step="try again; if it stays so, look at the network",
             ) from None
         except grpc.aio.AioRpcError as error:
-            raise error_of(error, self.address) from error
+            raise error_of(error, self.address, self._if_absent) from error
         finally:
             call.cancel()
 
@@ -137,10 +156,32 @@ class Connection:
                 pass  # The call is over already; awaiting it says how.
             wire_bytes = await call
         except grpc.aio.AioRpcError as error:
-            raise error_of(await ending.of(error), self.address) from error
+            raise error_of(await ending.of(error), self.address, self._if_absent) from error
         finally:
             call.cancel()
         return parse_message(method.parse, wire_bytes)
+
+
+class EnrolmentConnection(Dialled):
+    """A newcomer's connection to the enrolment listener of ``federation``; it proves nothing of itself.
+
+    Args:
+        anchors: of the invitation: nobody else is told the token.
+
+    ``enrolment`` is the stub, whose method goes into :meth:`unary`.
+    """
+
+    enrolment: Any
+
+    def __init__(self, address: str, federation: str, anchors: Sequence[x509.Certificate]) -> None:
+        super().__init__(address, federation, grpc.ssl_channel_credentials(pem_of(anchors)))
+        self._if_absent = (
+            "the listener is there only while an invitation is open: check the address in it, or ask "
+            "the coordinator's operator for another"
+        )
+
+    def _make_stubs(self, methods: _MethodFactory) -> None:
+        self.enrolment = EnrolmentStub(methods)  # type: ignore[no-untyped-call]
 
 
 class _MethodFactory:

@@ -1,56 +1,57 @@
 """What every call passes before its handler sees it, and every error before the caller does.
 
-Order: the channel and the certificate (peer), the federation, its dates, the service's roles, the
-caller's own ``authorise``, then the limits of each message. A handler's FedPalmError becomes a status;
-anything else becomes INTERNAL with a number that the log explains.
+Order: who may call (:class:`Admission`), then the limits of each message. The admission holds as long as
+the call is open: :class:`~fedpalm.transport.calls.OpenCalls` asks for it again and again. A handler's
+FedPalmError becomes a status; anything else becomes INTERNAL with a number that the log explains.
+
+gRPC would read the one request of a unary call before anybody could look at its caller, and wait for it
+without end. So all calls are taken as streams of requests: nothing is read of a caller who is not
+admitted, and one who is has a limited time to send.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from inspect import isasyncgenfunction, iscoroutinefunction
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.message import Message
 
 from ..clock import Clock
-from ..errors import (
-    DeadlineError,
-    FedPalmError,
-    IdentityError,
-    IntegrityError,
-    ProtocolError,
-    RefusedError,
-    WrongRoleError,
-)
+from ..errors import DeadlineError, IdentityError, ProtocolError, WrongRoleError
 from ..pki.identity import Role
 from ..wire.limits import parse_message
-from .limits import RECHECK_S, STREAM_IDLE_S, UNARY_DEADLINE_S
+from .calls import Caller, OpenCall, OpenCalls
+from .limits import STREAM_IDLE_S
 from .peer import Context, Peer, current_peer
-from .status import ERROR_METADATA_KEY, clean_text, status_of
-
-log = logging.getLogger(__name__)
 
 Handler = Callable[[Any, Context], Any]
 Parse = Callable[[bytes], Message]
 
-# Refusals that somebody should look at; the others belong to the ordinary course of a run.
-_SUSPICIOUS = (IdentityError, IntegrityError, ProtocolError, RefusedError)
+
+class Admission(Protocol):
+    """Who may call. ``confidential``: requests hold secrets, and failures may quote them."""
+
+    confidential: bool
+
+    def admit(self, service: str, context: Context) -> Caller:
+        """Who calls, if it may call ``service`` now. Raises FedPalmError otherwise."""
+        ...
 
 
-class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
-    """The server's one interceptor, for all four kinds of calls.
+class Members:
+    """Whoever has a certificate of the federation, a role for the service, and is let in.
 
     Args:
         federation: the only one whose certificates may call.
         roles: full service name -> roles that may call it.
         authorise: raises a FedPalmError for a peer that may not call now.
     """
+
+    confidential = False
 
     def __init__(
         self,
@@ -60,7 +61,43 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic
         clock: Clock,
     ) -> None:
         self._federation, self._roles = federation, dict(roles)
-        self._authorise, self.clock = authorise, clock
+        self._authorise, self._clock = authorise, clock
+
+    def admit(self, service: str, context: Context) -> Caller:
+        peer = current_peer(context)
+        self._check(service, peer)
+        return Caller(str(peer.identity), lambda: self._check(service, peer))
+
+    def _check(self, service: str, peer: Peer) -> None:
+        if peer.identity.federation != self._federation:
+            raise IdentityError(f"{peer.identity}: not of federation {self._federation!r}")
+        if self._clock.now() >= peer.not_after:
+            raise IdentityError(
+                f"{peer.identity}: the certificate has expired",
+                next_step="connect with the renewed one; if there is none, ask the coordinator's "
+                "operator for an invitation and join anew",
+            )
+        if peer.identity.role not in self._roles.get(service, frozenset()):
+            raise WrongRoleError(
+                f"{peer.identity}: a {peer.identity.role.value} may not call {service}",
+                safe="nothing was changed",
+            )
+        self._authorise(peer)
+
+
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
+    """The server's one interceptor, for all four kinds of calls.
+
+    Args:
+        calls_per_caller: how many one name may have open.
+        unary_deadline_s: how long a unary call may take, its request's arrival included.
+    """
+
+    def __init__(
+        self, admission: Admission, *, calls_per_caller: int, unary_deadline_s: float
+    ) -> None:
+        self.admission, self.calls = admission, OpenCalls(calls_per_caller)
+        self.unary_deadline_s = unary_deadline_s
 
     async def intercept_service(
         self,
@@ -71,35 +108,16 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic
         inner = await continuation(handler_call_details)
         if inner is None:
             return None
-        method = handler_call_details.method
+        method = str(handler_call_details.method)
         # A handler's kind is the one attribute of the four that is set.
         for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
             handler = getattr(inner, kind)
             if iscoroutinefunction(handler) or isasyncgenfunction(handler):
-                guarded = _Guarded(self, str(method), handler, inner.request_deserializer)
-                make = getattr(grpc, f"{kind}_rpc_method_handler")
+                guarded = _Guarded(self, method, handler, inner.request_deserializer)
+                make = getattr(grpc, f"stream_{kind.partition('_')[2]}_rpc_method_handler")
                 # No deserialiser: gRPC would answer malformed bytes with UNKNOWN and parser's text.
                 return make(getattr(guarded, kind), None, inner.response_serializer)
         return None
-
-    def admit(self, method: str, context: Context) -> Peer:
-        """Who calls, if it may call this now. Raises FedPalmError otherwise."""
-        peer = current_peer(context)
-        if peer.identity.federation != self._federation:
-            raise IdentityError(f"{peer.identity}: not of federation {self._federation!r}")
-        if self.clock.now() >= peer.not_after:
-            raise IdentityError(
-                f"{peer.identity}: the certificate has expired",
-                next_step="enrol anew: fedpalm-participant join, then sites admit",
-            )
-        service = method.lstrip("/").partition("/")[0]
-        if peer.identity.role not in self._roles.get(service, frozenset()):
-            raise WrongRoleError(
-                f"{peer.identity}: a {peer.identity.role.value} may not call {service}",
-                safe="nothing was changed",
-            )
-        self._authorise(peer)
-        return peer
 
 
 class _Guarded:
@@ -108,42 +126,41 @@ class _Guarded:
     def __init__(self, gate: Gate, method: str, handler: Handler, parse: Parse) -> None:
         self._gate, self._method, self._handler, self._parse = gate, method, handler, parse
 
-    async def unary_unary(self, wire_bytes: bytes, context: Context) -> Any:
-        async with self._errors_as_status(context):
-            self._gate.admit(self._method, context)
-            async with _limited(UNARY_DEADLINE_S, "the call was not done"):
-                return await self._handler(parse_message(self._parse, wire_bytes), context)
+    async def unary_unary(self, wire_stream: AsyncIterable[bytes], context: Context) -> Any:
+        async with self._open(context):
+            async with _limited(self._gate.unary_deadline_s, "the call was not done"):
+                return await self._handler(await self._request(wire_stream), context)
 
-    async def unary_stream(self, wire_bytes: bytes, context: Context) -> AsyncIterator[Any]:
-        async with self._errors_as_status(context):
-            admission = _Admission(self._gate, self._method, context)
-            replies = self._handler(parse_message(self._parse, wire_bytes), context)
-            async with aclosing(replies):
+    async def unary_stream(
+        self, wire_stream: AsyncIterable[bytes], context: Context
+    ) -> AsyncIterator[Any]:
+        async with self._open(context):
+            async with aclosing(
+                self._handler(await self._request(wire_stream), context)
+            ) as replies:
                 async for reply in replies:
-                    admission.renew()
                     yield reply
 
     async def stream_unary(self, wire_stream: AsyncIterable[bytes], context: Context) -> Any:
-        async with self._errors_as_status(context):
-            admission = _Admission(self._gate, self._method, context)
-            requests = _in_turn(self._requests(wire_stream, admission), context)
+        async with self._open(context):
+            requests = _in_turn(self._requests(wire_stream), context)
             return await self._handler(requests, context)
 
     async def stream_stream(
         self, wire_stream: AsyncIterable[bytes], context: Context
     ) -> AsyncIterator[Any]:
-        async with self._errors_as_status(context):
-            admission = _Admission(self._gate, self._method, context)
-            requests = self._requests(wire_stream, admission)
-            replies = self._handler(requests, context)
-            async with aclosing(replies):
+        async with self._open(context):
+            async with aclosing(self._handler(self._requests(wire_stream), context)) as replies:
                 async for reply in replies:
-                    admission.renew()
                     yield reply
 
-    async def _requests(
-        self, wire_stream: AsyncIterable[bytes], admission: _Admission
-    ) -> AsyncIterator[Message]:
+    async def _request(self, wire_stream: AsyncIterable[bytes]) -> Message:
+        try:
+            return await anext(self._requests(wire_stream))
+        except StopAsyncIteration:
+            raise ProtocolError("the call came without its request") from None
+
+    async def _requests(self, wire_stream: AsyncIterable[bytes]) -> AsyncIterator[Message]:
         arriving = aiter(wire_stream)
         while True:
             try:
@@ -151,64 +168,24 @@ class _Guarded:
                     wire_bytes = await anext(arriving)
             except StopAsyncIteration:
                 return
-            admission.renew()
             yield parse_message(self._parse, wire_bytes)
 
     @asynccontextmanager
-    async def _errors_as_status(self, context: Context) -> AsyncIterator[None]:
+    async def _open(self, context: Context) -> AsyncIterator[None]:
+        """A call from its admission to its end; every failure inside becomes its status."""
+        admission = self._gate.admission
+        call = OpenCall(self._method, context, confidential=admission.confidential)
         try:
+            service = self._method.lstrip("/").partition("/")[0]
+            self._gate.calls.add(call, admission.admit(service, context))
             yield
-        except grpc.aio.AbortError:
-            raise
-        except FedPalmError as error:
-            self._log_refusal(error, context)
-            status, details, value = status_of(error)
-        except Exception:
-            incident = secrets.token_hex(4)
-            log.exception("incident %s in %s", incident, self._method)
-            status, details, value = status_of(
-                FedPalmError(
-                    f"the coordinator failed at this call (incident {incident})",
-                    next_step=f"the coordinator's log explains incident {incident}",
-                )
-            )
-        else:
-            return
-        await context.abort(status, details, ((ERROR_METADATA_KEY, value),))
-
-    def _log_refusal(self, error: FedPalmError, context: Context) -> None:
-        try:
-            caller = str(current_peer(context).identity)
-        except IdentityError:
-            caller = "somebody unproven"
-        level = logging.WARNING if isinstance(error, _SUSPICIOUS) else logging.INFO
-        what = clean_text(error.what).replace("\n", "; ")
-        log.log(
-            level,
-            "%s: refused %s at %s: %s: %s",
-            self._method,
-            caller,
-            context.peer(),
-            error.code,
-            what,
-        )
-
-
-class _Admission:
-    """A peer's admission to a stream, looked at again while messages pass."""
-
-    def __init__(self, gate: Gate, method: str, context: Context) -> None:
-        self._gate, self._method, self._context = gate, method, context
-        self._admit()
-
-    def renew(self) -> None:
-        """Raises FedPalmError if the peer may no longer call; asks at most once in RECHECK_S."""
-        if not 0 <= self._gate.clock.now() - self._at < RECHECK_S:
-            self._admit()
-
-    def _admit(self) -> None:
-        self._gate.admit(self._method, self._context)
-        self._at = self._gate.clock.now()
+        except Exception as failure:
+            # A call that was ended from outside fails at whatever it was doing: that is no news.
+            if not call.over:
+                await call.abort(call.refusal(failure))
+        finally:
+            # From here on gRPC sends the status: nobody else may.
+            call.over = True
 
 
 async def _in_turn(requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:

@@ -11,9 +11,18 @@ MAX_MESSAGE_BYTES = MAX_CHUNK_BYTES + 64 * 1024
 # A unary call that the server works on for longer is ended; a stream on which nothing moves, too.
 UNARY_DEADLINE_S = 60.0
 STREAM_IDLE_S = 60.0
-# Certificate dates and the caller's own rules are looked at again this often on an open stream.
+# Certificate dates and the caller's own rules are looked at again this often for every open call.
 RECHECK_S = 1.0
+# A caller that takes nothing off the line does not take its last status either.
+CUT_PATIENCE_S = 1.0
 MAX_CONCURRENT_CALLS = 4096
+# Of one certificate name; a participant needs about ten.
+MAX_CALLS_PER_CALLER = 64
+# Those who have no certificate yet make one short call after the other.
+ENROLMENT_CONCURRENT_CALLS = 16
+ENROLMENT_CALLS_PER_CALLER = 4
+ENROLMENT_MESSAGE_BYTES = 32 * 1024
+ENROLMENT_DEADLINE_S = 10.0
 
 _SECOND_MS = 1000
 _KEEPALIVE_S = 20
@@ -47,6 +56,21 @@ SERVER_OPTIONS: tuple[Option, ...] = (
     # has ten minutes to end, and both uploads and downloads can be resumed.
     ("grpc.max_connection_age_ms", 60 * 60 * _SECOND_MS),
     ("grpc.max_connection_age_grace_ms", 10 * 60 * _SECOND_MS),
+)
+
+_ENROLMENT_OWN: dict[str, int | str] = {
+    "grpc.max_receive_message_length": ENROLMENT_MESSAGE_BYTES,
+    "grpc.max_metadata_size": 4096,
+    "grpc.absolute_max_metadata_size": 8192,
+    "grpc.max_concurrent_streams": 2,
+    "grpc.server_handshake_timeout_ms": 5 * _SECOND_MS,
+    "grpc.max_connection_idle_ms": 30 * _SECOND_MS,
+    "grpc.max_connection_age_ms": 60 * _SECOND_MS,
+    "grpc.max_connection_age_grace_ms": 10 * _SECOND_MS,
+}
+ENROLMENT_OPTIONS: tuple[Option, ...] = (
+    *(option for option in SERVER_OPTIONS if option[0] not in _ENROLMENT_OWN),
+    *_ENROLMENT_OWN.items(),
 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from cryptography import x509
@@ -50,18 +51,28 @@ def current_peer(context: Context) -> Peer:
 
 def peer_of(auth_context: Mapping[str, Iterable[bytes]]) -> Peer:
     """:func:`current_peer` of what gRPC tells about a channel."""
-    channel = {key: list(values) for key, values in auth_context.items()}
-    _expect(channel, "transport_security_type", "ssl")
-    _expect(channel, "ssl_tls_version", TLS_VERSION)
-    _expect(channel, "ssl_negotiated_key_exchange_group", KEY_EXCHANGE_GROUP)
-    certificates = channel.get("x509_pem_cert", [])
+    check_channel(auth_context)
+    certificates = list(auth_context.get("x509_pem_cert", ()))
     if len(certificates) != 1:
         raise IdentityError("the call came without a client certificate")
     return _peer(certificates[0])
 
 
-def _expect(channel: Mapping[str, list[bytes]], key: str, wanted: str) -> None:
-    found = [value.decode("ascii", "replace") for value in channel.get(key, [])]
+def check_channel(auth_context: Mapping[str, Iterable[bytes]]) -> None:
+    """Raises IdentityError unless the channel is TLS 1.3 with a hybrid key exchange."""
+    _expect(auth_context, "transport_security_type", "ssl")
+    _expect(auth_context, "ssl_tls_version", TLS_VERSION)
+    _expect(auth_context, "ssl_negotiated_key_exchange_group", KEY_EXCHANGE_GROUP)
+
+
+def caller_address(context: Context) -> str:
+    """The IP address at the other end of the connection: of the caller, or of a proxy before it."""
+    _, _, rest = unquote(context.peer()).partition(":")
+    return rest.rpartition(":")[0].strip("[]")
+
+
+def _expect(channel: Mapping[str, Iterable[bytes]], key: str, wanted: str) -> None:
+    found = [value.decode("ascii", "replace") for value in channel.get(key, ())]
     if found != [wanted]:
         raise IdentityError(f"the channel's {key} is {', '.join(found) or 'unknown'}, not {wanted}")
 

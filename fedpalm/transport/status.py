@@ -68,15 +68,18 @@ def status_of(error: FedPalmError) -> tuple[grpc.StatusCode, str, bytes]:
     return grpc.StatusCode[error.grpc_status], _cut(error.what, _MAX_DETAILS_CHARS), value
 
 
-def error_of(error: grpc.aio.AioRpcError, address: str) -> FedPalmError:
-    """Our error for a failed call to ``address``; its texts hold nothing that moves a terminal."""
+def error_of(error: grpc.aio.AioRpcError, address: str, if_absent: str) -> FedPalmError:
+    """Our error for a failed call to ``address``; its texts hold nothing that moves a terminal.
+
+    ``if_absent`` is the next step where nobody listens there.
+    """
     trailing: Any = error.trailing_metadata() or ()
     for key, value in trailing:
         if key == ERROR_METADATA_KEY and isinstance(value, bytes):
             carried = _carried_error(value, error.code())
             if carried is not None:
                 return carried
-    return _grpc_error(error.code(), clean_text(error.details() or ""), address)
+    return _grpc_error(error.code(), clean_text(error.details() or ""), address, if_absent)
 
 
 def clean_text(text: str) -> str:
@@ -96,13 +99,15 @@ def _carried_error(value: bytes, status: grpc.StatusCode) -> FedPalmError | None
     return _FAMILIES.get(status, FedPalmError)(**texts)
 
 
-def _grpc_error(status: grpc.StatusCode, details: str, address: str) -> FedPalmError:
+def _grpc_error(
+    status: grpc.StatusCode, details: str, address: str, if_absent: str
+) -> FedPalmError:
     said = details.lower()
     if "larger than max" in said:
         return MessageTooLargeError(f"{address}: {details}")
     broken = status in _VAGUE and any(mark in said for mark in _BROKEN)
     if broken or status is grpc.StatusCode.UNAVAILABLE:
-        return _unreachable(said, details, address)
+        return _unreachable(said, details, address, if_absent)
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(
             f"{address}: no answer before the deadline",
@@ -118,7 +123,7 @@ def _grpc_error(status: grpc.StatusCode, details: str, address: str) -> FedPalmE
     return _FAMILIES.get(status, FedPalmError)(f"{address}: {status.name}: {details}")
 
 
-def _unreachable(said: str, details: str, address: str) -> FedPalmError:
+def _unreachable(said: str, details: str, address: str, if_absent: str) -> FedPalmError:
     """Words for a connection that was not made, or broke."""
     if "hostname verification" in said:
         return IdentityError(
@@ -143,10 +148,7 @@ def _unreachable(said: str, details: str, address: str) -> FedPalmError:
             f"{address}: the host name cannot be resolved", next_step="check the address"
         )
     if "connection refused" in said:
-        return UnavailableError(
-            f"{address}: nobody listens there",
-            next_step="start the coordinator (fedpalm-coordinator serve), or check the address",
-        )
+        return UnavailableError(f"{address}: nobody listens there", next_step=if_absent)
     if "failed to connect" in said and ("socket closed" in said or "reset" in said):
         return UnavailableError(
             f"{address}: the connection was closed before the first call; the coordinator is "

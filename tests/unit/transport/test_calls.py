@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -29,7 +30,7 @@ from fedpalm.errors import (
     WrongRoleError,
 )
 from fedpalm.pki.identity import Role
-from fedpalm.transport import gate
+from fedpalm.transport import gate, server
 from fedpalm.transport.channel import Connection, Method
 from fedpalm.transport.server import Peer, build_server
 from fedpalm.wire.v1.federation_pb2 import (
@@ -46,7 +47,7 @@ from fedpalm.wire.v1.federation_pb2 import (
 from fedpalm.wire.v1.operator_pb2 import ListSitesRequest
 from tests.support.aio import in_loop
 from tests.support.pki import TestAuthority
-from tests.support.servicer import HASH, Recorder, allow, serving
+from tests.support.servicer import HASH, Recorder, allow, live_identity, receipt_of, serving
 
 CA = TestAuthority("palms")
 HUB = CA.enrol(Role.COORDINATOR, "hub")
@@ -100,7 +101,7 @@ async def test_a_stream_of_chunks_arrives_and_is_answered() -> None:
         receipt = await pair.connection.upload(
             pair.connection.federation.UploadUpdate, chunks(MIB, MIB, 7), deadline_s=10
         )
-        assert receipt == Receipt(payload_hash=HASH, payload_bytes=2 * MIB + 7)
+        assert receipt == receipt_of(2 * MIB + 7)
 
 
 @in_loop
@@ -315,7 +316,7 @@ class Heartbeats(Recorder):
         self, request: InstructionsRequest, context: Any
     ) -> AsyncIterator[Instruction]:
         while True:
-            yield Instruction(heartbeat=Heartbeat(now_ms=1))
+            yield Instruction(heartbeat=Heartbeat())
             await asyncio.sleep(0.01)
 
 
@@ -432,7 +433,7 @@ async def test_a_call_ends_at_its_deadline() -> None:
 async def test_the_server_ends_a_call_that_has_no_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gate, "UNARY_DEADLINE_S", 0.1)
+    monkeypatch.setattr(server, "UNARY_DEADLINE_S", 0.1)
     async with Pair(Slow()) as pair:
         with pytest.raises(DeadlineError, match=r"0\.1 s"):
             await pair.hello()
@@ -475,7 +476,7 @@ async def test_the_coordinator_may_answer_before_the_upload_has_ended() -> None:
         async def UploadUpdate(
             self, requests: AsyncIterator[UploadRequest], context: Any
         ) -> Receipt:
-            return Receipt(payload_hash=HASH, payload_bytes=1)
+            return receipt_of(1)
 
     async def endless() -> AsyncIterator[UploadRequest]:
         while True:
@@ -485,7 +486,7 @@ async def test_the_coordinator_may_answer_before_the_upload_has_ended() -> None:
         receipt = await pair.connection.upload(
             pair.connection.federation.UploadUpdate, endless(), deadline_s=20
         )
-        assert receipt.payload_bytes == 1
+        assert receipt == receipt_of(1)
 
 
 @in_loop
@@ -501,7 +502,7 @@ async def test_a_payload_waits_at_its_sender_until_the_handler_wants_it() -> Non
             await turn.wait()
             async for _ in requests:
                 pass
-            return Receipt(payload_hash=HASH)
+            return receipt_of(5)
 
     async def counted() -> AsyncIterator[UploadRequest]:
         nonlocal sent
@@ -519,7 +520,7 @@ async def test_a_payload_waits_at_its_sender_until_the_handler_wants_it() -> Non
         await asyncio.sleep(0.1)
         assert sent == 1
         turn.set()
-        assert await upload == Receipt(payload_hash=HASH)
+        assert await upload == receipt_of(5)
         assert sent == 5
 
 
@@ -529,7 +530,7 @@ async def test_an_upload_of_nothing_reaches_its_handler() -> None:
         receipt = await pair.connection.upload(
             pair.connection.federation.UploadUpdate, chunks(), deadline_s=10
         )
-        assert receipt.payload_bytes == 0
+        assert receipt == receipt_of(0)
 
 
 @in_loop
@@ -574,10 +575,10 @@ async def test_nobody_there_is_unavailable_with_what_to_do() -> None:
 
 
 @in_loop
-async def test_an_address_in_use_is_said_before_anything_starts() -> None:
+async def test_an_address_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
     async with serving(Recorder(), HUB) as address:
         with pytest.raises(UnavailableError, match="cannot listen"):
-            build_server(HUB, address, roles={}, authorise=allow)
+            build_server(live_identity(tmp_path, HUB), address, roles={}, authorise=allow)
 
 
 @pytest.mark.parametrize("address", ["hub", "hub:", ":1", "hub:x", "hub:0", "hub:65536", "u://h:1"])

@@ -26,6 +26,7 @@ from fedpalm.transport.status import ERROR_METADATA_KEY, MAX_ERROR_BYTES, error_
 
 Status = grpc.StatusCode
 ADDRESS = "hub.example:8443"
+IF_ABSENT = "start it"
 
 
 def rpc_error(
@@ -38,7 +39,7 @@ def rpc_error(
 
 
 def there_and_back(error: FedPalmError) -> FedPalmError:
-    return error_of(rpc_error(*status_of(error)), ADDRESS)
+    return error_of(rpc_error(*status_of(error)), ADDRESS, IF_ABSENT)
 
 
 @pytest.mark.parametrize("kind", error_codes().values(), ids=lambda kind: kind.code)
@@ -54,7 +55,7 @@ def test_any_text_fits_into_the_metadata_and_comes_back_harmless(
 ) -> None:
     status, details, value = status_of(StateError(what * 50, safe=safe * 50, next_step=next_step))
     assert len(value) <= MAX_ERROR_BYTES and len(details) <= 300
-    back = error_of(rpc_error(status, details, value), ADDRESS)
+    back = error_of(rpc_error(status, details, value), ADDRESS, IF_ABSENT)
     assert type(back) is StateError
     for text in (back.what, back.safe, back.next_step):
         assert all(c == "\n" or (c.isprintable() or ord(c) > 0x9F) for c in text)
@@ -75,12 +76,14 @@ def test_terminal_sequences_from_the_other_side_do_not_survive() -> None:
     ).map(lambda value: json.dumps(value).encode())
 )
 def test_whatever_stands_in_the_metadata_an_error_of_ours_comes_out(value: bytes) -> None:
-    assert isinstance(error_of(rpc_error(Status.ABORTED, "x", value), ADDRESS), FedPalmError)
+    assert isinstance(
+        error_of(rpc_error(Status.ABORTED, "x", value), ADDRESS, IF_ABSENT), FedPalmError
+    )
 
 
 def test_a_code_from_a_later_version_keeps_the_family_of_its_status() -> None:
     value = json.dumps({"code": "new", "what": "w", "safe": "", "next_step": "n"}).encode()
-    back = error_of(rpc_error(Status.FAILED_PRECONDITION, "w", value), ADDRESS)
+    back = error_of(rpc_error(Status.FAILED_PRECONDITION, "w", value), ADDRESS, IF_ABSENT)
     assert type(back) is StateError and back.next_step == "n"
 
 
@@ -123,6 +126,6 @@ def test_a_concrete_error_keeps_its_exit_code() -> None:
 def test_a_failure_of_grpc_itself_becomes_an_error_with_words(
     status: Status, details: str, kind: type[FedPalmError], words: str
 ) -> None:
-    error = error_of(rpc_error(status, details), ADDRESS)
+    error = error_of(rpc_error(status, details), ADDRESS, IF_ABSENT)
     assert type(error) is kind
     assert ADDRESS in error.what and words in str(error)
