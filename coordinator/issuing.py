@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cryptography import x509
+
 from fedpalm.errors import KeyFileError, StateError
 from fedpalm.pki.authority import Authority, load_authority, load_trust
 from fedpalm.pki.trust import TrustBundle
@@ -29,3 +31,10 @@ class IssuingDesk:
     def trust(self) -> TrustBundle:
         """The federation's trust anchors at present, and what leads from each to the next."""
         return load_trust(self._folder)
+
+
+def chain_of(leaf: x509.Certificate, authority: Authority) -> tuple[x509.Certificate, ...]:
+    """The leaf and what lies between it and an anchor; an external CA's issuing certificate is one."""
+    if authority.issuing in authority.anchors:
+        return (leaf,)
+    return (leaf, authority.issuing)

@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from fedpalm.clock import Clock, SystemClock
@@ -74,7 +74,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     coordinator = Coordinator.build(home, settings, identity, store, clock)
-    async with listening(coordinator, home) as address:
+    async with listening(coordinator, home, failed=stop.set) as address:
         sys.stdout.write(f"ready: coordinator of {settings.federation} on {address}\n")
         sys.stdout.flush()
         await stop.wait()
@@ -82,9 +82,14 @@ async def _serve(
 
 
 @asynccontextmanager
-async def listening(coordinator: Coordinator, home: Home) -> AsyncIterator[str]:
+async def listening(
+    coordinator: Coordinator, home: Home, failed: Callable[[], None] = lambda: None
+) -> AsyncIterator[str]:
     """Take up unfinished runs and serve; yields the bound ``host:port``, which is also written down.
 
+    Args:
+        failed: called if the watch over the registry ends: a coordinator that goes on would miss the
+            next revocation. What it failed with is raised at the end.
     Raises:
         UnavailableError: the address cannot be bound.
     """
@@ -113,11 +118,15 @@ async def listening(coordinator: Coordinator, home: Home) -> AsyncIterator[str]:
         await server.start()
         bound = f"{coordinator.settings.listen.rpartition(':')[0]}:{server.port}"
         write_public(home.listen, f"{bound}\n".encode())
-        # A coordinator whose watch has failed would miss a revocation: it ends with it.
-        async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(watch.run())
+        watching = asyncio.create_task(watch.run())
+        watching.add_done_callback(lambda _: failed())
+        try:
             yield bound
+        finally:
             watching.cancel()
+            await asyncio.wait({watching})
+        if not watching.cancelled():
+            watching.result()
     finally:
         await coordinator.driver.stop()
         await enrolment.close()
