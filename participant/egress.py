@@ -10,13 +10,11 @@ exchange has no way to become an :class:`OutgoingPayload`, and the link sends no
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 
-from fedpalm.errors import HashMismatchError, NotFoundError, StaleRoundError
+from fedpalm.errors import NotFoundError, PolicyError, StaleRoundError
 from fedpalm.exchange.consent import SignedConsent, verify_consents
 from fedpalm.exchange.sealing import seal_expert
 from fedpalm.exchange.site import ExpertsSealed, SiteExchange, SiteState
@@ -25,25 +23,34 @@ from fedpalm.layout import CLOSED_SET_EXPERT, OPEN_SET, FloatVector, Layout, Ten
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.methods.base import SiteUpdate
 from fedpalm.methods.contribution import codec_for, rounding_key
-from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.identity import Identity, Role
+from fedpalm.pki.live import LiveIdentity
 from fedpalm.wire.consents import to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 
 from .exchange_book import ExchangeBook
 from .log import SiteLog
+from .manifests import ManifestBook
 from .messages import MessageGate
 from .outgoing import OutgoingPayload, PayloadKind, Place
+from .policy import PolicyFile
 from .private_content import refuse_private_content
 from .release import refused
-from .store import NewUpdate, SiteStore, StoredUpdate
+from .store import NewUpdate, SiteStore
 
 
 class EgressGate(MessageGate):
-    """Makes every :class:`OutgoingPayload` of a site; here those that carry weights or a consent."""
+    """Makes every :class:`OutgoingPayload` of a site; here those that carry weights or a consent.
 
-    def __init__(self, store: SiteStore, log: SiteLog, identity: TlsIdentity) -> None:
-        super().__init__(store, log, identity)
+    Whenever weights are encoded or released, the plan is approved here with the hash that was offered,
+    the policy of this moment allows it, and for an update the manifest of its attempt was accepted.
+    """
+
+    def __init__(
+        self, store: SiteStore, log: SiteLog, live: LiveIdentity, policy: PolicyFile
+    ) -> None:
+        super().__init__(store, log, live, policy)
+        self.manifests = ManifestBook(store, log, live, policy)
         self._book = ExchangeBook(store)
 
     # --- rounds -----------------------------------------------------------------------------------
@@ -61,7 +68,7 @@ class EgressGate(MessageGate):
     ) -> NewUpdate:
         """The wire bytes of a round's update, if it is one; nothing is stored or sent yet.
 
-        The plan is read back from the store, as it was agreed: an altered plan or layout in memory
+        The plan is read back from the store, as it was approved: an altered plan or layout in memory
         changes nothing.
 
         Args:
@@ -69,11 +76,18 @@ class EgressGate(MessageGate):
             shared: (P,) the global vector it was trained from.
             private: the site's private state, to compare with what would leave.
         Raises:
-            EgressRefusedError: another layout than the plan's, a tensor that is not ``open_set.*``,
-                foreign types, or values that are a private tensor's.
+            EgressRefusedError: no accepted manifest asks for this round from this model; another layout
+                than the plan's, a tensor that is not ``open_set.*``, foreign types, or values that are a
+                private tensor's.
+            PlanNotApprovedError, PolicyError, ForkError: the run goes no further at this site.
             NonFiniteUpdateError, CodecOverflowError: as in the codec.
         """
         plan = self._agreed_plan(run_id)
+        self.manifests.refuse_forked(run_id)
+        if not self.manifests.trains_from(run_id, round_number, model_hash):
+            raise refused(
+                f"no accepted manifest of {run_id} asks for round {round_number} from this model"
+            )
         agreed = plan.model_layout
         if not agreed.only(OPEN_SET) or _specs(layout) != agreed.tensors:
             raise refused("the update's layout is not the open_set.* layout of the plan")
@@ -94,42 +108,44 @@ class EgressGate(MessageGate):
         )
         return NewUpdate(model_hash, agreed.hash, encoded.astype("<u4", copy=False).data)
 
-    def log_update(
-        self, db: sqlite3.Connection, update: StoredUpdate, attempt: int
-    ) -> OutgoingPayload:
-        """Write the entry for sending ``update`` in an attempt of its round, unless it is there."""
-        place = Place(update.run_id, update.round, attempt)
-        known = db.execute(
-            "SELECT seq FROM releases WHERE place = ? AND payload = ? AND payload_hash = ?",
-            (str(place), PayloadKind.UPDATE.value, update.payload_hash),
-        ).fetchone()
-        return self._outgoing(
-            db,
-            PayloadKind.UPDATE,
-            place,
-            payload_hash=update.payload_hash,
-            size=update.payload_bytes,
-            path=update.path,
-            layout_hash=update.layout_hash,
-            known_seq=known["seq"] if known else None,
-        )
-
     def release_update(self, run_id: str, round_number: int, attempt: int) -> OutgoingPayload:
         """The stored update of a round, for this attempt: the same bytes as in every other one.
 
+        The link compares the file with the logged hash as it opens it.
+
         Raises:
             NotFoundError: nothing is stored for this round.
-            StaleRoundError: the round is past, its bytes are gone.
-            HashMismatchError: the file is not what was stored.
+            StaleRoundError: the round is past, its bytes are gone; or a later manifest was accepted.
+            EgressRefusedError: the attempt's manifest was not accepted, names another model, or fewer
+                sites than the plan's quorum have signed it.
+            PlanNotApprovedError, PolicyError, NotOnRosterError, ForkError: the run goes no further here.
         """
-        update = self._store.update(run_id, round_number)
-        if update is None:
-            raise NotFoundError(f"{run_id}: nothing was trained for round {round_number}")
-        if update.path is None:
-            raise StaleRoundError(f"{run_id}: round {round_number} is past")
-        _check_file(update.path, update.payload_hash)
+        place = Place(run_id, round_number, attempt)
+        # All in one transaction: what a person or another process changes comes before or after it.
         with self._store.transaction() as db:
-            return self.log_update(db, update, attempt)
+            plan = self._agreed_plan(run_id)
+            update = self._store.update(run_id, round_number)
+            if update is None:
+                raise NotFoundError(f"{run_id}: nothing was trained for round {round_number}")
+            manifest = self.manifests.agreed(place, plan)
+            if manifest.model_hash != update.model_hash.hex():
+                raise refused(f"the update of {place} was trained from another model")
+            if update.path is None:
+                raise StaleRoundError(f"{run_id}: round {round_number} is past")
+            known = db.execute(
+                "SELECT seq FROM releases WHERE place = ? AND payload = ? AND payload_hash = ?",
+                (str(place), PayloadKind.UPDATE.value, update.payload_hash),
+            ).fetchone()
+            return self._outgoing(
+                db,
+                PayloadKind.UPDATE,
+                place,
+                payload_hash=update.payload_hash,
+                size=update.payload_bytes,
+                path=update.path,
+                layout_hash=update.layout_hash,
+                known_seq=known["seq"] if known else None,
+            )
 
     # --- the deployment exchange ------------------------------------------------------------------
 
@@ -150,11 +166,13 @@ class EgressGate(MessageGate):
             EgressRefusedError: this site did not approve the exchange, its own consent is not among
                 them, or the layout is not the agreed expert's.
             ConsentError: a yes is missing or does not hold.
+            PlanNotApprovedError, PolicyError: the plan, or any exchange, is not allowed here (any more).
         """
         exchange = self._exchange(exchange_id)
         if exchange is None or exchange.state not in (SiteState.APPROVED, SiteState.SEALED):
             raise refused(f"this site has not approved exchange {exchange_id[:63]!r}")
         plan = self._agreed_plan(exchange.terms.run)
+        self._refuse_forbidden_exchange()
         agreed = plan.released_layout
         if not agreed.only(CLOSED_SET_EXPERT) or _specs(layout) != agreed.tensors:
             raise refused("only the plan's closed_set.expert.* tensors are released in an exchange")
@@ -163,7 +181,7 @@ class EgressGate(MessageGate):
             raise refused("the exchange is not about the plan that this site agreed to")
         consents = list(consents)
         agreement = verify_consents(
-            consents, terms, self._identity.anchors, now=self._store.clock.now()
+            consents, terms, self._live.current.anchors, now=self._store.clock.now()
         )
         if agreement.party(self.site).consent_hash != exchange.consent_hash:
             raise refused("the consent that came back under this site's name is not its own")
@@ -183,7 +201,7 @@ class EgressGate(MessageGate):
                     agreement,
                     sender=self.site,
                     recipient=recipient,
-                    signing_key=self._identity.signing_key,
+                    signing_key=self._live.current.signing_key,
                 )
                 data = sealed.to_bytes()
                 hashes[recipient] = sealed.hash
@@ -226,6 +244,7 @@ class EgressGate(MessageGate):
 
         Raises:
             EgressRefusedError: no answer was given, or the exchange is over.
+            PlanNotApprovedError, PolicyError: a yes that is not allowed here (any more).
         """
         exchange = self._exchange(exchange_id)
         if exchange is None or exchange.state in (SiteState.ASKED, SiteState.CANCELLED):
@@ -235,6 +254,8 @@ class EgressGate(MessageGate):
         if exchange.state is SiteState.DECLINED:
             request.refusal = exchange.reason or "no reason given"
             return self._release(PayloadKind.REFUSAL, request, place)
+        self._agreed_plan(exchange.terms.run)
+        self._refuse_forbidden_exchange()
         consent = self._book.consent(exchange_id)
         if consent is None or consent.consent.hash != exchange.consent_hash:
             raise refused("the stored consent is not the one that was approved")
@@ -258,6 +279,14 @@ class EgressGate(MessageGate):
     def _exchange(self, exchange_id: str) -> SiteExchange | None:
         return self._book.get(exchange_id)
 
+    def _refuse_forbidden_exchange(self) -> None:
+        if not self._policy.current.expert_exchange:
+            raise PolicyError(
+                "egress gate: this site's policy forbids every exchange (expert_exchange)",
+                safe="nothing was sealed or sent",
+                next_step="refuse it: fedpalm-participant exchange refuse",
+            )
+
     def _stored_sealed(self, exchange_id: str) -> list[OutgoingPayload]:
         rows = self._store.rows(
             "SELECT s.*, e.run_id FROM sealed_experts s JOIN exchanges e USING (exchange_id) "
@@ -270,7 +299,6 @@ class EgressGate(MessageGate):
                 if row["file"] is None:
                     raise refused("this exchange is over")
                 path = self._store.home.state / row["file"]
-                _check_file(path, row["payload_hash"])
                 uri = Identity(self.federation, Role.PARTICIPANT, row["recipient"]).uri
                 seq = db.execute(
                     "SELECT seq FROM releases WHERE payload = ? AND payload_hash = ? "
@@ -297,15 +325,3 @@ def _specs(layout: Layout) -> tuple[TensorSpec, ...]:
     if type(layout) is not Layout or any(type(spec) is not TensorSpec for spec in layout.tensors):
         raise refused(f"{type(layout).__name__} is not a layout")
     return tuple(TensorSpec(spec.name, tuple(spec.shape)) for spec in layout.tensors)
-
-
-def _check_file(path: Path, payload_hash: bytes) -> None:
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-    except OSError as error:
-        raise HashMismatchError(f"{path}: {error.strerror}", safe="nothing was sent") from error
-    if digest.digest() != payload_hash:
-        raise HashMismatchError(
-            f"{path}: the bytes are not those that were stored", safe="nothing was sent"
-        )

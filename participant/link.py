@@ -5,36 +5,44 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
+from cryptography import x509
 from google.protobuf.message import Message
 
 from fedpalm.errors import HashMismatchError, IdentityError, ProtocolError, VersionMismatchError
 from fedpalm.exchange.consent import SignedConsent
 from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES, SealedExpert
+from fedpalm.pki.statement import SignedStatement
+from fedpalm.pki.trust import TrustBundle
 from fedpalm.plan import MAX_SITES, Plan
+from fedpalm.rounds.receipt import PayloadReceipt
 from fedpalm.transport.chunks import SpoolWriter, send_file
-from fedpalm.wire.consents import from_wire
+from fedpalm.wire import consents, membership, statements
 from fedpalm.wire.v1 import federation_pb2 as wire
 
 from .egress import EgressGate
 from .incoming import checked
 from .messages import PROTOCOL_VERSIONS
-from .outgoing import OutgoingPayload, PayloadKind, require_outgoing
+from .outgoing import OutgoingPayload, PayloadKind, Place, require_outgoing
 
 CALL_DEADLINE_S = 30.0
 UPLOAD_DEADLINE_S = 3600.0
 CHUNK_IDLE_S = 60.0
 MISSED_HEARTBEATS = 3
+MAX_MANIFESTS = 10_000
+"""Taken at once; there may be more."""
+MAX_RECEIPTS = 100_000
 
 
 class ConnectionLike(Protocol):
     """What the link uses of :class:`fedpalm.transport.channel.Connection`."""
 
     federation: Any
+    membership: Any
 
     async def unary(self, method: Any, request: Message, *, deadline_s: float) -> Any: ...
 
@@ -93,25 +101,66 @@ class Link:
             async for instruction in stream:
                 yield checked(instruction)
 
-    async def fetch_plan(self, run_id: str, plan_hash: bytes) -> Plan:
-        """The plan of a run, if its bytes are the canonical ones of the offered hash.
+    async def fetch_plan(self, run_id: str) -> tuple[Plan, SignedStatement]:
+        """The plan of a run and the coordinator's offer of it; whether that holds is not checked here.
 
         Raises:
-            HashMismatchError: another plan than was offered.
+            HashMismatchError: the plan's bytes are not its canonical ones.
             ConfigError: not a plan.
         """
         reply = await self._call("FetchPlan", self._gate.release_fetch_plan(run_id))
         plan = Plan.from_bytes(reply.plan)
-        if plan.to_bytes() != reply.plan or not plan.hash == reply.plan_hash == plan_hash:
+        if plan.to_bytes() != reply.plan:
             raise HashMismatchError(
-                f"run {run_id}: the plan that came is not the one that was offered",
+                f"run {run_id}: the plan that came is not in canonical form",
                 safe="this site has not joined",
                 next_step="ask the operator of the coordinator",
             )
-        return plan
+        return plan, statements.from_wire(reply.offer)
+
+    async def answer_plan(self, run_id: str, signed: SignedStatement) -> None:
+        """Send this site's stored answer to a plan."""
+        await self._call("AnswerPlan", self._gate.release_answer_plan(run_id, signed))
 
     async def join_run(self, run_id: str) -> None:
         await self._call("JoinRun", self._gate.release_join(run_id))
+
+    # --- rounds -----------------------------------------------------------------------------------
+
+    async def fetch_manifests(self, run_id: str, from_seq: int) -> list[SignedStatement]:
+        """What a site missed of a run's chain, in order, unchecked; MAX_MANIFESTS of it at most."""
+        payload = self._gate.release_fetch_manifests(run_id, from_seq)
+        found: list[SignedStatement] = []
+        async with aclosing(self._stream("FetchManifests", payload)) as stream:
+            async for item in stream:
+                found.append(statements.from_wire(item))
+                if len(found) == MAX_MANIFESTS:
+                    break
+        return found
+
+    async def countersign(self, place: Place, signed: SignedStatement) -> None:
+        """Send this site's stored signature over the manifest of an attempt."""
+        await self._call("Countersign", self._gate.release_countersign(place, signed))
+
+    async def fetch_countersignatures(self, place: Place) -> list[SignedStatement]:
+        """What the sites of the cohort have signed about an attempt so far, unchecked.
+
+        Raises:
+            ProtocolError: malformed, or more than a cohort can have.
+        """
+        payload = self._gate.release_fetch_countersignatures(place)
+        items = await self._listed("FetchCountersignatures", payload, MAX_SITES)
+        return [statements.from_wire(item) for item in items]
+
+    async def list_receipts(self, run_id: str) -> list[SignedStatement]:
+        """Every receipt that the coordinator says it has given this site in a run, unchecked.
+
+        Raises:
+            ProtocolError: malformed, or more than MAX_RECEIPTS.
+        """
+        payload = self._gate.release_list_receipts(run_id)
+        items = await self._listed("ListReceipts", payload, MAX_RECEIPTS)
+        return [statements.from_wire(item) for item in items]
 
     async def download_model(self, run_id: str, model_hash: bytes, size: int, path: Path) -> None:
         """Bring a global vector of ``size`` bytes to ``path``, going on where an earlier try ended.
@@ -123,9 +172,9 @@ class Link:
             return
         async with SpoolWriter(path, size, model_hash) as spool:
             payload = self._gate.release_download(run_id, model_hash, spool.offset)
-            await spool.receive(self._chunks("DownloadModel", payload))
+            await spool.receive(self._stream("DownloadModel", payload))
 
-    async def upload_update(self, payload: OutgoingPayload) -> wire.Receipt:
+    async def upload_update(self, payload: OutgoingPayload) -> PayloadReceipt:
         """Send a released update from where an earlier try ended; the receipt is checked and logged."""
         require_outgoing(payload, PayloadKind.UPDATE)
         header = self._gate.update_header(payload)
@@ -139,8 +188,21 @@ class Link:
                 self._parts(wire.UploadRequest, header, payload, reply.offset),
                 deadline_s=UPLOAD_DEADLINE_S,
             )
-        self._gate.record_receipt(payload, receipt)
-        return receipt
+        return self._gate.record_receipt(payload, statements.from_wire(receipt.receipt))
+
+    # --- membership -------------------------------------------------------------------------------
+
+    async def fetch_trust(self) -> TrustBundle:
+        """The federation's trust anchors as the coordinator says; what is pinned decides about them."""
+        payload = self._gate.release_fetch_trust()
+        reply = await self._unary(self._connection.membership.FetchTrust, payload)
+        return membership.trust_from_wire(reply)
+
+    async def renew(self, csr_pem: bytes) -> tuple[tuple[x509.Certificate, ...], TrustBundle]:
+        """A certificate for a fresh TLS key, leaf first, and the trust that goes with it; unchecked."""
+        payload = self._gate.release_renew(csr_pem)
+        reply = await self._unary(self._connection.membership.Renew, payload)
+        return membership.issued_from_wire(reply)
 
     # --- the deployment exchange ------------------------------------------------------------------
 
@@ -156,19 +218,10 @@ class Link:
             ProtocolError: malformed, or more than a roster can have.
         """
         payload = self._gate.release_fetch_consents(run_id, exchange_id)
-        message = self._message(payload, PayloadKind.FETCH_CONSENTS)
-        method = self._connection.federation.FetchConsents
-        consents: list[SignedConsent] = []
-        async with aclosing(
-            self._connection.stream(method, message, idle_s=CHUNK_IDLE_S)  # type: ignore[type-var]
-        ) as stream:
-            async for item in stream:
-                if len(consents) == MAX_SITES:
-                    raise ProtocolError("more consents than a roster can have")
-                consents.append(from_wire(item))
-        return consents
+        items = await self._listed("FetchConsents", payload, MAX_SITES)
+        return [consents.from_wire(item) for item in items]
 
-    async def upload_sealed(self, payload: OutgoingPayload) -> wire.Receipt:
+    async def upload_sealed(self, payload: OutgoingPayload) -> PayloadReceipt:
         """Send one sealed expert; the receipt is checked and logged."""
         require_outgoing(payload, PayloadKind.SEALED_EXPERT)
         receipt: wire.Receipt = await self._connection.upload(
@@ -176,8 +229,7 @@ class Link:
             self._parts(wire.UploadExpertRequest, self._gate.sealed_header(payload), payload, 0),
             deadline_s=UPLOAD_DEADLINE_S,
         )
-        self._gate.record_receipt(payload, receipt)
-        return receipt
+        return self._gate.record_receipt(payload, statements.from_wire(receipt.receipt))
 
     async def download_sealed(
         self, run_id: str, exchange_id: str, sender: str, expert_bytes: int
@@ -191,7 +243,7 @@ class Link:
         limit = expert_bytes + SEAL_OVERHEAD_BYTES
         data = bytearray()
         payload = self._gate.release_download_expert(run_id, exchange_id, sender)
-        async for chunk in self._chunks("DownloadSealedExpert", payload):
+        async for chunk in self._stream("DownloadSealedExpert", payload):
             if chunk.offset != len(data) or len(data) + len(chunk.data) > limit:
                 raise ProtocolError(
                     f"the sealed expert of {sender} is out of order or larger than {limit} bytes"
@@ -205,10 +257,11 @@ class Link:
     # --- inside -----------------------------------------------------------------------------------
 
     async def _call(self, method: str, payload: OutgoingPayload) -> Any:
+        return await self._unary(getattr(self._connection.federation, method), payload)
+
+    async def _unary(self, method: Any, payload: OutgoingPayload) -> Any:
         message = self._message(payload, payload.kind)
-        return await self._connection.unary(
-            getattr(self._connection.federation, method), message, deadline_s=CALL_DEADLINE_S
-        )
+        return await self._connection.unary(method, message, deadline_s=CALL_DEADLINE_S)
 
     @staticmethod
     def _message(payload: OutgoingPayload, kind: PayloadKind) -> Message:
@@ -217,14 +270,24 @@ class Link:
             raise ProtocolError(f"a {kind.value} is not a single message")
         return message
 
-    async def _chunks(self, method: str, payload: OutgoingPayload) -> AsyncIterator[wire.Chunk]:
+    async def _stream(self, method: str, payload: OutgoingPayload) -> AsyncGenerator[Any, None]:
         message = self._message(payload, payload.kind)
         call = getattr(self._connection.federation, method)
         async with aclosing(
             self._connection.stream(call, message, idle_s=CHUNK_IDLE_S)  # type: ignore[type-var]
         ) as stream:
-            async for chunk in stream:
-                yield chunk
+            async for item in stream:
+                yield item
+
+    async def _listed(self, method: str, payload: OutgoingPayload, most: int) -> list[Any]:
+        """All of a stream. Raises ProtocolError: more than ``most`` came."""
+        found: list[Any] = []
+        async with aclosing(self._stream(method, payload)) as stream:
+            async for item in stream:
+                if len(found) == most:
+                    raise ProtocolError(f"{method}: more than {most} came")
+                found.append(item)
+        return found
 
     @staticmethod
     async def _parts(

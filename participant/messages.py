@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from fedpalm import __version__
+from fedpalm.errors import IdentityError
+from fedpalm.pki.request import parse_request, verify_request
+from fedpalm.pki.statement import SignedStatement
+from fedpalm.wire.statements import to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
+from fedpalm.wire.v1 import membership_pb2 as membership
 
 from .outgoing import OutgoingPayload, PayloadKind, Place
 from .release import Releaser, refused
@@ -25,7 +30,7 @@ class MessageGate(Releaser):
         return self._release(PayloadKind.FETCH_PLAN, request, Place(run_id))
 
     def release_join(self, run_id: str) -> OutgoingPayload:
-        """Raises NotFoundError: the run is not stored, so there is nothing to join."""
+        """Raises PlanNotApprovedError, PolicyError: this site does not take part under this plan."""
         plan = self._agreed_plan(run_id)
         request = wire.JoinRunRequest(
             run_id=run_id,
@@ -54,13 +59,80 @@ class MessageGate(Releaser):
         if update is None or update.payload_hash != payload.payload_hash:
             raise refused("this payload is not the update of its round")
         return wire.UpdateHeader(
-            ref=wire.RoundRef(run_id=place.run, round=place.round, attempt=place.attempt),
+            ref=_round_ref(place),
             site_id=self.site,
             plan_hash=self._agreed_plan(place.run).hash,
             model_hash=update.model_hash,
             payload_hash=payload.payload_hash,
             payload_bytes=payload.size,
         )
+
+    # --- agreements -------------------------------------------------------------------------------
+
+    def release_answer_plan(self, run_id: str, signed: SignedStatement) -> OutgoingPayload:
+        """This site's newest answer to a plan, as it was stored when it was given.
+
+        Raises:
+            EgressRefusedError: it is not the stored one.
+        """
+        stored = self._plans.get(run_id)
+        if stored is None or stored.answer is None or stored.answer.hash != signed.hash:
+            raise refused(f"this is not the answer that was given here to run {run_id[:63]!r}")
+        request = wire.AnswerPlanRequest(run_id=run_id, site_id=self.site, answer=to_wire(signed))
+        return self._release(PayloadKind.ANSWER_PLAN, request, Place(run_id))
+
+    def release_fetch_manifests(self, run_id: str, from_seq: int) -> OutgoingPayload:
+        request = wire.FetchManifestsRequest(run_id=run_id, from_seq=from_seq)
+        return self._release(PayloadKind.FETCH_MANIFESTS, request, Place(run_id))
+
+    def release_countersign(self, place: Place, signed: SignedStatement) -> OutgoingPayload:
+        """This site's signature over the manifest of an attempt.
+
+        Raises:
+            EgressRefusedError: it is not the one that was stored.
+            PlanNotApprovedError, PolicyError: this site takes no part (any more).
+        """
+        self._agreed_plan(place.run)
+        row = self._store.row(
+            "SELECT signed FROM countersignatures "
+            "WHERE run_id = ? AND round = ? AND attempt = ? AND site = ?",
+            *(place.run, place.round, place.attempt, self.site),
+        )
+        if row is None or row["signed"] != signed.to_bytes():
+            raise refused(f"this is not what this site has signed about {place}")
+        request = wire.CountersignRequest(
+            ref=_round_ref(place), site_id=self.site, countersignature=to_wire(signed)
+        )
+        return self._release(PayloadKind.COUNTERSIGN, request, place)
+
+    def release_fetch_countersignatures(self, place: Place) -> OutgoingPayload:
+        return self._release(PayloadKind.FETCH_COUNTERSIGNATURES, _round_ref(place), place)
+
+    def release_list_receipts(self, run_id: str) -> OutgoingPayload:
+        request = wire.ListReceiptsRequest(run_id=run_id)
+        return self._release(PayloadKind.LIST_RECEIPTS, request, Place(run_id))
+
+    # --- membership -------------------------------------------------------------------------------
+
+    def release_renew(self, csr_pem: bytes) -> OutgoingPayload:
+        """A request for the next certificate of this very identity and signing key.
+
+        Raises:
+            EgressRefusedError: it is anything else.
+        """
+        own = self._live.current
+        try:
+            asked = verify_request(parse_request(csr_pem))
+        except IdentityError as error:
+            raise refused(f"not a certificate request: {error.what}") from error
+        if asked.identity != own.identity or asked.signing_key != own.signing_key.public_key():
+            raise refused("the certificate request is for somebody else")
+        return self._release(PayloadKind.RENEW, membership.RenewRequest(request=csr_pem))
+
+    def release_fetch_trust(self) -> OutgoingPayload:
+        return self._release(PayloadKind.FETCH_TRUST, membership.FetchTrustRequest())
+
+    # --- the deployment exchange ------------------------------------------------------------------
 
     def release_fetch_consents(self, run_id: str, exchange_id: str) -> OutgoingPayload:
         place = Place(run_id, exchange=exchange_id)
@@ -82,3 +154,7 @@ class MessageGate(Releaser):
 
     def _exchange_ref(self, place: Place) -> wire.ExchangeRef:
         return wire.ExchangeRef(run_id=place.run, exchange_id=place.exchange)
+
+
+def _round_ref(place: Place) -> wire.RoundRef:
+    return wire.RoundRef(run_id=place.run, round=place.round, attempt=place.attempt)

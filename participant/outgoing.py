@@ -29,10 +29,17 @@ class PayloadKind(StrEnum):
     FETCH_CONSENTS = "fetch_consents"
     DOWNLOAD_EXPERT = "download_expert"
     CONFIRM_EXPERTS = "confirm_experts"
+    ANSWER_PLAN = "answer_plan"
+    FETCH_MANIFESTS = "fetch_manifests"
+    COUNTERSIGN = "countersign"
+    FETCH_COUNTERSIGNATURES = "fetch_countersignatures"
+    LIST_RECEIPTS = "list_receipts"
+    RENEW = "renew"
+    FETCH_TRUST = "fetch_trust"
 
 
 DATA_KINDS = frozenset({PayloadKind.UPDATE, PayloadKind.SEALED_EXPERT})
-"""Kinds that carry model weights; all others carry names, hashes, offsets and consents."""
+"""Kinds that carry model weights; all others carry names, hashes, offsets and signed statements."""
 
 
 @dataclass(frozen=True)

@@ -8,68 +8,86 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
-from fedpalm.errors import EgressRefusedError, HashMismatchError, NotFoundError
+from fedpalm.errors import EgressRefusedError, HashMismatchError, PolicyError
 from fedpalm.ledger.bodies import EntryKind
-from fedpalm.pki.bundle import TlsIdentity
-from fedpalm.pki.identity import Identity, Role
+from fedpalm.ledger.entries import Entry
+from fedpalm.pki.identity import COORDINATOR_NAME, Identity, Role
+from fedpalm.pki.live import LiveIdentity
+from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
-from fedpalm.wire.v1 import federation_pb2 as wire
+from fedpalm.rounds.receipt import PayloadReceipt
 
 from .log import SiteLog
-from .outgoing import PASSPORT, OutgoingPayload, PayloadKind, Place, message_bytes
+from .outgoing import DATA_KINDS, PASSPORT, OutgoingPayload, PayloadKind, Place, message_bytes
+from .plan_book import PlanBook
+from .policy import PolicyFile, require_allowed
+from .receipts import difference
 from .store import SiteStore
 
-COORDINATOR_NAME = "coordinator"
+DAY_MS = 24 * 3600 * 1000
 
 
 class Releaser:
     """What all parts of the gate share: the log entry that makes a payload, and the one of its receipt.
 
     Args:
-        identity: who this site is; its signing key signs consents, sealed experts and the log.
+        live: who this site is; its signing key signs consents, sealed experts and the log.
+        policy: the limits that are looked at on every release.
     """
 
-    def __init__(self, store: SiteStore, log: SiteLog, identity: TlsIdentity) -> None:
-        self._store, self._log, self._identity = store, log, identity
-        self.site = identity.identity.name
-        self.federation = identity.identity.federation
+    def __init__(
+        self, store: SiteStore, log: SiteLog, live: LiveIdentity, policy: PolicyFile
+    ) -> None:
+        self._store, self._log, self._live, self._policy = store, log, live, policy
+        self._plans = PlanBook(store)
+        identity = live.current.identity
+        self.site, self.federation = identity.name, identity.federation
         self.coordinator = Identity(self.federation, Role.COORDINATOR, COORDINATOR_NAME).uri
 
-    def record_receipt(self, payload: OutgoingPayload, receipt: wire.Receipt) -> None:
-        """Check a receipt against what was sent and log it, once.
+    def record_receipt(self, payload: OutgoingPayload, signed: SignedStatement) -> PayloadReceipt:
+        """Check a receipt against the log entry of what was sent; store and log it, once.
 
         Raises:
-            HashMismatchError: it is a receipt for other bytes.
+            ProtocolError, IdentityError, WrongRoleError: not a receipt that the coordinator has signed.
+            HashMismatchError: it is for something else, or another one than before.
         """
-        if (receipt.payload_hash, receipt.payload_bytes) != (payload.payload_hash, payload.size):
-            raise HashMismatchError(
-                f"the receipt is not for the {payload.kind.value} that was sent",
-                safe="the sent bytes are kept",
-                next_step="ask the operator of the coordinator",
-            )
+        receipt = PayloadReceipt.open(
+            signed, self._live.current.anchors, now=self._store.clock.now()
+        )
         with self._store.transaction() as db:
             row = db.execute(
-                "SELECT receipt_seq FROM releases WHERE seq = ?", (payload.seq,)
+                "SELECT r.receipt, l.entry FROM releases r JOIN log l USING (seq) WHERE seq = ?",
+                (payload.seq,),
             ).fetchone()
-            if row["receipt_seq"] is None:
-                entry = self._log.append(
-                    db,
-                    EntryKind.RECEIPT,
-                    {
-                        "egress": payload.seq,
-                        "payload_hash": payload.payload_hash.hex(),
-                        "sender": self.coordinator,
-                    },
-                )
-                db.execute(
-                    "UPDATE releases SET receipt_seq = ? WHERE seq = ?", (entry.seq, payload.seq)
-                )
+            sent = Entry.from_bytes(row["entry"])
+            own = self._live.current.identity
+            if found := difference(receipt, sent.body, own):
+                raise _wrong_receipt(f"it is not for what was sent: {found}")
+            if row["receipt"] is not None:
+                if SignedStatement.from_bytes(row["receipt"]).hash != signed.hash:
+                    raise _wrong_receipt(f"entry {payload.seq} has another one already")
+                return receipt
+            entry = self._log.append(
+                db,
+                EntryKind.RECEIPT,
+                {
+                    "egress": payload.seq,
+                    "payload_hash": receipt.payload_hash,
+                    "receipt_hash": signed.hash.hex(),
+                    "sender": receipt.signer.uri,
+                },
+            )
+            db.execute(
+                "UPDATE releases SET receipt_seq = ?, receipt = ? WHERE seq = ?",
+                (entry.seq, signed.to_bytes(), payload.seq),
+            )
+        return receipt
 
     def _agreed_plan(self, run_id: str) -> Plan:
-        run = self._store.run(run_id)
-        if run is None:
-            raise NotFoundError(f"this site has not joined run {run_id[:63]!r}")
-        return run.plan
+        """Raises PlanNotApprovedError, PolicyError: nothing may happen under this plan here and now."""
+        plan = self._plans.approved(run_id)
+        require_allowed(self._policy.current, plan)
+        return plan
 
     def _release(
         self, kind: PayloadKind, message: Message, place: Place | None = None
@@ -100,7 +118,9 @@ class Releaser:
         known_seq: int | None = None,
     ) -> OutgoingPayload:
         recipient = recipient or self.coordinator
+        self._check_size(kind, size)
         if known_seq is None:
+            self._check_day(db, kind, size)
             layout = {"layout_hash": layout_hash.hex()} if layout_hash else {}
             entry = self._log.append(
                 db,
@@ -115,9 +135,12 @@ class Releaser:
                 },
             )
             db.execute(
-                "INSERT INTO releases (seq, payload, place, recipient, payload_hash) "
-                "VALUES (?, ?, ?, ?, ?)",
-                (entry.seq, kind.value, str(place), recipient, payload_hash),
+                "INSERT INTO releases (seq, payload, place, recipient, payload_hash, "
+                "payload_bytes, released_ms) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(entry.seq, kind.value, str(place), recipient, payload_hash, size),
+                    entry.time_ms,
+                ),
             )
             known_seq = entry.seq
         return OutgoingPayload(
@@ -131,6 +154,44 @@ class Releaser:
             message=message,
             path=path,
         )
+
+    def _check_size(self, kind: PayloadKind, size: int) -> None:
+        """Raises PolicyError: a payload of weights is larger than this site allows any to be."""
+        limit = self._policy.current.max_payload_bytes
+        if kind in DATA_KINDS and size > limit:
+            raise _beyond(f"the {kind.value} has {size:,} bytes; max_payload_mb allows {limit:,}")
+
+    def _check_day(self, db: sqlite3.Connection, kind: PayloadKind, size: int) -> None:
+        """Raises PolicyError: with this payload more would have left in 24 hours than is allowed.
+
+        A release counts whether or not it arrived; sending on what was released before is no new one.
+        """
+        limit = self._policy.current.max_bytes_per_day
+        (sent,) = db.execute(
+            "SELECT COALESCE(SUM(payload_bytes), 0) FROM releases WHERE released_ms > ?",
+            (self._store.now_ms() - DAY_MS,),
+        ).fetchone()
+        if sent + size > limit:
+            raise _beyond(
+                f"the {kind.value} of {size:,} bytes would follow {sent:,} in the last 24 hours; "
+                f"max_mb_per_day allows {limit:,}"
+            )
+
+
+def _beyond(why: str) -> PolicyError:
+    return PolicyError(
+        f"egress gate: {why}",
+        safe="nothing was sent",
+        next_step="look at what left: fedpalm-participant egress; the limit is in policy.toml",
+    )
+
+
+def _wrong_receipt(why: str) -> HashMismatchError:
+    return HashMismatchError(
+        f"the coordinator's receipt is not taken: {why}",
+        safe="the sent bytes are kept",
+        next_step="ask the operator of the coordinator",
+    )
 
 
 def refused(why: str) -> EgressRefusedError:
