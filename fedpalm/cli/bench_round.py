@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmark.raw_stream import raw_round_seconds
-from ..errors import RoundAbortedError
+from ..errors import RoundAbortedError, StateError
 from .byte_counter import ByteCounter
 from .demo.supervisor import Supervisor
 
@@ -107,21 +107,27 @@ class RoundBench:
         return _memory_bytes(child.process.pid, "VmRSS"), child.process.pid, address
 
     def _enrol(self, supervisor: Supervisor, site: str, address: str) -> None:
-        home, bundle = self.folder / site, self.folder / f"{site}.pem"
-        participant = [sys.executable, "-m", "participant", "join"]
-        supervisor.run_json(
-            f"join-{site}",
-            [*participant, site, "--home", home, "--federation", "bench", "--coordinator", address],
-            timeout_s=COMMAND_S,
+        """Invite a site, let it join, and have it dial ``address`` from then on."""
+        home, policy = self.folder / site, self.folder / "policy.toml"
+        policy.write_text("auto_approve = true\n", encoding="utf-8")
+        self._coordinator(supervisor, f"invite-{site}", "invite", site, "--out", self.folder)
+        join: list[str | Path] = [sys.executable, "-m", "participant", "join",
+                                  self.folder / f"{site}.invitation", "--policy", policy,
+                                  "--no-wait", "--home", home]  # fmt: skip
+        asked = supervisor.run_json(
+            f"join-{site}", join, timeout_s=COMMAND_S, also_fine=(StateError.exit_code,)
         )
         self._coordinator(
-            supervisor, f"admit-{site}", "sites", "admit", home / "request.pem", "--out", bundle
-        )
-        supervisor.run_json(
-            f"install-{site}",
-            [*participant, "--install", bundle, "--home", home],
-            timeout_s=COMMAND_S,
-        )
+            supervisor, f"approve-{site}", "sites", "approve", site,
+            "--fingerprint", asked["fingerprint"],
+        )  # fmt: skip
+        supervisor.run_json(f"join-{site}", join, timeout_s=COMMAND_S)
+        settings = home / "participant.toml"
+        lines = [
+            f'coordinator = "{address}"' if line.startswith("coordinator = ") else line
+            for line in settings.read_text(encoding="utf-8").splitlines()
+        ]
+        settings.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _rounds(self, supervisor: Supervisor, counter: ByteCounter) -> tuple[list[float], float]:
         """Seconds per round, and the counted site's bytes sent per round."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE_S = 240.0
+AGREEABLE = "auto_approve = true\n"
+"""A policy under which a site approves any plan within the default limits by itself."""
 
 
 def run_cli(
@@ -63,18 +65,33 @@ class RealFederation:
             "--federation", self.federation, "--listen", "127.0.0.1:0",
         )  # fmt: skip
 
-    def enrol(self, site: str, data: Path | None, address: str | None = None) -> None:
-        """The file path of enrolment: request at the site, admission, installation."""
-        home, bundle = self.site_home(site), self.root / f"{site}.bundle"
-        run_cli(
-            "participant", "join", site, "--home", home, "--federation", self.federation,
-            "--coordinator", address or self.address, *(("--data", data) if data else ()),
+    def enrol(self, site: str, data: Path | None, policy: str = AGREEABLE) -> None:
+        """Invitation, join and approval, as the people at both ends do it; needs ``serve`` before."""
+        invitation, home = self.invite(site), self.site_home(site)
+        limits = self.root / f"{site}.policy.toml"
+        limits.write_text(policy)
+        self._start(
+            f"join-{site}", "participant", "join", invitation, "--home", home,
+            "--policy", limits, *(("--data", data) if data else ()),
         )  # fmt: skip
-        run_cli(
-            "coordinator", "sites", "admit", home / "request.pem",
-            "--home", self.coordinator_home, "--out", bundle,
-        )  # fmt: skip
-        run_cli("participant", "join", "--install", bundle, "--home", home)
+        self.approve(site)
+        joined = self.processes.pop(f"join-{site}")
+        assert joined.wait(timeout=PATIENCE_S) == 0, self.logs()
+
+    def invite(self, site: str) -> Path:
+        """The invitation file of a site."""
+        self.operator("invite", site, "--out", self.root)
+        return self.root / f"{site}.invitation"
+
+    def approve(self, site: str) -> None:
+        """Approve the request with the fingerprint that the site shows, once it waits for that."""
+        self.wait_for(lambda: site in self.waiting(), f"{site} to ask")
+        shown = run_json("participant", "status", "--home", self.site_home(site))["asked_with"]
+        self.operator("sites", "approve", site, "--fingerprint", shown)
+
+    def waiting(self) -> list[str]:
+        """Sites whose requests wait for the operator."""
+        return [one["site"] for one in self.operator("sites")["waiting"]]
 
     @property
     def address(self) -> str:

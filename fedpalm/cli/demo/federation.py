@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 import time
@@ -63,19 +64,36 @@ class Federation:
         self._wait(self.operator.listening, _READY_S, "the coordinator does not answer")
 
     def enrol(self) -> None:
-        """Each site makes its keys, the operator admits it, the site installs its certificate."""
+        """The operator invites; each site makes its keys and asks; the operator approves what it shows."""
+        self.workspace.once("invited", self._invite)
         for person in self.people:
-            bundle = self.workspace.bundle(person.name)
             step = f"enrolled {person.name}"
             if self.workspace.done(step):
                 continue
-            if not person.request.exists():
-                person.join(self.operator.address, self.workspace.images(person.name))
-            if not bundle.exists():
-                self.operator.admit(person.request, bundle)
-            person.install(bundle)
+            invitation = self.workspace.invitation(person.name)
+            images = self.workspace.images(person.name)
+            joined = person.join(invitation, images)
+            if joined["state"] == "waiting":
+                shown = str(joined["fingerprint"])
+                self.narrator.note(f"{person.name} made its keys and asks with {shown[:9]} \u2026")
+                self.operator.approve(person.name, shown)
+                joined = person.join(invitation, images)
+            if joined["state"] != "member":
+                raise StateError(f"{person.name} is not a member after its approval: {joined}")
             self.workspace.record(step)
-            self.narrator.note(f"{person.name} is enrolled: keys made there, certificate signed")
+            self.narrator.note(
+                f"the operator saw the same fingerprint and approved: {person.name} is a member"
+            )
+
+    def _invite(self) -> bool:
+        names = [person.name for person in self.people]
+        self.workspace.invitations.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            # What an interrupted try left; nobody has used it.
+            self.workspace.invitation(name).unlink(missing_ok=True)
+        self.operator.invite(names, self.workspace.invitations)
+        self.narrator.note("the operator invites every site: a one-time token each, for 72 hours")
+        return True
 
     def _initial_model(self) -> Any:
         plan, out = self.workspace.plan, self.workspace.initial_model
@@ -92,13 +110,8 @@ class Federation:
     # -- rounds --
 
     def submit(self) -> str:
-        """Submit and start the plan, or find the run that this demo began."""
+        """Submit the plan, or find the run that this demo began."""
         self.run_id = str(self.workspace.once("run_id", self._submit))
-        state = self.operator.status(self.run_id)["state"]
-        if state == "created":
-            self.operator.start(self.run_id)
-        elif state == "paused":
-            self.operator.resume(self.run_id)
         return self.run_id
 
     def _submit(self) -> str:
@@ -110,6 +123,38 @@ class Federation:
         """Start every site's agent; it dials out and does what its log and the plan allow."""
         for person in self.people:
             person.run()
+
+    def agree(self) -> None:
+        """Every site's person reviews the plan that was offered, and approves it."""
+        for person in self.people:
+            step = f"approved {person.name}"
+            if self.workspace.done(step):
+                continue
+            self._wait(
+                functools.partial(self._reviewed, person),
+                _CONSENT_S,
+                f"{person.name} was never offered the plan",
+            )
+            person.approve_plan(self.run_id)
+            self.workspace.record(step)
+            self.narrator.note(
+                f"the demo, as {person.name}\u2019s person, reviews and approves the plan"
+            )
+
+    def _reviewed(self, person: SitePerson) -> bool:
+        try:
+            person.review_plan(self.run_id)
+        except NotFoundError:
+            return False  # the offer is still on its way to the site
+        return True
+
+    def begin(self) -> None:
+        """Start the run, or let a paused one go on."""
+        state = self.operator.status(self.run_id)["state"]
+        if state == "created":
+            self.operator.start(self.run_id)
+        elif state == "paused":
+            self.operator.resume(self.run_id)
 
     def train(self) -> dict[str, Any]:
         """Follow the rounds to the end; returns the last status.
@@ -137,7 +182,7 @@ class Federation:
             self.operator.start_exchange(self.run_id)
             self.narrator.note("the operator starts the exchange; now every site is asked")
         for person in self.people:
-            self._approve(person)
+            self._consent(person)
         status = self._follow(
             exchange=True, over=lambda s: s["exchange"]["state"] in ("completed", "cancelled")
         )
@@ -148,7 +193,7 @@ class Federation:
                 next_step="run the same command again",
             )
 
-    def _approve(self, person: SitePerson) -> None:
+    def _consent(self, person: SitePerson) -> None:
         if person.name in self.operator.status(self.run_id)["exchange"]["consented"]:
             return
         self._wait(
@@ -158,7 +203,7 @@ class Federation:
 
     def _said_yes(self, person: SitePerson) -> bool:
         try:
-            person.approve(self.run_id)
+            person.approve_exchange(self.run_id)
         except (StateError, NotFoundError):
             return False  # the proposal is still on its way to the site
         return True

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import UnavailableError
+from ...errors import StateError, UnavailableError
 from .settings import FEDERATION
 from .supervisor import Child, Supervisor
 
@@ -34,8 +34,13 @@ class Operator:
     def serve(self) -> Child:
         return self.supervisor.start("coordinator", self._argv("serve"), lasting=True)
 
-    def admit(self, request: Path, bundle: Path) -> None:
-        self._say("sites", "admit", request, "--out", bundle)
+    def invite(self, sites: Sequence[str], folder: Path) -> None:
+        """Write one invitation a site; the newest of a site is the one that counts."""
+        self._say("invite", *sites, "--out", folder)
+
+    def approve(self, site: str, fingerprint: str) -> None:
+        """Let in whoever asks as ``site``, if it is the request with this fingerprint."""
+        self._say("sites", "approve", site, "--fingerprint", fingerprint)
 
     def submit(self, plan: Path, model: Path) -> str:
         return str(self._say("plan", "submit", plan, "--model", model)["run_id"])
@@ -56,11 +61,6 @@ class Operator:
         except UnavailableError:
             return False
         return True
-
-    @property
-    def address(self) -> str:
-        """``host:port`` that sites dial; there once the coordinator listens."""
-        return (self.home / "listen").read_text(encoding="utf-8").strip()
 
     def watch(self, run_id: str, *, exchange: bool = False) -> Child:
         """A process that writes the run's status to its log, a JSON line at every change."""
@@ -91,21 +91,27 @@ class SitePerson:
     home: Path
     supervisor: Supervisor
 
-    @property
-    def request(self) -> Path:
-        return self.home / "request.pem"
+    def join(self, invitation: Path, images: Path) -> dict[str, Any]:
+        """Ask to join, or fetch the answer: ``state`` is waiting (with the fingerprint) or member."""
+        return dict(
+            self.supervisor.run_json(
+                f"{self.name}-person",
+                self._argv("join", invitation, "--data", images, "--no-wait"),
+                timeout_s=COMMAND_TIMEOUT_S,
+                also_fine=(StateError.exit_code,),
+            )
+        )
 
-    def join(self, coordinator: str, images: Path) -> None:
-        self._say("join", self.name, "--federation", FEDERATION, "--coordinator", coordinator,
-                  "--data", images)  # fmt: skip
+    def review_plan(self, run_id: str) -> dict[str, Any]:
+        return dict(self._say("review", run_id))
 
-    def install(self, bundle: Path) -> None:
-        self._say("join", "--install", bundle)
+    def approve_plan(self, run_id: str) -> None:
+        self._say("approve", run_id)
 
     def run(self) -> Child:
         return self.supervisor.start(self.name, self._argv("run"), lasting=True)
 
-    def approve(self, run_id: str) -> None:
+    def approve_exchange(self, run_id: str) -> None:
         self._say("exchange", "approve", run_id)
 
     def status(self) -> Any:

@@ -71,6 +71,10 @@ def _federate(
         run_id = federation.submit()
     if not workspace.done("exchanged"):
         federation.run_sites()
+        if not workspace.done("trained"):
+            with workspace.timed("approval of the plan"):
+                federation.agree()
+            federation.begin()
         with workspace.timed("training"):
             workspace.once("trained", federation.train)
         if plan.expert_layout:

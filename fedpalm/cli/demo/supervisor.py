@@ -103,9 +103,18 @@ class Supervisor:
         self._children[name] = child
         return child
 
-    def run_json(self, name: str, argv: Sequence[str | Path], *, timeout_s: float) -> Any:
+    def run_json(
+        self,
+        name: str,
+        argv: Sequence[str | Path],
+        *,
+        timeout_s: float,
+        also_fine: Sequence[int] = (),
+    ) -> Any:
         """Run a command with ``--json`` to its end and parse what it printed.
 
+        Args:
+            also_fine: exit codes beside 0 with which a result is a result; an error stays an error.
         Raises:
             FedPalmError: the command's own error, rebuilt by its code.
             ChildFailedError: it ended otherwise, printed no JSON, or took longer than ``timeout_s``.
@@ -124,7 +133,9 @@ class Supervisor:
             reply = json.loads(text) if text.strip() else None
         except ValueError:
             reply = None
-        if child.process.returncode == 0 and reply is not None:
+        failed = isinstance(reply, dict) and "error" in reply
+        code = child.process.returncode
+        if reply is not None and (code == 0 or (code in also_fine and not failed)):
             return reply
         # A command fails when its server is gone: that is the failure to report then.
         self.check()

@@ -65,8 +65,12 @@ class Workspace:
     def site(self, name: str) -> Path:
         return self.root / "sites" / name
 
-    def bundle(self, name: str) -> Path:
-        return self.root / "sites" / f"{name}.bundle"
+    @property
+    def invitations(self) -> Path:
+        return self.root / "invitations"
+
+    def invitation(self, name: str) -> Path:
+        return self.invitations / f"{name}.invitation"
 
     def images(self, name: str) -> Path:
         """The site's ``path label`` list."""

@@ -154,6 +154,18 @@ def test_a_command_s_own_error_comes_out_as_that_error(tmp_path: Path):
         supervisor.run_json("operator", python(code), timeout_s=PATIENCE_S)
 
 
+def test_a_result_may_come_with_an_exit_code_of_its_own_and_an_error_stays_one(tmp_path: Path):
+    waiting = 'print(\'{"state": "waiting"}\'); raise SystemExit(8)'
+    error = 'print(\'{"error": {"code": "state", "what": "no"}}\'); raise SystemExit(8)'
+    with Supervisor(tmp_path) as supervisor:
+        reply = supervisor.run_json("person", python(waiting), timeout_s=PATIENCE_S, also_fine=(8,))
+        assert reply == {"state": "waiting"}
+        with pytest.raises(ChildFailedError, match="exit code 8"):
+            supervisor.run_json("person", python(waiting), timeout_s=PATIENCE_S)
+        with pytest.raises(StateError, match="no"):
+            supervisor.run_json("person", python(error), timeout_s=PATIENCE_S, also_fine=(8,))
+
+
 def test_a_command_that_hangs_is_ended(tmp_path: Path):
     with Supervisor(tmp_path) as supervisor:
         with pytest.raises(ChildFailedError, match="did not end"):
