@@ -10,7 +10,6 @@ import asyncio
 from dataclasses import dataclass
 
 from fedpalm.errors import (
-    EgressRefusedError,
     IllegalTransitionError,
     IntegrityError,
     ProtocolError,
@@ -83,7 +82,7 @@ class ExchangeAgent:
                 self.report.working(f"exchange {exchange_id}: receiving experts")
                 count = await self.fetch(link, run, exchange_id)
                 self.report.line(f"exchange {exchange_id}: {count} experts received and stored")
-        except (EgressRefusedError, RefusedError, IllegalTransitionError) as error:
+        except (RefusedError, IllegalTransitionError) as error:
             # The coordinator asked for what was not agreed: say so, send nothing, go on.
             self.report.line(f"exchange {exchange_id}: refused: {error.what}")
         except SealedExpertError as error:
@@ -171,7 +170,7 @@ class ExchangeAgent:
         agreement = verify_consents(
             book.agreed(terms.exchange_id),
             terms,
-            self.desk.identity.anchors,
+            self.desk.live.current.anchors,
             now=self.desk.store.clock.now(),
         )
         experts: dict[str, Tensors] = {}

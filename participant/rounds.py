@@ -1,4 +1,4 @@
-"""A site's part in runs: join, train what is not stored, send what is, keep the final model.
+"""A site's part in rounds: follow the manifest, train what is not stored, send what is, keep the model.
 
 What is stored decides what is done: a round with a stored update is sent, never trained again; a round
 without one is trained from the stored state of the round before. Training is a task of its own, so that
@@ -8,42 +8,37 @@ a lost connection does not stop it and a new one finds it again.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from dataclasses import dataclass
 
 from fedpalm.errors import (
     FedPalmError,
+    ForkError,
     HashMismatchError,
-    NotOnRosterError,
+    IdentityError,
+    IntegrityError,
+    PlanNotApprovedError,
+    PolicyError,
     ProtocolError,
     RefusedError,
     StaleRoundError,
     StateError,
 )
 from fedpalm.layout import FloatVector
-from fedpalm.plan import Plan
+from fedpalm.pki.statement import SignedStatement
+from fedpalm.rounds.manifest import RoundManifest
+from fedpalm.wire import statements
 from fedpalm.wire.v1 import federation_pb2 as wire
 
 from .config import ParticipantConfig
 from .egress import EgressGate
 from .ending import Ended, ExitAfter, Outcome
 from .link import Link
+from .outgoing import Place
 from .reporter import Reporter
 from .store import SiteStore, StoredRun, StoredUpdate
 from .trainer import Trainer
 
 STOP_GRACE_S = 5.0
-
-
-@dataclass(frozen=True)
-class _Ref:
-    run_id: str
-    round: int
-    attempt: int
-
-    @classmethod
-    def of(cls, ref: wire.RoundRef) -> _Ref:
-        return cls(ref.run_id, ref.round, ref.attempt)
+COUNTERSIGNATURE_POLL_S = 0.5
 
 
 class RunWorker:
@@ -60,20 +55,20 @@ class RunWorker:
     ) -> None:
         self._config, self._store, self._gate = config, store, gate
         self._trainer, self._report, self._exit_after = trainer, report, exit_after
-        self._target: _Ref | None = None
-        self._seen_runs: set[str] = set()
+        self._manifests = gate.manifests
+        self._target: Place | None = None
         self._training: tuple[tuple[str, int], asyncio.Task[StoredUpdate]] | None = None
         self.abandoned_training = False
 
     def reconnected(self) -> None:
         """The coordinator will say again what it wants."""
-        self._target, self._seen_runs = None, set()
+        self._target = None
 
     def note(self, instruction: wire.Instruction) -> None:
         """Take note of an instruction as it arrives, while an earlier one is still followed."""
         kind = instruction.WhichOneof("kind")
         if kind == "train":
-            self._target = _Ref.of(instruction.train.ref)
+            self._target = _place(instruction.train.ref)
         elif kind in ("round_closed", "run_ended"):
             self._target = None
 
@@ -85,8 +80,6 @@ class RunWorker:
             Ended: what the agent was to wait for has happened.
         """
         match instruction.WhichOneof("kind"):
-            case "run_offer":
-                await self._on_offer(link, instruction.run_offer)
             case "train":
                 await self._on_train(link, instruction.train)
             case "round_closed":
@@ -97,93 +90,129 @@ class RunWorker:
                 return False
         return True
 
-    async def _on_offer(self, link: Link, offer: wire.RunOffer) -> None:
-        run = self._store.run(offer.run_id)
-        if run is None:
-            active = self._store.active_run()
-            if active is not None and active.run_id in self._seen_runs:
-                raise StateError(
-                    f"run {offer.run_id} is offered while {active.run_id} goes on; one at a time"
-                )
-            self._report.working(f"run {offer.run_id}: reading the plan")
-            plan = await link.fetch_plan(offer.run_id, offer.plan_hash)
-            self._check_plan(plan)
-            self._report.working(f"run {offer.run_id}: loading images and model")
-            await asyncio.to_thread(self._trainer.prepare, offer.run_id, plan)
-            if active is not None:
-                self._store.end_run(active.run_id, "left", None, f"{offer.run_id} was offered")
-            self._store.add_run(offer.run_id, plan)
-            self._report.line(
-                f"run {offer.run_id}: {plan.draft.method}, {plan.draft.rounds} rounds, "
-                f"{len(plan.roster)} sites"
-            )
-        elif run.plan.hash != offer.plan_hash:
-            raise HashMismatchError(f"run {offer.run_id} is offered with another plan than before")
-        elif run.state != "joined":
-            raise StateError(f"run {offer.run_id} is over at this site: {run.state}")
-        else:
-            await asyncio.to_thread(self._trainer.prepare, run.run_id, run.plan)
-        self._seen_runs.add(offer.run_id)
-        await link.join_run(offer.run_id)
-        self._report.line(f"run {offer.run_id}: joined")
-
-    def _check_plan(self, plan: Plan) -> None:
-        if plan.federation != self._config.federation:
-            raise RefusedError(
-                f"the plan is of federation {plan.federation!r}", safe="this site has not joined"
-            )
-        if self._config.site not in plan.roster:
-            raise NotOnRosterError(
-                f"{self._config.site} is not on the roster of this run",
-                safe="this site has not joined",
-            )
-
     async def _on_train(self, link: Link, order: wire.TrainRound) -> None:
-        ref = _Ref.of(order.ref)
-        run = self._joined(ref.run_id)
-        self._seen_runs.add(ref.run_id)
-        if not 1 <= ref.round <= run.plan.draft.rounds:
-            raise ProtocolError(f"run {ref.run_id} has no round {ref.round}")
-        if ref.round == 1 and order.model_hash.hex() != run.plan.initial_model:
-            raise RefusedError(
-                f"run {ref.run_id}: round 1 is to start from another model than the plan's",
-                safe="nothing was trained or sent",
-            )
-        if ref != self._target:
+        place = _place(order.ref)
+        try:
+            manifest = await self._accepted(link, order)
+            if manifest is not None:
+                await self._carry_out(link, place, manifest)
+        except (ForkError, PlanNotApprovedError, PolicyError) as error:
+            # The site's own no: this run may end here, the site goes on.
+            self._refused(place, error)
+
+    async def _accepted(self, link: Link, order: wire.TrainRound) -> RoundManifest | None:
+        """The manifest that this site is asked to follow; None if it is not one to follow.
+
+        Raises:
+            StaleRoundError: it is past.
+            ForkError, PlanNotApprovedError, PolicyError: nothing goes on in this run.
+        """
+        place = _place(order.ref)
+        self._joined(place.run)
+        try:
+            signed = statements.from_wire(order.manifest)
+            said = RoundManifest.read(signed)
+            if (said.run, said.round, said.attempt) != (place.run, place.round, place.attempt):
+                raise HashMismatchError(f"the manifest that came is of run {said.run}, {said.ref}")
+        except (ProtocolError, HashMismatchError) as error:
+            self._refused(place, error)
+            return None
+        if not await self._fetch_missed(link, place, said.seq):
+            return None
+        return self._taken(place, signed)
+
+    async def _fetch_missed(self, link: Link, place: Place, seq: int) -> bool:
+        """Bring the manifests between the newest that is stored and the one at ``seq``."""
+        while (size := self._manifests.size(place.run)) < seq:
+            for signed in (await link.fetch_manifests(place.run, size))[: seq - size]:
+                if self._taken(place, signed, missed=True) is None:
+                    return False
+            if self._manifests.size(place.run) == size:
+                raise StateError(
+                    f"run {place.run}: manifest {seq} came without those from {size} on",
+                    safe="nothing was trained or sent for it",
+                )
+        return True
+
+    def _taken(
+        self, place: Place, signed: SignedStatement, *, missed: bool = False
+    ) -> RoundManifest | None:
+        """None, and a line about it, if the coordinator's word does not hold or is not for this site."""
+        try:
+            return self._manifests.accept(signed, missed=missed)
+        except (ForkError, PlanNotApprovedError, PolicyError):
+            raise
+        except (IdentityError, IntegrityError, ProtocolError, RefusedError) as error:
+            # Neither the end of this site nor a damaged transfer: a new connection would bring the same.
+            self._refused(place, error)
+            return None
+
+    async def _carry_out(self, link: Link, place: Place, manifest: RoundManifest) -> None:
+        """Countersign, train if that is to be done, and send once enough sites have signed the same."""
+        run = self._joined(place.run)
+        if place != self._target:
             return
-        update = self._store.update(ref.run_id, ref.round)
+        model_hash = bytes.fromhex(manifest.model_hash)
+        await link.countersign(place, self._manifests.countersign(manifest))
+        update = self._store.update(place.run, manifest.round)
         if update is None:
-            update = await self._trained(link, run, ref, order.model_hash)
-        if update.model_hash != order.model_hash:
+            update = await self._trained(link, run, manifest.round, model_hash)
+        if update.model_hash != model_hash:
             raise StaleRoundError(
-                f"round {ref.round} was trained from another global model; it is not trained twice",
+                f"round {place.round} was trained from another global model; it is not trained twice",
                 safe="the stored update was not sent",
             )
-        if ref != self._target:
-            self._report.line(f"round {ref.round}: over before this site's update was sent")
+        if not await self._countersigned(link, place, manifest, run.plan.draft.quorum):
+            self._report.line(f"round {place.round}: over before this site's update was sent")
             return
         payload = await asyncio.to_thread(
-            self._gate.release_update, ref.run_id, ref.round, ref.attempt
+            self._gate.release_update, manifest.run, manifest.round, manifest.attempt
         )
-        self._report.working(f"round {ref.round}: sending {payload.size} bytes")
+        self._report.working(f"round {place.round}: sending {payload.size} bytes")
         await link.upload_update(payload)
-        self._report.line(f"round {ref.round}: update delivered, {payload.size} bytes")
+        self._report.line(f"round {place.round}: update delivered, {payload.size} bytes")
+
+    async def _countersigned(
+        self, link: Link, place: Place, manifest: RoundManifest, quorum: int
+    ) -> bool:
+        """Wait until ``quorum`` sites have signed this very manifest; False if its attempt is over.
+
+        Raises:
+            ForkError: a site has signed another one.
+        """
+        while place == self._target:
+            for signed in await link.fetch_countersignatures(place):
+                self._manifests.take_countersignature(manifest, signed)
+            signers = self._manifests.countersigned_by(manifest)
+            if len(signers) >= quorum:
+                return place == self._target
+            self._report.working(
+                f"round {place.round}: {len(signers)} of {quorum} sites have signed the manifest"
+            )
+            await asyncio.sleep(COUNTERSIGNATURE_POLL_S)
+        return False
+
+    def _refused(self, place: Place, error: FedPalmError) -> None:
+        self._report.line(
+            f"round {place.round}, attempt {place.attempt} of {place.run}: refused: {error.what}"
+            + (f" (next: {error.next_step})" if error.next_step else "")
+        )
 
     async def _trained(
-        self, link: Link, run: StoredRun, ref: _Ref, model_hash: bytes
+        self, link: Link, run: StoredRun, round_number: int, model_hash: bytes
     ) -> StoredUpdate:
-        key = (ref.run_id, ref.round)
+        key = (run.run_id, round_number)
         if self._training is None or self._training[0] != key:
             if self._training is not None:
                 await asyncio.wait([self._training[1]])
                 self._training = None
-            if self._store.state_round(ref.run_id) >= ref.round:
-                raise StaleRoundError(f"round {ref.round} is past at this site")
-            shared = await self._download(link, run, ref.round - 1, model_hash)
-            self._report.line(f"round {ref.round}: training")
-            task = asyncio.create_task(self._train(run, ref.round, model_hash, shared))
+            if self._store.state_round(run.run_id) >= round_number:
+                raise StaleRoundError(f"round {round_number} is past at this site")
+            shared = await self._download(link, run, round_number - 1, model_hash)
+            self._report.line(f"round {round_number}: training")
+            task = asyncio.create_task(self._train(run, round_number, model_hash, shared))
             self._training = (key, task)
-        self._report.working(f"round {ref.round} of {run.plan.draft.rounds}: training")
+        self._report.working(f"round {round_number} of {run.plan.draft.rounds}: training")
         task = self._training[1]
         try:
             return await asyncio.shield(task)
@@ -194,7 +223,7 @@ class RunWorker:
     async def _train(
         self, run: StoredRun, round_number: int, model_hash: bytes, shared: FloatVector
     ) -> StoredUpdate:
-        """Train, then store state, encoded update and its log entry in one transaction."""
+        """Train, then store the state and the encoded update in one transaction."""
 
         def work() -> tuple[StoredUpdate, dict[str, float]]:
             update, state = self._trainer.train(run.run_id, run.plan, round_number, shared)
@@ -208,15 +237,7 @@ class RunWorker:
                 private=state,
             )
 
-            def within(db: sqlite3.Connection, stored: StoredUpdate) -> None:
-                target = self._target
-                if target is not None and (target.run_id, target.round) == (
-                    run.run_id,
-                    round_number,
-                ):
-                    self._gate.log_update(db, stored, target.attempt)
-
-            stored = self._store.commit_round(run.run_id, round_number, state, encoded, within)
+            stored = self._store.commit_round(run.run_id, round_number, state, encoded)
             self._trainer.committed(round_number)
             return stored, dict(update.metrics)
 
@@ -307,3 +328,7 @@ def _short(metric: str) -> str:
             return f"{model}.{name}"
         case _:
             return metric
+
+
+def _place(ref: wire.RoundRef) -> Place:
+    return Place(ref.run_id, ref.round, ref.attempt)

@@ -235,6 +235,17 @@ class SiteStore:
         query = "SELECT round, model_hash FROM models WHERE run_id = ? ORDER BY round"
         return {row["round"]: row["model_hash"] for row in self.rows(query, run_id)}
 
+    def known_model(self, model_hash: bytes) -> tuple[str, int] | None:
+        """Run and round after which this was the global model, if this site remembers it."""
+        found = self.row(
+            "SELECT run_id, round FROM models WHERE model_hash = ? "
+            "UNION ALL SELECT run_id, 0 FROM runs WHERE model_hash = ? LIMIT 1",
+            *(model_hash, model_hash),
+        )
+        if found is None:
+            return None
+        return found["run_id"], found["round"]
+
     # --- private state and updates ----------------------------------------------------------------
 
     def state_round(self, run_id: str) -> int:
@@ -308,9 +319,8 @@ class SiteStore:
         round_number: int,
         state: Mapping[str, np.ndarray],
         update: NewUpdate,
-        within: Callable[[sqlite3.Connection, StoredUpdate], None],
     ) -> StoredUpdate:
-        """Store the state after a round and its encoded update, and whatever ``within`` adds, at once.
+        """Store the state after a round and its encoded update at once.
 
         Raises:
             StateError: this round, or a later one, is stored already.
@@ -349,7 +359,6 @@ class SiteStore:
                     ),
                 )
                 self._point_state(db, run_id, round_number, state_file, state_hash)
-                within(db, stored)
         self.remove_orphans()
         return stored
 
