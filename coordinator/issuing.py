@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from cryptography import x509
-
-from fedpalm.errors import KeyFileError, StateError
+from fedpalm.errors import IdentityError, StateError
 from fedpalm.pki.authority import Authority, load_authority, load_trust
 from fedpalm.pki.trust import TrustBundle
+
+log = logging.getLogger(__name__)
 
 
 class IssuingDesk:
@@ -18,12 +19,14 @@ class IssuingDesk:
         self._folder = folder
 
     def authority(self) -> Authority:
-        """Raises StateError: the issuing key cannot be used on this machine."""
+        """Raises StateError: the issuing key is not on this machine, or cannot be used."""
         try:
             return load_authority(self._folder)
-        except KeyFileError as error:
+        except IdentityError as error:
+            # Its words name files, which are nobody's business at the other end.
+            log.error("no certificate can be issued: %s", error.what)
             raise StateError(
-                "the coordinator cannot issue certificates: its issuing key is not there",
+                "the coordinator cannot issue certificates: its issuing key is not in use there",
                 safe="the present certificates go on until they end",
                 next_step="the operator signs a request as a file: fedpalm-coordinator sites sign",
             ) from error
@@ -31,10 +34,3 @@ class IssuingDesk:
     def trust(self) -> TrustBundle:
         """The federation's trust anchors at present, and what leads from each to the next."""
         return load_trust(self._folder)
-
-
-def chain_of(leaf: x509.Certificate, authority: Authority) -> tuple[x509.Certificate, ...]:
-    """The leaf and what lies between it and an anchor; an external CA's issuing certificate is one."""
-    if authority.issuing in authority.anchors:
-        return (leaf,)
-    return (leaf, authority.issuing)

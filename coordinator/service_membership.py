@@ -14,7 +14,6 @@ from fedpalm.wire.membership import issued_to_wire, trust_to_wire
 from fedpalm.wire.v1 import membership_pb2 as pb
 from fedpalm.wire.v1.membership_pb2_grpc import MembershipServicer
 
-from .issuing import chain_of
 from .state import Coordinator
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class MembershipService(MembershipServicer):
             "renewed %s: certificate %s until %s",
             peer.identity, fingerprint(leaf), leaf.not_valid_after_utc.isoformat(),
         )  # fmt: skip
-        return issued_to_wire(chain_of(leaf, authority), self._c.issuing.trust())
+        return issued_to_wire(authority.chain(leaf), self._c.issuing.trust())
 
     async def FetchTrust(self, request: pb.FetchTrustRequest, context: Context) -> pb.TrustBundle:
         return trust_to_wire(self._c.issuing.trust())

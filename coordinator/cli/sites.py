@@ -24,7 +24,6 @@ from fedpalm.wire.v1 import operator_pb2 as pb
 
 from ..config import Home
 from ..invitations import InvitationRow, Invitations
-from ..issuing import chain_of
 from ..registry import Registry, SiteRow
 from .link import call, coordinator_option
 from .local import confirm_fingerprint, now_ms, operator_name, require_fingerprint, store_of
@@ -109,7 +108,7 @@ def approve(
             invitations.approve(
                 row,
                 leaf,
-                pem_of(chain_of(leaf, authority)),
+                pem_of(authority.chain(leaf)),
                 at_ms=round(now * 1000),
                 operator=operator,
             )
@@ -172,14 +171,14 @@ def sign(request: Path, out: Path, given: str | None, home: Path, as_json: bool)
         Registry(store).admit(
             leaf, at_ms=round(now * 1000), operator=operator, action="sign", detail=fingerprint(csr)
         )
-    write_public(out, pem_of((*chain_of(leaf, authority), *authority.anchors)))
+    write_public(out, pem_of((leaf, authority.issuing, *authority.anchors)))
     emit(
         {
             "site": asked.name,
             "request_fingerprint": fingerprint(csr),
             "certificate_fingerprint": fingerprint(leaf),
             "certificate_expires_ms": _ends_ms(leaf.not_valid_after_utc),
-            "root_fingerprint": fingerprint(authority.anchors[-1]),
+            "root_fingerprints": [fingerprint(anchor) for anchor in authority.anchors],
             "bundle": str(out),
             "next": f"at the site: fedpalm-participant install {out.name} --home DIR",
         },
