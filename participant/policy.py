@@ -128,6 +128,30 @@ def payload_sizes(plan: Plan) -> dict[str, int]:
     return sizes
 
 
+def in_words(policy: Policy) -> list[str]:
+    """The limits in force, a sentence each."""
+    masked = policy.masking == "required"
+    private = policy.privacy == "required"
+    return [
+        "A plan within these limits is approved without asking anybody."
+        if policy.auto_approve
+        else "Every plan waits for a person: fedpalm-participant review, then approve or refuse.",
+        f"Methods: {', '.join(policy.methods) or 'none at all'}.",
+        "Masking is required: the coordinator must not see this site's own updates."
+        if masked
+        else "Masking is not required: the coordinator may see this site's own updates.",
+        f"Differential privacy is {'required' if private else 'not required'}; where a plan has it, "
+        f"epsilon is at most {policy.max_epsilon:g}.",
+        f"A round has at least {policy.min_cohort} sites.",
+        f"A run has at most {policy.max_rounds:,} rounds, with those of the run that it continues.",
+        "The exchange of experts is allowed in a plan; each one needs a person's yes of its own."
+        if policy.expert_exchange
+        else "The exchange of experts is forbidden.",
+        f"One payload has at most {policy.max_payload_mb:,g} MB; within 24 hours at most "
+        f"{policy.max_mb_per_day:,g} MB leave.",
+    ]
+
+
 class PolicyFile:
     """The policy of a home as its file says now. Safe to use from several threads.
 

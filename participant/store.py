@@ -235,16 +235,16 @@ class SiteStore:
         query = "SELECT round, model_hash FROM models WHERE run_id = ? ORDER BY round"
         return {row["round"]: row["model_hash"] for row in self.rows(query, run_id)}
 
-    def known_model(self, model_hash: bytes) -> tuple[str, int] | None:
-        """Run and round after which this was the global model, if this site remembers it."""
+    def known_model(self, model_hash: bytes) -> str | None:
+        """Of which run this was a global model, as far as this site remembers; None: of none."""
         found = self.row(
-            "SELECT run_id, round FROM models WHERE model_hash = ? "
-            "UNION ALL SELECT run_id, 0 FROM runs WHERE model_hash = ? LIMIT 1",
-            *(model_hash, model_hash),
+            "SELECT run_id, round FROM models WHERE model_hash = ? ORDER BY round LIMIT 1",
+            model_hash,
         )
-        if found is None:
-            return None
-        return found["run_id"], found["round"]
+        if found is not None:
+            return f"the global model of run {found['run_id']} after round {found['round']}"
+        found = self.row("SELECT run_id FROM runs WHERE model_hash = ?", model_hash)
+        return f"the last global model of run {found['run_id']}" if found else None
 
     # --- private state and updates ----------------------------------------------------------------
 

@@ -1,0 +1,117 @@
+"""The sentences about a plan that are the same for every plan of a kind, and how two plans differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedpalm.layout import Layout
+from fedpalm.plan import Plan
+
+METHODS = {
+    "fedavg": "It trains the shared open-set model on its own images (fedavg), and nothing else.",
+    "fedpalm": "It trains the shared open-set model and a closed-set model of its own on its own "
+    "images (fedpalm). Only the first is shared in rounds.",
+    "rehearsal": "It draws random numbers of a model's size (rehearsal). No image is read: what is "
+    "sent says nothing about anybody.",
+}
+
+WEIGHTS = {
+    "fedavg": "how many training images are behind it",
+    "fedpalm": "how many training images are behind it",
+    "rehearsal": "a random one",
+}
+
+MASKING = {
+    "none": (
+        "Masking is none: the coordinator sees this site's own update and the number of training "
+        "images inside it, in every round.",
+        "The other sites see the new global model, which is the weighted mean of all updates. In a "
+        "cohort of two, each of them can work out most of the other's update from it.",
+        "On the way everything is encrypted between this site and the coordinator (TLS 1.3).",
+    ),
+}
+
+PRIVACY = {
+    "none": (
+        "None: no noise is added, and there is no epsilon and no delta that would bound what an update "
+        "tells.",
+        "Whoever sees an update may learn something about the images behind it: for example whether "
+        "a certain image was among them, or in bad cases what some of them look like.",
+    ),
+}
+
+NEVER_LEAVES = (
+    "Never: images, labels, names, templates, classification heads, the closed-set model and its "
+    "embedding, training metrics, or how many people there are. The egress gate can encode none of it.",
+)
+
+
+def changes(old: Plan, new: Plan) -> dict[str, Any]:
+    """How two plans differ: every key of the draft that does, model, layouts, and the roster by name.
+
+    Returns:
+        ``changed`` (a list of key, old, new), ``joined`` and ``left`` (names of sites).
+    """
+    before, after = _flat(old), _flat(new)
+    return {
+        "changed": [
+            {"key": key, "old": before.get(key), "new": after.get(key)}
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key) != after.get(key)
+        ],
+        "joined": sorted(set(new.roster) - set(old.roster)),
+        "left": sorted(set(old.roster) - set(new.roster)),
+    }
+
+
+def listed(names: Sequence[str], most: int, rest: str) -> str:
+    """At most so many names, then how many there are more."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, and {len(names) - most} more ({rest})"
+
+
+def times(count: int, noun: str) -> str:
+    """``1 round``, ``2 rounds``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def span(seconds: float) -> str:
+    """A duration in the largest unit that it fills, such as ``1.5 hours``."""
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = seconds / length
+            return f"{count:.4g} {unit}" + ("" if count == 1 else "s")
+    return f"{seconds:.4g} s"
+
+
+def _flat(plan: Plan) -> dict[str, Any]:
+    draft = plan.draft.model_dump(mode="json")
+    return {
+        **_dotted(draft, ""),
+        "version": plan.version,
+        "federation": plan.federation,
+        "initial_model": plan.initial_model,
+        "layout": _layout(plan.model_layout),
+        "expert_layout": _layout(plan.released_layout),
+        "continues": (
+            json.dumps(plan.continues.model_dump(), sort_keys=True) if plan.continues else None
+        ),
+    }
+
+
+def _layout(layout: Layout) -> str:
+    if not layout.tensors:
+        return "none"
+    return f"{len(layout.tensors)} tensors, {layout.size:,} parameters ({layout.hash.hex()[:12]})"
+
+
+def _dotted(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _dotted(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
