@@ -6,6 +6,7 @@ import click
 
 from fedpalm import __version__
 
+from .amend import amend
 from .exchange import exchange
 from .export import export
 from .plans import plan
@@ -24,6 +25,7 @@ def main() -> None:
     """
 
 
+plan.add_command(amend)
 for _command in (
     init, serve, sites, plan, start, status, watch, abort, resume, export, exchange,
 ):  # fmt: skip

@@ -23,6 +23,34 @@ from .link import coordinator_option, run_option, with_operator
 IDLE_S = 60.0
 
 
+async def fetch_model(
+    connection: Connection, run_id: str, round_number: int = 0
+) -> tuple[pb.ExportHeader, bytes]:
+    """A committed global model and what the coordinator says of it; round 0 is the newest.
+
+    Raises:
+        ProtocolError, MessageTooLargeError, HashMismatchError: not the model that was announced.
+    """
+    request = pb.ExportModelRequest(run_id=run_id, round=round_number)
+    header, data = None, bytearray()
+    async for reply in connection.stream(connection.operator.ExportModel, request, idle_s=IDLE_S):
+        if reply.WhichOneof("part") == "header":
+            header = reply.header
+        elif header is None or reply.chunk.offset != len(data):
+            raise ProtocolError("the coordinator sent a model out of order")
+        else:
+            data += reply.chunk.data
+            if len(data) > header.model_bytes:
+                raise MessageTooLargeError("the coordinator sent more than it declared")
+    if header is None:
+        raise ProtocolError("the coordinator sent no model")
+    if hashlib.sha256(data).digest() != header.model_hash:
+        raise HashMismatchError(
+            "the model that arrived is not the one announced", safe="nothing was done with it"
+        )
+    return header, bytes(data)
+
+
 @click.command()
 @home_option("the coordinator")
 @run_option
@@ -35,30 +63,9 @@ def export(
     home: Path, run_id: str, round_number: int, out: Path, address: str | None, as_json: bool
 ) -> None:
     """Write a committed global model as safetensors, with its layout, plan and hash."""
-
-    async def work(connection: Connection) -> tuple[pb.ExportHeader, bytes]:
-        request = pb.ExportModelRequest(run_id=run_id, round=round_number)
-        header, data = None, bytearray()
-        async for reply in connection.stream(
-            connection.operator.ExportModel, request, idle_s=IDLE_S
-        ):
-            if reply.WhichOneof("part") == "header":
-                header = reply.header
-            elif header is None or reply.chunk.offset != len(data):
-                raise ProtocolError("the coordinator sent a model out of order")
-            else:
-                data += reply.chunk.data
-                if len(data) > header.model_bytes:
-                    raise MessageTooLargeError("the coordinator sent more than it declared")
-        if header is None:
-            raise ProtocolError("the coordinator sent no model")
-        return header, bytes(data)
-
-    header, data = with_operator(home, address, work)
-    if hashlib.sha256(data).digest() != header.model_hash:
-        raise HashMismatchError(
-            "the model that arrived is not the one announced", safe="nothing was written"
-        )
+    header, data = with_operator(
+        home, address, lambda connection: fetch_model(connection, run_id, round_number)
+    )
     bound = Plan.from_bytes(header.plan)
     tensors = bound.model_layout.unflatten(np.frombuffer(data, dtype="<f4"))
     metadata = {

@@ -1,10 +1,10 @@
-"""``plan submit`` and ``plan show``."""
+"""``plan submit`` and ``plan show``; ``plan amend`` is in ``amend.py``."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import click
@@ -21,6 +21,7 @@ from fedpalm.transport.chunks import send_buffer
 from fedpalm.wire.v1 import operator_pb2 as pb
 
 from .link import UNARY_DEADLINE_S, coordinator_option, with_operator
+from .runs import follow_run
 
 SUBMIT_DEADLINE_S = 600.0
 
@@ -41,6 +42,10 @@ def plan() -> None:
 @click.option(
     "--site", "chosen", multiple=True, help="On the roster; left out, every admitted site."
 )
+@click.option(
+    "--start", is_flag=True, help="Start the run at once: its rounds begin when sites approve."
+)
+@click.option("--watch", is_flag=True, help="Then follow the run until it ends.")
 @home_option("the coordinator")
 @coordinator_option
 @json_option
@@ -49,29 +54,27 @@ def submit(
     draft: Path,
     model: Path,
     chosen: tuple[str, ...],
+    start: bool,
+    watch: bool,
     home: Path,
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Submit DRAFT with its initial model; the run waits for `start`."""
+    """Submit DRAFT with its initial model; its sites are asked to approve at once.
+
+    The run waits for `start`, or begins with --start. A round waits for sites that have not approved
+    until the plan's join deadline; `status` shows who has.
+    """
     settings = load_toml(PlanDraft, draft)
     layout, expert_layout, vector = read_model(model)
 
     async def work(connection: Connection) -> tuple[Plan, pb.SubmitPlanReply]:
-        known = await connection.unary(
-            connection.operator.ListSites, pb.ListSitesRequest(), deadline_s=UNARY_DEADLINE_S
-        )
-        admitted = [site.site_id for site in known.sites]
-        if unknown := sorted(set(chosen) - set(admitted)):
-            raise NotFoundError(
-                f"not admitted: {', '.join(unknown)}",
-                safe="nothing was submitted",
-                next_step="fedpalm-coordinator sites admit",
-            )
+        federation, admitted = await admitted_sites(connection)
+        check_admitted(chosen, admitted)
         bound = parse_settings(
             Plan,
             {
-                "federation": known.federation_id,
+                "federation": federation,
                 "draft": settings,
                 "roster": sorted(set(chosen or admitted)),
                 "layout": layout.to_json(),
@@ -80,23 +83,29 @@ def submit(
             },
             str(draft),
         )
-        codec_for(bound)
-        reply = await connection.upload(
-            connection.operator.SubmitPlan, _parts(bound, vector), deadline_s=SUBMIT_DEADLINE_S
-        )
+        reply = await send_plan(connection, bound, vector)
+        if start:
+            await connection.unary(
+                connection.operator.StartRun,
+                pb.RunRef(run_id=reply.run_id),
+                deadline_s=UNARY_DEADLINE_S,
+            )
         return bound, reply
 
     bound, reply = with_operator(home, address, work)
+    then = "watch" if start else "start"
     emit(
         {
             "run_id": reply.run_id,
             "plan_hash": reply.plan_hash.hex(),
             "roster": list(bound.roster),
             "parameters": layout.size,
-            "next": f"fedpalm-coordinator start --run {reply.run_id}",
+            "next": f"fedpalm-coordinator {then} --run {reply.run_id}",
         },
         as_json,
     )
+    if watch:
+        follow_run(home, address, reply.run_id, until_exchange=False, as_json=as_json)
 
 
 @plan.command()
@@ -109,10 +118,42 @@ def show(draft: Path, as_json: bool) -> None:
     emit(json.loads(settings.model_dump_json()), as_json)
 
 
-async def _parts(bound: Plan, vector: FloatVector) -> AsyncIterator[pb.SubmitPlanRequest]:
-    yield pb.SubmitPlanRequest(plan=bound.to_bytes())
-    async for chunk in send_buffer(vector.tobytes()):
-        yield pb.SubmitPlanRequest(chunk=chunk)
+async def admitted_sites(connection: Connection) -> tuple[str, list[str]]:
+    """The federation's name, and the sites that may be on a roster."""
+    known = await connection.unary(
+        connection.operator.ListSites, pb.ListSitesRequest(), deadline_s=UNARY_DEADLINE_S
+    )
+    return known.federation_id, [site.site_id for site in known.sites if site.state == "active"]
+
+
+def check_admitted(wanted: Iterable[str], admitted: Iterable[str]) -> None:
+    """Raises NotFoundError for a site that cannot be on a roster."""
+    if unknown := sorted(set(wanted) - set(admitted)):
+        raise NotFoundError(
+            f"not admitted: {', '.join(unknown)}",
+            safe="nothing was submitted",
+            next_step="fedpalm-coordinator invite, then sites approve",
+        )
+
+
+async def send_plan(connection: Connection, bound: Plan, vector: FloatVector) -> pb.SubmitPlanReply:
+    """Submit a plan with its (P,) initial model.
+
+    Raises:
+        CodecOverflowError: its sums do not fit.
+        FedPalmError: whatever the coordinator answers.
+    """
+    codec_for(bound)
+
+    async def parts() -> AsyncIterator[pb.SubmitPlanRequest]:
+        yield pb.SubmitPlanRequest(plan=bound.to_bytes())
+        async for chunk in send_buffer(vector.tobytes()):
+            yield pb.SubmitPlanRequest(chunk=chunk)
+
+    reply: pb.SubmitPlanReply = await connection.upload(
+        connection.operator.SubmitPlan, parts(), deadline_s=SUBMIT_DEADLINE_S
+    )
+    return reply
 
 
 def read_model(path: Path) -> tuple[Layout, Layout, FloatVector]:

@@ -93,6 +93,13 @@ def watch(
 
     Exits 0 if the run completed, 11 if it was aborted.
     """
+    follow_run(home, address, run_id, until_exchange=until_exchange, as_json=as_json)
+
+
+def follow_run(
+    home: Path, address: str | None, run_id: str, *, until_exchange: bool, as_json: bool
+) -> None:
+    """Show every change of a run until it ends. Raises RoundAbortedError if it was aborted."""
 
     async def follow(connection: Connection) -> pb.RunStatus:
         last = pb.RunStatus()

@@ -19,6 +19,11 @@ def when(moment_ms: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment_ms / 1000))
 
 
+def awaited(status: pb.RunStatus) -> list[str]:
+    """Sites of the roster that have not answered the plan yet."""
+    return sorted(set(status.roster) - set(status.approved) - set(status.refused))
+
+
 def run_json(status: pb.RunStatus) -> dict[str, Any]:
     """What ``--json`` prints of a run."""
     return {
@@ -31,6 +36,10 @@ def run_json(status: pb.RunStatus) -> dict[str, Any]:
         "rounds": status.rounds,
         "attempt": status.attempt,
         "round_state": status.round_state,
+        "roster": list(status.roster),
+        "approved": list(status.approved),
+        "refused": list(status.refused),
+        "awaited": awaited(status),
         "joined": list(status.joined),
         "cohort": list(status.cohort),
         "delivered": list(status.delivered),
@@ -59,6 +68,7 @@ def run_text(status: pb.RunStatus) -> RenderableType:
             ("round", f"{status.round} of {status.rounds}, attempt {status.attempt}, "
              f"{status.round_state.replace('_', ' ')}")
         )  # fmt: skip
+    rows.append(("approved", _agreement(status)))
     rows.append(("joined", ", ".join(status.joined) or "nobody yet"))
     if status.cohort:
         rows.append(("delivered", f"{len(status.delivered)} of {len(status.cohort)}"))
@@ -74,6 +84,18 @@ def run_text(status: pb.RunStatus) -> RenderableType:
     return table
 
 
+def _agreement(status: pb.RunStatus) -> str:
+    """Who has said yes, who has said no, and who is waited for."""
+    parts = [f"{len(status.approved)} of {len(status.roster)}"]
+    if status.approved:
+        parts[0] += f": {', '.join(status.approved)}"
+    if status.refused:
+        parts.append(f"refused: {', '.join(status.refused)}")
+    if status.state not in ("completed", "aborted") and (waiting := awaited(status)):
+        parts.append(f"waiting for {', '.join(waiting)}")
+    return "; ".join(parts)
+
+
 def run_line(status: pb.RunStatus) -> str:
     """One line for logs and pipes."""
     parts = [f"{status.run_id} {status.state}"]
@@ -81,6 +103,8 @@ def run_line(status: pb.RunStatus) -> str:
         parts.append(f"round {status.round}/{status.rounds}.{status.attempt} {status.round_state}")
     if status.cohort:
         parts.append(f"delivered {len(status.delivered)}/{len(status.cohort)}")
+    if status.state == "created" or len(status.approved) < len(status.roster):
+        parts.append(f"approved {len(status.approved)}/{len(status.roster)}")
     if status.exchange.state:
         parts.append(f"exchange {status.exchange.state}")
     return ", ".join(parts)
