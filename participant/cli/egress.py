@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,30 @@ from rich.table import Table
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.identity import Identity
+from fedpalm.pki.statement import SignedStatement
 
+from ..config import ParticipantConfig
 from ..desk import Desk
 from ..outgoing import DATA_KINDS
+from ..receipts import ReceiptReport, compare_with_coordinator, runs_of, verify_receipts
 from .site import open_site
 
 
 @click.command()
-@click.option("--verify", is_flag=True, help="Check every link and signature of the log first.")
+@click.option("--verify", is_flag=True, help="Check the log and every signed receipt first.")
+@click.option(
+    "--with-coordinator",
+    is_flag=True,
+    help="Also hold the coordinator's own list of receipts against the log; implies --verify.",
+)
 @click.option("--all", "show_all", is_flag=True, help="List control messages one by one, too.")
 @home_option("the site")
 @json_option
 @command_errors
-def egress(verify: bool, show_all: bool, home: Path, as_json: bool) -> None:
+def egress(verify: bool, with_coordinator: bool, show_all: bool, home: Path, as_json: bool) -> None:
     """List everything that left this site. Nothing can be sent that is not in this list."""
     with open_site(home) as (config, desk):
-        verified = desk.log.verify().size if verify else None
+        report = _verified(config, desk, with_coordinator) if verify or with_coordinator else None
         entries = egress_entries(desk)
         totals = egress_totals(entries)
         emit(
@@ -36,11 +45,75 @@ def egress(verify: bool, show_all: bool, home: Path, as_json: bool) -> None:
                 "site": config.site,
                 "entries": entries,
                 "totals": totals,
-                "verified_entries": verified,
+                "verified_entries": report.entries if report else None,
+                "receipts": _receipts(report, with_coordinator) if report else None,
             },
             as_json,
-            _tables(entries, totals, verified, show_all),
+            _tables(entries, totals, _findings(report, with_coordinator), show_all),
         )
+
+
+def _verified(config: ParticipantConfig, desk: Desk, with_coordinator: bool) -> ReceiptReport:
+    own = desk.live.current
+    report = verify_receipts(desk.store, desk.log, own.identity, own.anchors)
+    if not with_coordinator:
+        return report
+    lists = asyncio.run(_fetch_lists(config, desk))
+    return compare_with_coordinator(report, desk.store, desk.log, own.identity, own.anchors, lists)
+
+
+async def _fetch_lists(config: ParticipantConfig, desk: Desk) -> dict[str, list[SignedStatement]]:
+    """What the coordinator says that it has confirmed, for each run of this site."""
+    # They bring grpc, which the other commands do without.
+    from fedpalm.transport.channel import Connection
+
+    from ..egress import EgressGate
+    from ..link import Link
+
+    gate = EgressGate(desk.store, desk.log, desk.live, desk.policy)
+    async with Connection(config.coordinator, desk.live.current) as connection:
+        link = Link(connection, gate)
+        await link.hello()
+        return {run_id: await link.list_receipts(run_id) for run_id in runs_of(desk.store)}
+
+
+def _receipts(report: ReceiptReport, with_coordinator: bool) -> dict[str, Any]:
+    return {
+        "verified": report.verified,
+        "untrusted": list(report.untrusted),
+        "without": list(report.without),
+        "listed_by_coordinator_only": list(report.listed) if with_coordinator else None,
+    }
+
+
+def _findings(report: ReceiptReport | None, with_coordinator: bool) -> list[str]:
+    """What was checked, a line each; the numbers are those of log entries."""
+    if report is None:
+        return []
+    lines = [
+        f"log verified: {report.entries} entries, chain intact",
+        f"receipts verified: {report.verified}, signed by the coordinator, each for what was sent",
+    ]
+    if report.untrusted:
+        lines.append(
+            f"receipts under a CA that is no longer pinned: entries {_numbers(report.untrusted)}; each "
+            "is the one that was verified when it came, and holds in itself"
+        )
+    if report.without:
+        lines.append(f"released without a receipt: entries {_numbers(report.without)}")
+    if report.listed:
+        lines.append(
+            f"confirmed in the coordinator's list alone (its answer was lost): entries "
+            f"{_numbers(report.listed)}"
+        )
+    if with_coordinator:
+        lines.append("the coordinator's list and this log agree")
+    return lines
+
+
+def _numbers(seqs: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, seqs[:20]))
+    return shown if len(seqs) <= 20 else f"{shown} and {len(seqs) - 20} more"
 
 
 def egress_entries(desk: Desk) -> list[dict[str, Any]]:
@@ -74,7 +147,7 @@ def egress_totals(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
 def _tables(
     entries: list[dict[str, Any]],
     totals: dict[str, dict[str, int]],
-    verified: int | None,
+    findings: list[str],
     show_all: bool,
 ) -> Group:
     listed = Table("when", "what", "where", "to", "bytes", "sha-256", "receipt", title="left")
@@ -95,8 +168,7 @@ def _tables(
         summary.add_row(kind, str(total["count"]), f"{total['bytes']:,}")
     for column in summary.columns[1:]:
         column.justify = "right"
-    checked = [] if verified is None else [f"log verified: {verified} entries, chain intact"]
-    return Group(listed, summary, *checked)
+    return Group(listed, summary, *findings)
 
 
 def _place(entry: dict[str, Any]) -> str:

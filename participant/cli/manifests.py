@@ -1,0 +1,116 @@
+"""``manifests``: what this site was asked to do, round by round, and who was asked the same."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Group
+from rich.table import Table
+
+from fedpalm.cli.console import command_errors, emit, home_option, json_option
+from fedpalm.errors import NotFoundError
+from fedpalm.pki.statement import SignedStatement
+from fedpalm.rounds.manifest import Countersignature, RoundManifest
+
+from ..desk import Desk
+from ..manifests import Fork, ManifestBook
+from .site import open_site
+
+
+@click.command()
+@click.argument("run_id", required=False, metavar="[RUN]")
+@home_option("the site")
+@json_option
+@command_errors
+def manifests(run_id: str | None, home: Path, as_json: bool) -> None:
+    """Show the chain of a run's manifests: the newest hash stands for all before it.
+
+    Sites that read each other the newest hash by telephone know that all were told the same.
+    """
+    with open_site(home) as (config, desk):
+        found = manifest_chain(desk, run_id)
+        emit({"site": config.site, **found}, as_json, _shown(found))
+
+
+def manifest_chain(desk: Desk, run_id: str | None) -> dict[str, Any]:
+    """The manifests of a run (left out: the one that began last) and what contradicts them.
+
+    Raises:
+        NotFoundError: no manifest of such a run was accepted.
+    """
+    book = ManifestBook(desk.store, desk.log, desk.live, desk.policy)
+    runs = book.runs()
+    if run_id is None and runs:
+        run_id = runs[-1]
+    if run_id is None or run_id not in runs:
+        raise NotFoundError(
+            "this site has accepted no manifest" + (f" of run {run_id[:63]!r}" if run_id else ""),
+            next_step="fedpalm-participant status shows the runs of this site",
+        )
+    said = [RoundManifest.read(signed) for signed in book.chain(run_id)]
+    return {
+        "run_id": run_id,
+        "plan_hash": said[0].plan_hash,
+        "newest_hash": said[-1].hash.hex(),
+        "manifests": [
+            {
+                "seq": one.seq,
+                "round": one.round,
+                "attempt": one.attempt,
+                "sealed_ms": one.sealed_ms,
+                "cohort": list(one.cohort),
+                "model_hash": one.model_hash,
+                "hash": one.hash.hex(),
+                "countersigned_by": book.countersigned_by(one),
+            }
+            for one in said
+        ],
+        "forks": [_fork(fork) for fork in book.forks() if fork.run_id == run_id],
+    }
+
+
+def _fork(fork: Fork) -> dict[str, Any]:
+    return {
+        "open": fork.open,
+        "held": _words(fork.held) if fork.held else "nothing before it",
+        "other": _words(fork.other),
+    }
+
+
+def _words(signed: SignedStatement) -> str:
+    if b'"manifest_hash":' in signed.statement:
+        said = Countersignature.read(signed)
+        return f"{said.site} has signed manifest {said.manifest_hash} for round {said.round}.{said.attempt}"
+    made = RoundManifest.read(signed)
+    return (
+        f"manifest {signed.hash.hex()}, position {made.seq}, round {made.round}.{made.attempt}, "
+        f"model {made.model_hash[:12]}"
+    )
+
+
+def _shown(found: dict[str, Any]) -> Group:
+    table = Table(
+        *("#", "round", "sealed", "model", "cohort", "signed by", "manifest"),
+        title=f"run {found['run_id']}, plan {found['plan_hash'][:12]}",
+    )
+    for one in found["manifests"]:
+        signed = set(one["countersigned_by"])
+        table.add_row(
+            str(one["seq"]),
+            f"{one['round']}.{one['attempt']}",
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["sealed_ms"] / 1000)),
+            one["model_hash"][:12],
+            ", ".join(one["cohort"]),
+            "all" if signed == set(one["cohort"]) else ", ".join(sorted(signed)) or "-",
+            one["hash"][:12],
+        )
+    newest = [f"newest manifest {found['newest_hash']}"]
+    forks = [
+        f"FORK ({'the run is held up' if fork['open'] else 'decided'}): {fork['held']} AGAINST "
+        f"{fork['other']}"
+        for fork in found["forks"]
+    ]
+    return Group(table, *newest, *forks)
