@@ -1,17 +1,29 @@
-"""The federation's certificate authority: a root that can stay offline and an issuing CA under it.
+"""The federation's certificate authority: an issuing CA under a root that can stay offline.
 
-The profile, in full (``certs/README.md`` tells it in words):
+The root is its own trust anchor. An institution's CA may take its place: then the issuing CA, which that
+CA has signed, is the anchor, and there is no root here. ``profile.py`` has the profile of CAs; a leaf:
 
-=========  =====================  =========================  ====================================
-what       basic constraints      key usage                  extended key usage, names
-=========  =====================  =========================  ====================================
-root       CA, path length 1      cert sign, CRL sign        URI ``spiffe://<federation>``
-issuing    CA, path length 0      cert sign, CRL sign        URI ``spiffe://<federation>``
-leaf       not a CA               digital signature          server (coordinator) or client auth;
-                                                             one URI; coordinator: DNS, IP
-=========  =====================  =========================  ====================================
+=======================  ==============================================================
+basic constraints        not a CA
+key usage                digital signature
+extended key usage       server authentication (coordinator) or client authentication
+names                    one identity URI; a coordinator also DNS names and IP addresses
+=======================  ==============================================================
 
 All keys are P-256; serials are random; everything is backdated by five minutes for clock skew.
+
+==================  ====  =====================================================================
+file                mode  content
+==================  ====  =====================================================================
+root.key            0600  belongs offline; issuing does not need it; none under an external CA
+issuing.key         0600  signs leaves
+issuing.pem         0644  the issuing CA's certificate
+anchors.pem         0644  the trust anchors, oldest first
+handovers.pem       0644  what leads from each anchor to the next; absent before there are two
+==================  ====  =====================================================================
+
+A key that is about to replace another lies beside it as ``*.next.key``; the certificate that replaces
+``issuing.pem`` puts it in force, and whoever loads the CA next gives it its name.
 """
 
 from __future__ import annotations
@@ -25,35 +37,71 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from ..errors import FedPalmError, IdentityError
 from ..ids import federation_id
 from .bundle import chain_from_pem, pem_of
-from .files import read_public, write_public
+from .files import locked, make_private_folder, read_public, write_public
 from .identity import PARSE_ERRORS, Identity, Role, coordinator_dns_name
-from .keys import TlsKey, new_tls_key, read_tls_key, write_private_key
+from .keys import TlsKey, new_tls_key, take_key_of, write_private_key
+from .profile import (
+    BACKDATE,
+    authority_key,
+    federation_of,
+    issuing_certificate,
+    key_usage,
+    root_certificate,
+)
 from .request import signing_key_extension, subject_name, verify_request
 from .signing import at_time, key_usage_of
+from .trust import TrustBundle
 
-BACKDATE = timedelta(minutes=5)
-ROOT_LIFETIME = timedelta(days=3650)
-ISSUING_LIFETIME = timedelta(days=1095)
 LEAF_LIFETIME = timedelta(days=90)
 MAX_LEAF_LIFETIME = timedelta(days=398)
+ROOT_KEY, ISSUING_KEY = "root.key", "issuing.key"
+ISSUING, ANCHORS, HANDOVERS = "issuing.pem", "anchors.pem", "handovers.pem"
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True)
 class Authority:
-    """What it takes to issue leaves: both CA certificates and the issuing key; no root key."""
+    """What it takes to issue leaves, and what members are told to trust; no root key.
+
+    Args:
+        anchors: trust anchors, oldest first; the issuing CA is under the last one, or is it.
+    """
 
     federation: str
-    root: x509.Certificate
+    anchors: tuple[x509.Certificate, ...]
+    handovers: tuple[x509.Certificate, ...]
     issuing: x509.Certificate
     issuing_key: TlsKey = field(repr=False)
+
+    @property
+    def trust(self) -> TrustBundle:
+        """What members are handed."""
+        return TrustBundle(self.anchors, self.handovers)
+
+    @property
+    def external(self) -> bool:
+        """Whether an institution's CA has signed the issuing CA, and there is no root here."""
+        return self.issuing in self.anchors
+
+    def chain(self, leaf: x509.Certificate) -> tuple[x509.Certificate, ...]:
+        """A leaf with what leads to every anchor that is in force.
+
+        While an own root is being replaced that includes its handover, so that whoever still pins the
+        older root alone follows the chain, too.
+        """
+        return (leaf, self.issuing, *(h for h in self.handovers if self._bridges(h)))
+
+    def _bridges(self, handover: x509.Certificate) -> bool:
+        # An external anchor is a CA of path length 0: no certificate of a CA can lie under it.
+        return not self.external and (
+            handover.public_key() == self.anchors[-1].public_key()
+            and any(is_issued_by(handover, anchor) for anchor in self.anchors[:-1])
+        )
 
     def issue(
         self,
@@ -97,7 +145,7 @@ class Authority:
         if start >= self.issuing.not_valid_after_utc:
             raise IdentityError(
                 f"the issuing CA expired at {self.issuing.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
-                next_step="make a new issuing CA with the root key",
+                next_step="make a new issuing CA: fedpalm-coordinator ca rotate",
             )
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]
         try:
@@ -116,14 +164,14 @@ class Authority:
             .not_valid_before(start - BACKDATE)
             .not_valid_after(min(start + lifetime, self.issuing.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(ca=False), critical=True)
+            .add_extension(key_usage(ca=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([key_usage_of(identity.role)]), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(signing_key_extension(request.signing_key), critical=False)
             .add_extension(
                 x509.SubjectKeyIdentifier.from_public_key(request.tls_key), critical=False
             )
-            .add_extension(_authority_key(self.issuing), critical=False)
+            .add_extension(authority_key(self.issuing), critical=False)
             .sign(self.issuing_key, hashes.SHA256())
         )
 
@@ -139,23 +187,24 @@ def create_authority(federation: str, now: float) -> tuple[Authority, TlsKey]:
     except FedPalmError as error:
         raise IdentityError(error.what) from None
     root_key, issuing_key = new_tls_key(), new_tls_key()
-    root = _ca_certificate(federation, "root", root_key.public_key(), root_key, None, now)
-    issuing = _ca_certificate(federation, "issuing", issuing_key.public_key(), root_key, root, now)
-    return Authority(federation, root, issuing, issuing_key), root_key
+    root = root_certificate(federation, root_key, now)
+    issuing = issuing_certificate(federation, issuing_key.public_key(), root, root_key, now)
+    return Authority(federation, (root,), (), issuing, issuing_key), root_key
 
 
 def save_authority(folder: Path, authority: Authority, root_key: TlsKey) -> None:
-    """Write ``root.key``, ``root.pem``, ``issuing.key``, ``issuing.pem``; no key is replaced.
+    """Write a new CA; no key is replaced.
 
     ``root.key`` may (and should) then be moved to a medium that stays offline.
 
     Raises:
         KeyFileError: a CA is there already, or the folder is open to others or not writable.
     """
-    write_private_key(folder / "root.key", root_key)
-    write_private_key(folder / "issuing.key", authority.issuing_key)
-    write_public(folder / "root.pem", pem_of([authority.root]))
-    write_public(folder / "issuing.pem", pem_of([authority.issuing]))
+    make_private_folder(folder)
+    write_private_key(folder / ROOT_KEY, root_key)
+    write_private_key(folder / ISSUING_KEY, authority.issuing_key)
+    write_public(folder / ANCHORS, pem_of(authority.anchors))
+    write_public(folder / ISSUING, pem_of([authority.issuing]))
 
 
 def load_authority(folder: Path) -> Authority:
@@ -165,88 +214,46 @@ def load_authority(folder: Path) -> Authority:
         KeyFileError: a file is missing, damaged or open to others.
         IdentityError: key and certificates do not belong together.
     """
-    issuing_key = read_tls_key(folder / "issuing.key")
-    (root, *_), (issuing, *_) = (
-        chain_from_pem(read_public(folder / name), str(folder / name))
-        for name in ("root.pem", "issuing.pem")
-    )
-    if issuing.public_key() != issuing_key.public_key():
-        raise IdentityError(f"{folder}: issuing.pem is not the certificate of issuing.key")
+    with locked(folder):
+        return load_locked(folder)
+
+
+def load_trust(folder: Path) -> TrustBundle:
+    """The trust anchors alone, for which no key is read. Raises KeyFileError."""
+    with locked(folder):
+        return _trust(folder)
+
+
+def load_locked(folder: Path) -> Authority:
+    """:func:`load_authority` for a caller that holds the folder's lock."""
+    trust = _trust(folder)
+    (issuing, *_) = _certificates(folder / ISSUING)
+    issuing_key = take_key_of(folder / ISSUING_KEY, issuing.public_key())
+    if issuing_key is None:
+        raise IdentityError(f"{folder}: {ISSUING} is not the certificate of {ISSUING_KEY}")
+    federation = federation_of(issuing)
+    if any(federation_of(anchor) != federation for anchor in trust.anchors):
+        raise IdentityError(f"{folder}: {ISSUING} and {ANCHORS} are of several federations")
+    if issuing not in trust.anchors and not any(is_issued_by(issuing, a) for a in trust.anchors):
+        raise IdentityError(f"{folder}: {ISSUING} was issued by none of {ANCHORS}")
+    return Authority(federation, trust.anchors, trust.handovers, issuing, issuing_key)
+
+
+def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether ``issuer``'s key has signed this, under its name."""
     try:
-        issuing.verify_directly_issued_by(root)
-    except (*PARSE_ERRORS, InvalidSignature) as error:
-        raise IdentityError(f"{folder}: issuing.pem was not issued by root.pem") from error
-    return Authority(federation_of(root), root, issuing, issuing_key)
+        certificate.verify_directly_issued_by(issuer)
+    except (*PARSE_ERRORS, InvalidSignature):
+        return False
+    return True
 
 
-def federation_of(ca: x509.Certificate) -> str:
-    """The federation that a CA certificate of ours names. Raises IdentityError if it names none."""
-    try:
-        names = ca.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (*PARSE_ERRORS, x509.ExtensionNotFound):
-        raise IdentityError("the CA certificate names no federation") from None
-    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    if len(uris) != 1 or not uris[0].startswith("spiffe://"):
-        raise IdentityError("the CA certificate names no federation")
-    try:
-        return federation_id(uris[0].removeprefix("spiffe://"))
-    except FedPalmError as error:
-        raise IdentityError(error.what) from None
-
-
-def _ca_certificate(
-    federation: str,
-    rank: str,
-    public_key: ec.EllipticCurvePublicKey,
-    signer: TlsKey,
-    parent: x509.Certificate | None,
-    now: float,
-) -> x509.Certificate:
-    subject = x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, federation),
-            x509.NameAttribute(NameOID.COMMON_NAME, f"{rank} CA"),
-        ]
+def _trust(folder: Path) -> TrustBundle:
+    handovers = folder / HANDOVERS
+    return TrustBundle(
+        _certificates(folder / ANCHORS), _certificates(handovers) if handovers.exists() else ()
     )
-    start = at_time(now)
-    end = start + (ISSUING_LIFETIME if parent else ROOT_LIFETIME)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(parent.subject if parent else subject)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start - BACKDATE)
-        .not_valid_after(end)
-        .add_extension(
-            x509.BasicConstraints(ca=True, path_length=0 if parent else 1), critical=True
-        )
-        .add_extension(_key_usage(ca=True), critical=True)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{federation}")]),
-            critical=False,
-        )
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-    if parent:
-        builder = builder.add_extension(_authority_key(parent), critical=False)
-    return builder.sign(signer, hashes.SHA256())
 
 
-def _authority_key(parent: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    identifier = parent.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-
-
-def _key_usage(*, ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=ca,
-        crl_sign=ca,
-        encipher_only=False,
-        decipher_only=False,
-    )
+def _certificates(path: Path) -> tuple[x509.Certificate, ...]:
+    return chain_from_pem(read_public(path), str(path))

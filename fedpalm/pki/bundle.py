@@ -1,13 +1,19 @@
 """What a process needs to be somebody: the key and certificate files of its home folder.
 
-============  ====  ==========================================
+============  ====  =================================================================
 file          mode  content
-============  ====  ==========================================
+============  ====  =================================================================
 tls.key       0600  P-256 private key
-signing.key   0600  Ed25519 private key
+tls.next.key  0600  the one that replaces it, while a renewal is under way
+signing.key   0600  Ed25519 private key, for life
 tls.pem       0644  leaf, then the issuing CA
 ca.pem        0644  the federation's trust anchors: the pinned trust
-============  ====  ==========================================
+ca.past.pem   0644  anchors that were pinned once: for old statements alone
+============  ====  =================================================================
+
+A renewal comes into force when ``tls.pem`` is replaced: whoever loads the identity next finds the leaf to be
+that of ``tls.next.key`` and gives that key its name. Anchors are added before a leaf that needs them and
+dropped after a leaf that needed them. So every moment shows a whole identity, and a crash leaves one.
 """
 
 from __future__ import annotations
@@ -20,23 +26,28 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..errors import IdentityError, KeyFileError
-from .files import read_public, write_public
+from .files import locked, read_public, write_public
 from .identity import PARSE_ERRORS, Identity, identity_of
 from .keys import (
     SigningKey,
     TlsKey,
     new_signing_key,
     new_tls_key,
+    next_key_path,
+    prepare_next_key,
     private_key_pem,
     read_signing_key,
     read_tls_key,
+    take_key_of,
     write_private_key,
 )
-from .request import signing_key_of
+from .request import create_request, signing_key_of
 from .signing import verify_chain
+from .trust import MAX_ANCHORS
 
 TLS_KEY, TLS_CHAIN, SIGNING_KEY, CA = "tls.key", "tls.pem", "signing.key", "ca.pem"
-MAX_ANCHORS = 4
+PAST_ANCHORS = "ca.past.pem"
+MAX_PAST_ANCHORS = 16
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,8 @@ class TlsIdentity:
     """A loaded, checked identity, in the forms that TLS and signing take.
 
     ``chain_pem`` is the leaf and what lies between it and an anchor, ``ca_pem`` the trust anchors
-    (more than one while the CA is being replaced); ``chain`` and ``anchors`` are the same certificates, parsed.
+    (more than one while the CA is being replaced); ``chain`` and ``anchors`` are the same certificates,
+    parsed. ``past_anchors`` were pinned once.
     """
 
     identity: Identity
@@ -54,10 +66,19 @@ class TlsIdentity:
     signing_key: SigningKey = field(repr=False)
     chain: tuple[x509.Certificate, ...] = field(repr=False)
     anchors: tuple[x509.Certificate, ...] = field(repr=False)
+    past_anchors: tuple[x509.Certificate, ...] = field(default=(), repr=False)
 
     @property
     def leaf(self) -> x509.Certificate:
         return self.chain[0]
+
+    @property
+    def record_anchors(self) -> tuple[x509.Certificate, ...]:
+        """For statements of one's own log, at the time of their entry: present and past anchors.
+
+        Never for what arrives now: a past anchor may have been retired because its key was stolen.
+        """
+        return self.anchors + self.past_anchors
 
 
 def create_keys(folder: Path) -> tuple[TlsKey, SigningKey]:
@@ -72,6 +93,21 @@ def create_keys(folder: Path) -> tuple[TlsKey, SigningKey]:
     return tls_key, signing_key
 
 
+def begin_renewal(folder: Path, identity: TlsIdentity) -> x509.CertificateSigningRequest:
+    """Ask for the same identity and signing key with a fresh TLS key, which waits beside the old one.
+
+    A renewal that was begun and not finished goes on with the key that it made.
+
+    Raises:
+        KeyFileError: that key is damaged or open to others, or the folder is not writable.
+    """
+    with locked(folder):
+        # A key whose certificate is in force already is none that waits: give it its name first.
+        _matching_key(folder, _read_chain(folder)[0])
+        key = prepare_next_key(folder / TLS_KEY)
+    return create_request(identity.identity, key, identity.signing_key)
+
+
 def install_certificates(
     folder: Path,
     chain: Sequence[x509.Certificate],
@@ -79,20 +115,61 @@ def install_certificates(
     *,
     now: float,
 ) -> TlsIdentity:
-    """Store what the CA issued, if it fits the keys of the folder.
+    """Store what the CA issued, if it fits the keys of the folder: the first or the next ones.
 
+    Args:
+        anchors: whom to trust from now on; for a network's word on that see ``trust.py``.
     Raises:
         KeyFileError: a key is missing or open to others.
         IdentityError: the chain is not for these keys, or does not lead to one of ``anchors`` now.
     """
-    identity = _checked(folder, pem_of(chain), pem_of(anchors), now)
-    write_public(folder / CA, identity.ca_pem)
-    write_public(folder / TLS_CHAIN, identity.chain_pem)
-    return identity
+    if not chain:
+        raise IdentityError("there is no certificate to install")
+    with locked(folder):
+        key = _key_that_fits(folder, chain[0])
+        identity = _identity(folder, key, tuple(chain), tuple(anchors), now)
+        pinned = _pinned(folder)
+        # Until the new leaf is in force, whoever looks must find the old one whole.
+        both = [*anchors, *(anchor for anchor in pinned if anchor not in anchors)]
+        if len(both) > MAX_ANCHORS:
+            raise _too_many(folder, both)
+        _remember(folder, both[len(anchors) :])
+        write_public(folder / CA, pem_of(both))
+        write_public(folder / TLS_CHAIN, identity.chain_pem)
+        _matching_key(folder, chain[0])
+        if len(both) > len(anchors):
+            write_public(folder / CA, identity.ca_pem)
+        return _checked(folder, now)
+
+
+def replace_anchors(folder: Path, anchors: Sequence[x509.Certificate]) -> None:
+    """Pin other trust anchors, under which the present certificate must still stand.
+
+    Args:
+        anchors: as :func:`fedpalm.pki.trust.accept_trust` returned them.
+    Raises:
+        KeyFileError: a file is missing or damaged, or the folder is not writable.
+        IdentityError: the present certificate is under an anchor that would be dropped.
+    """
+    with locked(folder):
+        chain, pinned = _read_chain(folder), _pinned(folder)
+        moment = chain[0].not_valid_after_utc.timestamp()
+        key = _matching_key(folder, chain[0])
+        try:
+            _identity(folder, key, chain, tuple(anchors), moment)
+        except IdentityError as error:
+            raise IdentityError(
+                f"{folder}: the certificate is not under the trust anchors that were offered: "
+                f"{error.what}",
+                safe="the anchors that are pinned stay as they are",
+                next_step="renew the certificate first; if that is refused, join by a new invitation",
+            ) from error
+        _remember(folder, [anchor for anchor in pinned if anchor not in anchors])
+        write_public(folder / CA, pem_of(anchors))
 
 
 def load_tls_identity(folder: Path, *, now: float) -> TlsIdentity:
-    """Load and check the four files.
+    """Load and check an identity; a renewal that was cut off is brought to its end.
 
     Args:
         now: seconds since the Unix epoch.
@@ -100,7 +177,8 @@ def load_tls_identity(folder: Path, *, now: float) -> TlsIdentity:
         KeyFileError: a file is missing or damaged, or a key is open to others.
         IdentityError: a certificate that is expired, not yet valid, of another CA or other keys.
     """
-    return _checked(folder, read_public(folder / TLS_CHAIN), read_public(folder / CA), now)
+    with locked(folder):
+        return _checked(folder, now)
 
 
 def pem_of(certificates: Sequence[x509.Certificate]) -> bytes:
@@ -116,29 +194,89 @@ def chain_from_pem(pem: bytes, origin: str) -> tuple[x509.Certificate, ...]:
         raise KeyFileError(f"{origin}: damaged, or not PEM certificates") from error
 
 
-def _checked(folder: Path, chain_pem: bytes, ca_pem: bytes, now: float) -> TlsIdentity:
-    tls_key = read_tls_key(folder / TLS_KEY)
+def _checked(folder: Path, now: float) -> TlsIdentity:
+    chain, anchors = _read_chain(folder), _read_anchors(folder)
+    return _identity(folder, _matching_key(folder, chain[0]), chain, anchors, now)
+
+
+def _identity(
+    folder: Path,
+    tls_key: TlsKey,
+    chain: tuple[x509.Certificate, ...],
+    anchors: tuple[x509.Certificate, ...],
+    now: float,
+) -> TlsIdentity:
+    """Raises KeyFileError, IdentityError."""
     signing_key = read_signing_key(folder / SIGNING_KEY)
-    chain = chain_from_pem(chain_pem, str(folder / TLS_CHAIN))
-    anchors = chain_from_pem(ca_pem, str(folder / CA))
     if len(anchors) > MAX_ANCHORS:
-        raise IdentityError(
-            f"{folder / CA}: {len(anchors)} trust anchors, at most {MAX_ANCHORS} are pinned"
-        )
+        raise _too_many(folder, anchors)
     claimed = identity_of(chain[0])
     identity = verify_chain(
         chain[0], chain[1:], anchors, now=now, role=claimed.role, federation=claimed.federation
     )
-    if chain[0].public_key() != tls_key.public_key():
-        raise IdentityError(f"{folder}: {TLS_CHAIN} is not the certificate of {TLS_KEY}")
     if signing_key_of(chain[0]) != signing_key.public_key():
         raise IdentityError(f"{folder}: {TLS_CHAIN} is not bound to {SIGNING_KEY}")
     return TlsIdentity(
         identity=identity,
-        chain_pem=chain_pem,
+        chain_pem=pem_of(chain),
         key_pem=private_key_pem(tls_key),
-        ca_pem=ca_pem,
+        ca_pem=pem_of(anchors),
         signing_key=signing_key,
         chain=chain,
         anchors=anchors,
+        past_anchors=_past(folder),
     )
+
+
+def _too_many(folder: Path, anchors: Sequence[x509.Certificate]) -> IdentityError:
+    return IdentityError(
+        f"{folder / CA}: {len(anchors)} trust anchors, at most {MAX_ANCHORS} are pinned"
+    )
+
+
+def _matching_key(folder: Path, leaf: x509.Certificate) -> TlsKey:
+    """The key of a leaf that is in force; it has its name afterwards."""
+    key = take_key_of(folder / TLS_KEY, leaf.public_key())
+    if key is None:
+        raise _not_for_these_keys(folder)
+    return key
+
+
+def _key_that_fits(folder: Path, leaf: x509.Certificate) -> TlsKey:
+    """The key of a leaf that is not in force yet, whatever its name; no file changes."""
+    path = folder / TLS_KEY
+    for candidate in (path, next_key_path(path)):
+        if candidate == path or candidate.exists():
+            key = read_tls_key(candidate)
+            if key.public_key() == leaf.public_key():
+                return key
+    raise _not_for_these_keys(folder)
+
+
+def _not_for_these_keys(folder: Path) -> IdentityError:
+    return IdentityError(f"{folder}: {TLS_CHAIN} is not the certificate of {TLS_KEY}")
+
+
+def _read_chain(folder: Path) -> tuple[x509.Certificate, ...]:
+    return chain_from_pem(read_public(folder / TLS_CHAIN), str(folder / TLS_CHAIN))
+
+
+def _read_anchors(folder: Path) -> tuple[x509.Certificate, ...]:
+    return chain_from_pem(read_public(folder / CA), str(folder / CA))
+
+
+def _pinned(folder: Path) -> tuple[x509.Certificate, ...]:
+    return _read_anchors(folder) if (folder / CA).exists() else ()
+
+
+def _past(folder: Path) -> tuple[x509.Certificate, ...]:
+    path = folder / PAST_ANCHORS
+    return chain_from_pem(read_public(path), str(path)) if path.exists() else ()
+
+
+def _remember(folder: Path, dropped: Sequence[x509.Certificate]) -> None:
+    """Keep anchors that are dropped: what was signed under them and logged stays verifiable."""
+    past = _past(folder)
+    fresh = [anchor for anchor in dropped if anchor not in past]
+    if fresh:
+        write_public(folder / PAST_ANCHORS, pem_of([*past, *fresh][-MAX_PAST_ANCHORS:]))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import KeyFileError
@@ -35,16 +38,17 @@ def make_private_folder(folder: Path) -> None:
         )
 
 
-def write_secret_once(path: Path, content: bytes) -> None:
+def write_secret_once(path: Path, content: bytes, what: str = "key") -> None:
     """Write a 0600 file that did not exist, whole and on disk before it has its name.
 
     The bytes go to an O_EXCL file beside it, which is then hard-linked: unlike a rename, a link
     never replaces a key that is there, and a crash never leaves half of one under its name.
 
+    Args:
+        what: what the file is, for the errors.
     Raises:
-        KeyFileError: the file exists, or the folder is missing, full or open to others.
+        KeyFileError: the file exists, or the folder is missing, full or not writable.
     """
-    make_private_folder(path.parent)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         _write_new(partial, content, 0o600)
@@ -55,15 +59,17 @@ def write_secret_once(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
     except FileExistsError:
         raise KeyFileError(
-            f"{path}: exists already", safe="the key that is there was left as it is"
+            f"{path}: exists already", safe=f"the {what} that is there was left as it is"
         ) from None
     except OSError as error:
         raise KeyFileError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def read_secret(path: Path) -> bytes:
+def read_secret(path: Path, what: str = "private key") -> bytes:
     """Read a file that its owner alone can read.
 
+    Args:
+        what: what the file is, for the errors.
     Raises:
         KeyFileError: missing, a link, not a plain file, too large, or open to group or others.
     """
@@ -79,9 +85,9 @@ def read_secret(path: Path) -> bytes:
         mode = stat.S_IMODE(status.st_mode)
         if mode & 0o077:
             raise KeyFileError(
-                f"{path}: others can read or change this private key (mode {mode:04o})",
-                safe="the key was not loaded",
-                next_step=f"chmod 600 {path}, and replace the key if others have had access",
+                f"{path}: others can read or change this {what} (mode {mode:04o})",
+                safe=f"the {what} was not used",
+                next_step=f"chmod 600 {path}, and replace the {what} if others have had access",
             )
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(MAX_FILE_BYTES + 1)
@@ -125,6 +131,35 @@ def read_public(path: Path) -> bytes:
     if len(content) > MAX_FILE_BYTES:
         raise KeyFileError(f"{path}: larger than {MAX_FILE_BYTES} bytes, not a certificate chain")
     return content
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for oneself while several of its files change together, or must be read together.
+
+    The kernel lets the lock go with the process, however that ends.
+
+    Raises:
+        KeyFileError: the folder is missing or not readable.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KeyFileError(f"{folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def take_place(path: Path, successor: Path) -> None:
+    """Give ``successor`` the name ``path``; what was there is gone. Raises KeyFileError."""
+    try:
+        successor.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot be replaced: {error.strerror}") from error
 
 
 def _write_new(path: Path, content: bytes, mode: int) -> None:

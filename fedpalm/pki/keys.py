@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from ..errors import KeyFileError
-from .files import read_secret, write_secret_once
+from .files import make_private_folder, read_secret, take_place, write_secret_once
 
 TlsKey = ec.EllipticCurvePrivateKey
 SigningKey = ed25519.Ed25519PrivateKey
@@ -45,6 +45,7 @@ def write_private_key(path: Path, key: TlsKey | SigningKey) -> None:
     Raises:
         KeyFileError: the file exists, or its folder is open to others or not writable.
     """
+    make_private_folder(path.parent)
     write_secret_once(path, private_key_pem(key))
 
 
@@ -84,3 +85,46 @@ def read_signing_key(path: Path) -> SigningKey:
     if not isinstance(key, SigningKey):
         raise KeyFileError(f"{path}: a TLS key where an Ed25519 signing key belongs")
     return key
+
+
+def next_key_path(path: Path) -> Path:
+    """Where the key lies that will replace the one at ``path``: ``tls.next.key`` beside ``tls.key``."""
+    return path.with_name(f"{path.stem}.next{path.suffix}")
+
+
+def prepare_next_key(path: Path) -> TlsKey:
+    """The key that will replace the one at ``path``: that of an earlier try, or a fresh one.
+
+    Call it with the folder locked.
+
+    Raises:
+        KeyFileError: the one that is there cannot be used, or the folder is not writable.
+    """
+    successor = next_key_path(path)
+    if successor.exists():
+        return read_tls_key(successor)
+    key = new_tls_key()
+    write_private_key(successor, key)
+    return key
+
+
+def take_key_of(path: Path, public: object) -> TlsKey | None:
+    """The private key of ``public``, at ``path`` or prepared to replace it; None if it is neither.
+
+    A prepared one whose certificate is in force takes its place here: that may be what a crash has
+    left to do. Call it with the folder locked.
+
+    Raises:
+        KeyFileError: a key is damaged or open to others, or none is there.
+    """
+    successor = next_key_path(path)
+    if path.exists() or not successor.exists():
+        key = read_tls_key(path)
+        if key.public_key() == public:
+            return key
+    if successor.exists():
+        key = read_tls_key(successor)
+        if key.public_key() == public:
+            take_place(path, successor)
+            return key
+    return None

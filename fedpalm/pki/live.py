@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 from ..clock import Clock
@@ -13,14 +14,14 @@ class LiveIdentity:
     """The identity of a folder as it is now.
 
     Whoever replaces the files does it so that every moment between shows a whole identity
-    (``bundle.py``). Not for several threads.
+    (``bundle.py``). For several threads: gRPC asks in its own when a connection is made.
 
     Raises:
         KeyFileError, IdentityError: on construction, as :func:`load_tls_identity`.
     """
 
     def __init__(self, folder: Path, clock: Clock) -> None:
-        self.folder, self._clock = folder, clock
+        self.folder, self._clock, self._lock = folder, clock, threading.Lock()
         self._seen = self._stamp()
         self._identity = load_tls_identity(folder, now=clock.now())
 
@@ -32,11 +33,12 @@ class LiveIdentity:
             KeyFileError, IdentityError: the new files are not whole or not valid; it is tried again at
                 the next call.
         """
-        stamp = self._stamp()
-        if stamp != self._seen:
-            self._identity = load_tls_identity(self.folder, now=self._clock.now())
-            self._seen = stamp
-        return self._identity
+        with self._lock:
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._identity = load_tls_identity(self.folder, now=self._clock.now())
+                self._seen = stamp
+            return self._identity
 
     def _stamp(self) -> tuple[tuple[int, int, int], ...]:
         return tuple(_stamp(self.folder / name) for name in (TLS_CHAIN, CA))

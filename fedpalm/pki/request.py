@@ -26,6 +26,8 @@ from .keys import SigningKey, TlsKey, VerifyingKey
 _ARC = "2.25.108052677240061060111824959998301742707"
 SIGNING_KEY_OID = x509.ObjectIdentifier(f"{_ARC}.1")
 POSSESSION_OID = x509.ObjectIdentifier(f"{_ARC}.2")
+HANDOVER_OID = x509.ObjectIdentifier(f"{_ARC}.3")
+"""In a certificate that hands trust on: SHA-256 of the trust anchor it stands for (``profile.py``)."""
 MAX_REQUEST_BYTES = 16 * 1024
 
 
@@ -63,7 +65,7 @@ def create_request(
         )
         .add_extension(signing_key_extension(signing_key.public_key()), critical=False)
         .add_extension(
-            x509.UnrecognizedExtension(POSSESSION_OID, _octet_string(proof)), critical=False
+            x509.UnrecognizedExtension(POSSESSION_OID, octet_string(proof)), critical=False
         )
         .sign(tls_key, hashes.SHA256())
     )
@@ -110,7 +112,7 @@ def verify_request(csr: x509.CertificateSigningRequest) -> VerifiedRequest:
         raise IdentityError("the request must ask for exactly one SAN URI and no other name")
     identity = Identity.from_uri(uris[0])
     signing_key = _signing_key(extensions[SIGNING_KEY_OID])
-    proof = _octets(extensions[POSSESSION_OID], 64)
+    proof = octets(extensions[POSSESSION_OID], 64)
     try:
         signing_key.verify(proof, _possession(tls_key, identity))
     except InvalidSignature:
@@ -122,7 +124,7 @@ def verify_request(csr: x509.CertificateSigningRequest) -> VerifiedRequest:
 
 def signing_key_extension(key: VerifyingKey) -> x509.UnrecognizedExtension:
     """The private extension that binds an Ed25519 key to a request or certificate."""
-    return x509.UnrecognizedExtension(SIGNING_KEY_OID, _octet_string(key.public_bytes_raw()))
+    return x509.UnrecognizedExtension(SIGNING_KEY_OID, octet_string(key.public_bytes_raw()))
 
 
 def signing_key_of(certificate: x509.Certificate) -> VerifyingKey:
@@ -142,19 +144,20 @@ def _possession(tls_key: ec.EllipticCurvePublicKey, identity: Identity) -> bytes
 
 
 def _signing_key(value: x509.ExtensionType) -> VerifyingKey:
-    raw = _octets(value, 32)
+    raw = octets(value, 32)
     try:
         return VerifyingKey.from_public_bytes(raw)
     except ValueError as error:
         raise IdentityError(f"the signing key is not an Ed25519 key: {error}") from error
 
 
-def _octet_string(content: bytes) -> bytes:
+def octet_string(content: bytes) -> bytes:
+    """The DER OCTET STRING of fewer than 128 bytes."""
     return bytes((0x04, len(content))) + content  # DER; the short form of length ends at 127
 
 
-def _octets(value: x509.ExtensionType, length: int) -> bytes:
-    """The content of a DER OCTET STRING of exactly ``length`` < 128 bytes."""
+def octets(value: x509.ExtensionType, length: int) -> bytes:
+    """The content of a DER OCTET STRING of exactly ``length`` < 128 bytes. Raises IdentityError."""
     raw = value.value if isinstance(value, x509.UnrecognizedExtension) else b""
     if len(raw) != length + 2 or raw[:2] != bytes((0x04, length)):
         raise IdentityError(f"a private extension does not hold {length} bytes")

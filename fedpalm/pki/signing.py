@@ -129,7 +129,7 @@ def _check_path(
     if moment > leaf.not_valid_after_utc:
         raise IdentityError(
             f"{identity}: the certificate expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
-            next_step="enrol anew: fedpalm-participant join, then fedpalm-coordinator sites admit",
+            next_step=_after_expiry(identity),
         )
     if moment < leaf.not_valid_before_utc:
         raise IdentityError(
@@ -156,6 +156,12 @@ def _check_path(
             f"{identity}: the certificate does not lead to this federation's CA: {error}",
             next_step="compare the CA fingerprint on both ends",
         ) from error
+
+
+def _after_expiry(identity: Identity) -> str:
+    if identity.role is Role.PARTICIPANT:
+        return "ask the operator for a new invitation: fedpalm-coordinator invite"
+    return "at the coordinator: fedpalm-coordinator renew"
 
 
 def _leaf_policy() -> verification.ExtensionPolicy:

@@ -14,14 +14,12 @@ from cryptography import x509
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.clock import SystemClock
 from fedpalm.errors import IdentityError, StateError
-from fedpalm.pki.authority import federation_of
 from fedpalm.pki.bundle import CA, TLS_CHAIN, chain_from_pem
 from fedpalm.pki.files import read_public
 from fedpalm.pki.fingerprint import fingerprint
+from fedpalm.pki.profile import federation_of
 
 from ..config import Home
-
-CHAIN_LENGTH = 2
 
 
 @click.command()
@@ -48,10 +46,10 @@ def install(bundle: Path, told: tuple[str, ...], home: Path, as_json: bool) -> N
     place, clock = Home(home), SystemClock()
     config = place.load()
     certificates = chain_from_pem(read_public(bundle), str(bundle))
-    chain, anchors = certificates[:CHAIN_LENGTH], certificates[CHAIN_LENGTH:]
+    chain, anchors = split_bundle(certificates)
     if not anchors:
         raise IdentityError(
-            f"{bundle}: a bundle holds the certificate, the issuing CA and the trust anchors"
+            f"{bundle}: a bundle holds the certificate, what lies above it, and the trust anchors"
         )
     for anchor in anchors:
         if federation_of(anchor) != config.federation:
@@ -65,6 +63,19 @@ def install(bundle: Path, told: tuple[str, ...], home: Path, as_json: bool) -> N
         {**member_summary(place), "next": f"fedpalm-participant run --home {home}"},
         as_json,
     )
+
+
+def split_bundle(
+    certificates: Sequence[x509.Certificate],
+) -> tuple[Sequence[x509.Certificate], Sequence[x509.Certificate]]:
+    """The chain and the trust anchors of a bundle: leaf, what lies between, anchors.
+
+    Own anchors are roots, the first self-signed certificates there; an institution's CA stays at the
+    institution, and then everything behind the leaf is an anchor.
+    """
+    roots = [at for at, one in enumerate(certificates) if one.issuer == one.subject]
+    start = roots[0] if roots else 1
+    return certificates[:start], certificates[start:]
 
 
 def member_summary(home: Home) -> dict[str, Any]:

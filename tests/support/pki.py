@@ -61,10 +61,10 @@ class TestAuthority:
         """Any leaf and key as an identity of this federation, unchecked."""
         return TlsIdentity(
             identity=identity,
-            chain_pem=pem_of([leaf, self.authority.issuing]),
+            chain_pem=pem_of(self.authority.chain(leaf)),
             key_pem=key_pem,
-            ca_pem=pem_of([self.authority.root]),
+            ca_pem=pem_of(self.authority.anchors),
             signing_key=signing_key or new_signing_key(),
-            chain=(leaf, self.authority.issuing),
-            anchors=(self.authority.root,),
+            chain=self.authority.chain(leaf),
+            anchors=self.authority.anchors,
         )

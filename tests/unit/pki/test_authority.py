@@ -112,10 +112,10 @@ def test_the_issuing_ca_can_make_leaves_but_no_further_ca(federation):
     authority = federation.authority
     constraints = [
         ca.extensions.get_extension_for_class(x509.BasicConstraints)
-        for ca in (authority.root, authority.issuing)
+        for ca in (authority.anchors[0], authority.issuing)
     ]
     assert [(c.critical, c.value.ca, c.value.path_length) for c in constraints] == [
-        (True, True, 1),
+        (True, True, 2),
         (True, True, 0),
     ]
 
@@ -140,13 +140,13 @@ def test_a_ca_is_never_overwritten(tmp_path: Path, federation, stranger):
     assert {path.name: path.read_bytes() for path in (tmp_path / "ca").iterdir()} == before
 
 
-@pytest.mark.parametrize("swapped", ["root.pem", "issuing.pem"])
+@pytest.mark.parametrize("swapped", ["anchors.pem", "issuing.pem"])
 def test_certificates_of_another_ca_are_refused_on_loading(
     tmp_path: Path, federation, stranger, swapped: str
 ):
     folder = tmp_path / "ca"
     save_authority(folder, federation.authority, federation.root_key)
-    other = {"root.pem": stranger.authority.root, "issuing.pem": stranger.authority.issuing}
+    other = {"anchors.pem": stranger.authority.anchors[0], "issuing.pem": stranger.authority.issuing}
     (folder / swapped).write_bytes(pem_of([other[swapped]]))
     with pytest.raises(IdentityError):
         load_authority(folder)

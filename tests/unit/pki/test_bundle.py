@@ -24,7 +24,7 @@ def enrolled(folder: Path, federation, role: Role = Role.PARTICIPANT, name: str 
         dns_names=["hub.example"] if role is Role.COORDINATOR else [],
     )
     authority = federation.authority
-    install_certificates(folder, [leaf, authority.issuing], authority.root, now=federation.now)
+    install_certificates(folder, [leaf, authority.issuing], authority.anchors, now=federation.now)
     return folder
 
 
@@ -37,7 +37,7 @@ def test_a_home_folder_loads_as_the_identity_it_was_enrolled_for(home: Path, fed
     loaded = load_tls_identity(home, now=federation.now)
     assert loaded.identity == Identity("palms", Role.PARTICIPANT, "north")
     assert loaded.chain_pem == pem_of([loaded.leaf, federation.authority.issuing])
-    assert loaded.ca_pem == pem_of([federation.authority.root])
+    assert loaded.ca_pem == pem_of(federation.authority.anchors)
 
 
 def test_two_homes_complete_a_mutual_tls_handshake(tmp_path: Path, living_federation):
@@ -104,12 +104,15 @@ def test_an_expired_identity_does_not_load(home: Path, federation):
         load_tls_identity(home, now=federation.now + 31 * DAY_S)
 
 
-def test_a_swapped_or_second_root_is_refused(home: Path, federation, stranger):
-    (home / "ca.pem").write_bytes(pem_of([stranger.authority.root]))
+def test_a_swapped_anchor_is_refused(home: Path, federation, stranger):
+    (home / "ca.pem").write_bytes(pem_of(stranger.authority.anchors))
     with pytest.raises(IdentityError, match="CA"):
         load_tls_identity(home, now=federation.now)
-    (home / "ca.pem").write_bytes(pem_of([federation.authority.root, stranger.authority.root]))
-    with pytest.raises(IdentityError, match="one root"):
+
+
+def test_more_than_four_anchors_are_refused(home: Path, federation):
+    (home / "ca.pem").write_bytes(pem_of(federation.authority.anchors * 5))
+    with pytest.raises(IdentityError, match="at most 4"):
         load_tls_identity(home, now=federation.now)
 
 
@@ -118,7 +121,7 @@ def test_a_chain_for_other_keys_is_not_installed(tmp_path: Path, home: Path, fed
     south = enrolled(tmp_path / "south", federation, name="south")
     chain = load_tls_identity(south, now=federation.now).chain
     with pytest.raises(IdentityError, match="not the certificate"):
-        install_certificates(home, chain, federation.authority.root, now=federation.now)
+        install_certificates(home, chain, federation.authority.anchors, now=federation.now)
     assert (home / "tls.pem").read_bytes() == before
 
 

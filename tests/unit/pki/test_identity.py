@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpalm.errors import IdentityError
-from fedpalm.pki.authority import federation_of
+from fedpalm.pki.profile import federation_of
 from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.identity import Identity, Role, identity_of
 from fedpalm.pki.keys import new_tls_key

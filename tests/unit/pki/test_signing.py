@@ -23,13 +23,13 @@ KEY = new_signing_key()
 
 
 def check(
-    federation, leaf, *, above=None, root=None, now=None, role=Role.PARTICIPANT, name="palms"
+    federation, leaf, *, above=None, anchors=None, now=None, role=Role.PARTICIPANT, name="palms"
 ):
     authority: Authority = federation.authority
     return verify_chain(
         leaf,
         [authority.issuing] if above is None else above,
-        root or authority.root,
+        anchors or authority.anchors,
         now=federation.now if now is None else now,
         role=role,
         federation=name,
@@ -122,7 +122,7 @@ def test_another_root_is_no_help_when_it_is_sent_along(federation, stranger):
         check(
             federation,
             person.leaf,
-            above=[stranger.authority.issuing, stranger.authority.root],
+            above=[stranger.authority.issuing, stranger.authority.anchors[0]],
         )
 
 
@@ -287,13 +287,13 @@ def test_a_signed_message_names_its_signer(federation, site):
     chain = (site.leaf, federation.authority.issuing)
     signature = sign(site.signing_key, "note/v1", b"hello")
     arguments = {"now": federation.now, "role": Role.PARTICIPANT, "federation": "palms"}
-    root = federation.authority.root
+    anchors = federation.authority.anchors
     good = {"domain": "note/v1", "message": b"hello", "signature": signature, **arguments}
-    assert verify_signed_by(chain, root, **good) == site.identity
+    assert verify_signed_by(chain, anchors, **good) == site.identity
     with pytest.raises(IdentityError):
-        verify_signed_by(chain, root, **{**good, "message": b"hallo"})
+        verify_signed_by(chain, anchors, **{**good, "message": b"hallo"})
     with pytest.raises(IdentityError, match="without its certificate"):
-        verify_signed_by((), root, **good)
+        verify_signed_by((), anchors, **good)
     other = federation.enrol(Role.PARTICIPANT, "south")
     with pytest.raises(IdentityError):
-        verify_signed_by((other.leaf, federation.authority.issuing), root, **good)
+        verify_signed_by((other.leaf, federation.authority.issuing), anchors, **good)

@@ -1,0 +1,110 @@
+"""Whom a member trusts, and how that changes: an anchor that is trusted hands trust on to the next one.
+
+Whoever answers as the coordinator may drop an anchor, which at worst shuts a site out. It can add one only
+with a handover: the new anchor's key and hash, signed by an anchor that is pinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from ..errors import IdentityError
+from .identity import PARSE_ERRORS
+from .profile import certificate_hash, check_ca, handed_to
+
+MAX_ANCHORS = 4
+MAX_HANDOVERS = 4
+
+
+@dataclass(frozen=True)
+class TrustBundle:
+    """A federation's trust anchors, oldest first, and the handovers that lead from each to the next.
+
+    A handover may outlast the anchor that signed it in ``anchors``: for sites that come late.
+    """
+
+    anchors: tuple[x509.Certificate, ...]
+    handovers: tuple[x509.Certificate, ...] = ()
+
+
+def accept_trust(
+    pinned: Sequence[x509.Certificate], offered: TrustBundle, federation: str, now: float
+) -> tuple[x509.Certificate, ...]:
+    """The anchors to pin from now on: those offered, if each is pinned or handed to by a pinned one.
+
+    Args:
+        pinned: what the site trusts at present.
+        now: seconds since the Unix epoch.
+    Raises:
+        IdentityError: nothing or too much is offered, an anchor that nobody trusted has certified, or
+            one that is no CA certificate of this federation now; what is pinned stays.
+    """
+    if not 1 <= len(offered.anchors) <= MAX_ANCHORS or len(offered.handovers) > MAX_HANDOVERS:
+        raise _refused(
+            f"{len(offered.anchors)} trust anchors and {len(offered.handovers)} handovers are offered"
+        )
+    if len(set(offered.anchors)) != len(offered.anchors):
+        raise _refused("a trust anchor is offered twice")
+    vouched = _vouched(pinned, offered.handovers, federation, now)
+    for anchor in offered.anchors:
+        if anchor in pinned:
+            continue
+        handover = vouched.get(certificate_hash(anchor))
+        if handover is None:
+            raise _refused("a trust anchor is offered that no anchor of this site has certified")
+        # The hash says it all; that the key is the handover's, too, keeps chains through it meaningful.
+        if handover.subject != anchor.subject or handover.public_key() != anchor.public_key():
+            raise _refused("a handover is for another key than the trust anchor that it names")
+        try:
+            check_ca(anchor, federation, now)
+        except IdentityError as error:
+            raise _refused(f"a trust anchor is offered that cannot be one: {error.what}") from None
+    return offered.anchors
+
+
+def _vouched(
+    pinned: Sequence[x509.Certificate],
+    handovers: Sequence[x509.Certificate],
+    federation: str,
+    now: float,
+) -> dict[bytes, x509.Certificate]:
+    """Handovers that lead back to a pinned anchor, in any order, by the anchor that each names."""
+    trusted = [anchor for anchor in pinned if _holds(anchor, federation, now)]
+    waiting = [one for one in handovers if _holds(one, federation, now)]
+    found: dict[bytes, x509.Certificate] = {}
+    while signed := [one for one in waiting if any(_signed_by(one, by) for by in trusted)]:
+        for handover in signed:
+            waiting.remove(handover)
+            found[handed_to(handover)] = handover
+            trusted.append(handover)
+    return found
+
+
+def _holds(certificate: x509.Certificate, federation: str, now: float) -> bool:
+    try:
+        check_ca(certificate, federation, now)
+    except IdentityError:
+        return False
+    return True
+
+
+def _signed_by(handover: x509.Certificate, by: x509.Certificate) -> bool:
+    try:
+        handed_to(handover)
+        handover.verify_directly_issued_by(by)
+    except (*PARSE_ERRORS, InvalidSignature, IdentityError):
+        return False
+    return True
+
+
+def _refused(what: str) -> IdentityError:
+    return IdentityError(
+        what,
+        safe="the trust anchors that are pinned stay as they are",
+        next_step="ask the operator for the fingerprints (fedpalm-coordinator ca show); if the CA was "
+        "replaced without a handover, join again by a new invitation",
+    )
