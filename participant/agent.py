@@ -97,8 +97,6 @@ class Agent:
         self._stop = asyncio.Event()
         self._queue: asyncio.Queue[wire.Instruction] = asyncio.Queue()
         self._bad_transfers = 0
-        self._held: wire.Instruction | None = None
-        self._held_under: object = None
 
     @property
     def abandoned_training(self) -> bool:
@@ -142,7 +140,7 @@ class Agent:
         async with self._connect() as connection:
             link = Link(connection, self._gate)
             await link.hello()
-            self._queue, self._held = asyncio.Queue(), None
+            self._queue = asyncio.Queue()
             self._runs.reconnected()
             self._offers.reconnected()
             self._report.line(f"connected to {self._config.coordinator} as {self._config.site}")
@@ -153,6 +151,7 @@ class Agent:
                 self._work(link),
                 self._offers.work(link),
                 self._watch_decisions(link),
+                self._watch_policy(),
                 self._stop.wait(),
             )
 
@@ -192,16 +191,9 @@ class Agent:
                         next_step=error.next_step,
                     ) from error
                 raise
-            except PolicyError as error:
-                # Followed after all once the policy can be read again and allows it.
-                self._held, self._held_under = instruction, self._desk.policy.stamp
+            except (PlanNotApprovedError, PolicyError, ForkError) as error:
+                # The site's own no: this instruction ends here, the site goes on.
                 self._report.line(f"refused: {error.what}. Safe: {error.safe}")
-            except PlanNotApprovedError as error:
-                self._report.line(f"refused: {error.what}. Safe: {error.safe}")
-            except ForkError as error:
-                self._report.line(
-                    f"WARNING: {error.what}. Safe: {error.safe}. Next: {error.next_step}"
-                )
             except (NotOnRosterError, StateError, NotFoundError, RoundAbortedError) as error:
                 self._report.line(f"skipped: {error.what}")
             self._report.working("waiting for instructions")
@@ -211,7 +203,6 @@ class Agent:
     async def _watch_decisions(self, link: Link) -> None:
         """Send what the site's person decides, in another process, as soon as it is stored."""
         while True:
-            self._release_held()
             for exchange_id in self._desk.book.unanswered():
                 try:
                     await self._exchanges.answer(link, exchange_id)
@@ -224,12 +215,25 @@ class Agent:
                     self._report.line(f"exchange {exchange_id}: this site's answer was sent")
             await asyncio.sleep(self._decision_poll_s)
 
-    def _release_held(self) -> None:
-        """Queue the round again that the policy held up, if it has changed since."""
-        if self._held is None or self._desk.policy.stamp == self._held_under:
-            return
-        held, self._held = self._held, None
-        self._queue.put_nowait(held)
+    async def _watch_policy(self) -> None:
+        """Ends, and with it the connection, when a policy that could not be used can be used again.
+
+        What it held up is said again on the next connection.
+        """
+        unusable = False
+        while True:
+            try:
+                self._desk.policy.current  # noqa: B018
+            except PolicyError as error:
+                if not unusable:
+                    self._report.line(f"{error.what}. Safe: {error.safe}. Next: {error.next_step}")
+                unusable = True
+            else:
+                if unusable:
+                    self._report.line("this site's policy can be used again: connecting anew")
+                    self._backoff.reset()
+                    return
+            await asyncio.sleep(self._decision_poll_s)
 
     async def _wait_after(self, error: FedPalmError) -> None:
         delay_s = self._backoff.next_delay_s()

@@ -141,9 +141,8 @@ class OfferWorker:
         number = self._desk.plan(run_id).number
         try:
             stored = self._desk.consider(run_id)
-        except PolicyError as error:
-            self._tell_once(run_id, f"the policy cannot be used: {error.what}; {error.safe}")
-            return
+        except PolicyError:
+            return  # The agent tells it, and connects anew when the policy can be used again.
         if stored.number != number:
             words = "approved" if stored.state is PlanState.APPROVED else "refused"
             because = f": {stored.reason}" if stored.reason else ""

@@ -9,7 +9,12 @@ from fedpalm import __version__
 from .data import evaluate, preflight
 from .egress import egress
 from .exchange import exchange
+from .install import install
 from .join import join
+from .manifests import manifests
+from .plans import approve, policy, refuse, review
+from .renew import renew
+from .request import request
 from .run import run
 from .status import status
 
@@ -20,5 +25,11 @@ def main() -> None:
     """Take part in a federation as a site; images, heads and closed-set models stay here."""
 
 
-for _command in (join, run, status, egress, exchange, evaluate, preflight):
+for _command in (
+    *(join, request, install, renew),
+    *(run, status),
+    *(review, approve, refuse, policy),
+    *(manifests, egress, exchange),
+    *(evaluate, preflight),
+):
     main.add_command(_command)
