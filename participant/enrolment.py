@@ -18,9 +18,6 @@ from typing import Any, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from fedpalm.pki.invitation import Invitation
-from fedpalm.pki.trust import TrustBundle, accept_trust
-from fedpalm.wire.membership import issued_from_wire
 from google.protobuf.message import Message
 
 from fedpalm.clock import Clock
@@ -50,9 +47,12 @@ from fedpalm.pki.bundle import (
 from fedpalm.pki.files import read_public, write_public
 from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.identity import COORDINATOR_NAME, Identity, Role, identity_of
+from fedpalm.pki.invitation import Invitation
 from fedpalm.pki.keys import read_signing_key, read_tls_key
 from fedpalm.pki.request import create_request, parse_request, verify_request
+from fedpalm.pki.trust import TrustBundle, accept_trust
 from fedpalm.transport.backoff import Backoff
+from fedpalm.wire.membership import issued_from_wire
 from fedpalm.wire.v1 import membership_pb2 as wire
 
 from .config import Home, ParticipantConfig
@@ -143,7 +143,8 @@ def check_invitation(home: Home, invitation: Invitation, now: float) -> None:
             raise IdentityError(
                 f"the invitation is of another CA than {pinned_file}, which this site trusts",
                 safe="nothing was changed or sent",
-                next_step="ask the operator why; a federation with a new CA needs a new --home",
+                next_step="ask the operator why; a CA that nobody handed over to is compared by hand: "
+                "fedpalm-participant request, then install",
             )
 
 

@@ -14,7 +14,6 @@ from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from fedpalm.pki.trust import TrustBundle, accept_trust
 
 from fedpalm.clock import Clock
 from fedpalm.errors import DeadlineError, FedPalmError, IdentityError, UnavailableError
@@ -27,6 +26,7 @@ from fedpalm.pki.bundle import (
 from fedpalm.pki.identity import identity_of
 from fedpalm.pki.live import LiveIdentity
 from fedpalm.pki.signing import verify_chain
+from fedpalm.pki.trust import TrustBundle, accept_trust
 
 from .config import Home
 from .enrolment import record_certificate
@@ -84,16 +84,16 @@ class Renewal:
         """
         began = self._live.current
         check_at = trust_at = 0.0
-        while self._live.current == began:
+        while self._live.current is began:
             now = time.monotonic()
             if now >= trust_at:
                 trust_at = now + TRUST_S
                 await self._follow_trust(link)
-            if now >= check_at and self._live.current == began:
+            if now >= check_at and self._live.current is began:
                 check_at = now + CHECK_S
                 await self._renew_if_due(link)
                 self._warn()
-            if self._live.current == began:
+            if self._live.current is began:
                 await asyncio.sleep(self._look_s)
 
     async def renew(self, link: RenewalLink) -> TlsIdentity:
@@ -107,9 +107,13 @@ class Renewal:
         csr = begin_renewal(self._home.tls, before)
         chain, trust = await link.renew(csr.public_bytes(Encoding.PEM))
         now = self._clock.now()
-        if not chain or identity_of(chain[0]) != before.identity:
+        if (
+            not chain
+            or identity_of(chain[0]) != before.identity
+            or chain[0].public_key() != csr.public_key()
+        ):
             raise IdentityError(
-                f"the certificate that came is not for {before.identity}",
+                f"the certificate that came is not for {before.identity} and its fresh key",
                 safe="the present one stays in force",
             )
         anchors = accept_trust(before.anchors, trust, before.identity.federation, now)
@@ -124,7 +128,7 @@ class Renewal:
             anchors = accept_trust(
                 present.anchors, offered, present.identity.federation, self._clock.now()
             )
-            if set(anchors) != set(present.anchors):
+            if anchors != present.anchors:
                 replace_anchors(self._home.tls, anchors)
                 self._report.line(f"the federation's trust anchors are {len(anchors)} now")
         except (UnavailableError, DeadlineError):

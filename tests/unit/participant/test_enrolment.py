@@ -1,0 +1,388 @@
+"""A newcomer with an invitation, and an operator in memory who decides."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import stat
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fedpalm.clock import FakeClock
+from fedpalm.errors import (
+    IdentityError,
+    InvitationError,
+    RefusedError,
+    StateError,
+    UnavailableError,
+)
+from fedpalm.ledger.bodies import EntryKind
+from fedpalm.pki.authority import Authority, create_authority
+from fedpalm.pki.bundle import load_tls_identity
+from fedpalm.pki.identity import Identity, Role
+from fedpalm.pki.invitation import Invitation
+from fedpalm.pki.request import parse_request
+from fedpalm.pki.trust import TrustBundle
+from fedpalm.wire.limits import check_limits
+from fedpalm.wire.membership import issued_to_wire
+from fedpalm.wire.v1 import membership_pb2 as wire
+from participant.config import Home, ParticipantConfig
+from participant.enrolment import (
+    Progress,
+    accept_issued,
+    check_invitation,
+    claim,
+    install_member,
+    prepare_request,
+    record_certificate,
+    record_request,
+    request_summary,
+)
+from participant.log import SiteLog
+from participant.store import SiteStore
+from tests.support.aio import in_loop
+
+FEDERATION = "unit"
+TOKEN = bytes(range(32))
+
+
+class Operator:
+    """Answers enrolment calls: each one takes the next answer of ``script``."""
+
+    def __init__(self, authority: Authority, *script: str) -> None:
+        self.authority, self.script = authority, deque(script)
+        self.requests: list[bytes] = []
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Operator]:
+        yield self
+
+    @property
+    def enrolment(self) -> Any:
+        return self
+
+    Enrol = "Enrol"
+
+    async def unary(self, method: Any, request: wire.EnrolRequest, *, deadline_s: float) -> Any:
+        assert method == "Enrol"
+        check_limits(request)
+        assert request.token == TOKEN
+        self.requests.append(request.request)
+        answer = self.script.popleft()
+        if answer == "away":
+            raise UnavailableError("nobody listens there")
+        if answer == "unknown":
+            raise InvitationError("the invitation cannot be used")
+        if answer == "wait":
+            return wire.EnrolReply(retry_after_ms=1)
+        if answer == "issue":
+            chain = issue(self.authority, request.request, "north")
+            return wire.EnrolReply(issued=issued_to_wire(chain, self.authority.trust))
+        return wire.EnrolReply(rejected=answer)
+
+
+class Lines:
+    """A reporter that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def working(self, text: str) -> None:
+        self.lines.append(text)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def issue(authority: Authority, request: bytes, name: str) -> tuple[x509.Certificate, ...]:
+    identity = Identity(FEDERATION, Role.PARTICIPANT, name)
+    leaf = authority.issue(parse_request(request), identity, now=time.time())
+    return (leaf, authority.issuing)
+
+
+@pytest.fixture
+def authority() -> Authority:
+    return create_authority(FEDERATION, time.time())[0]
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(time.time())
+
+
+@pytest.fixture
+def invitation(authority: Authority, clock: FakeClock) -> Invitation:
+    return Invitation(
+        federation=FEDERATION,
+        site="north",
+        invitation_id="ab" * 16,
+        token=TOKEN,
+        enrol_address="127.0.0.1:7444",
+        coordinator_address="127.0.0.1:7443",
+        anchors=authority.anchors,
+        expires_ms=round((clock.now() + 3600) * 1000),
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home(tmp_path / "north")
+    home.make()
+    home.save(CONFIG)
+    return home
+
+
+_URI = "spiffe://unit/participant"
+CONFIG = ParticipantConfig(federation=FEDERATION, site="north", coordinator="127.0.0.1:7443")
+
+
+async def ask(
+    operator: Operator,
+    invitation: Invitation,
+    request: x509.CertificateSigningRequest,
+    clock: FakeClock,
+    report: Lines | None = None,
+    *,
+    wait: bool = True,
+) -> tuple[tuple[x509.Certificate, ...], TrustBundle] | None:
+    return await claim(
+        invitation,
+        request,
+        operator.connect,
+        report or Lines(),
+        clock,
+        wait=wait,
+        rng=random.Random(0),
+        backoff_base_s=0.001,
+    )
+
+
+def entries(home: Home, kind: EntryKind) -> list[dict[str, Any]]:
+    store = SiteStore(home)
+    log = SiteLog(store, load_tls_identity(home.tls, now=time.time()).signing_key)
+    found = [dict(entry.body) for entry in log.entries() if entry.kind is kind]
+    log.verify()
+    store.close()
+    return found
+
+
+@in_loop
+async def test_a_newcomer_waits_and_becomes_a_member(
+    authority: Authority, clock: FakeClock, invitation: Invitation, home: Home
+) -> None:
+    report = Lines()
+    operator = Operator(authority, "away", "wait", "away", "wait", "issue")
+    request = prepare_request(home, CONFIG)
+    record_request(home, CONFIG, request, clock)
+    issued = await ask(operator, invitation, request, clock, report)
+    assert issued is not None
+    chain, trust = issued
+    anchors = accept_issued(CONFIG, invitation.anchors, trust, clock)
+    identity = install_member(home, CONFIG, chain, anchors, clock)
+
+    assert identity.identity == Identity(FEDERATION, Role.PARTICIPANT, "north")
+    assert identity.anchors == authority.anchors
+    assert len(set(operator.requests)) == 1
+    assert not home.request.exists()
+    for key in ("tls.key", "signing.key"):
+        assert stat.S_IMODE((home.tls / key).stat().st_mode) == 0o600
+    (left,) = entries(home, EntryKind.EGRESS)
+    assert (left["payload"], left["recipient"]) == (
+        "enrol",
+        "spiffe://unit/coordinator/coordinator",
+    )
+    assert left["payload_hash"] == hashlib.sha256(operator.requests[0]).hexdigest()
+    (certificate,) = entries(home, EntryKind.CERTIFICATE)
+    assert certificate["serial"] == f"{chain[0].serial_number:x}"
+    told = "\n".join(report.lines)
+    assert "nobody listens there; trying again" in told
+    assert TOKEN.hex() not in told
+
+
+@in_loop
+async def test_without_waiting_it_ends_once_the_coordinator_has_the_request(
+    authority: Authority, clock: FakeClock, invitation: Invitation, home: Home
+) -> None:
+    operator = Operator(authority, "away", "wait")
+    request = prepare_request(home, CONFIG)
+    assert await ask(operator, invitation, request, clock, wait=False) is None
+    assert len(operator.requests) == 2
+
+
+@in_loop
+async def test_a_rejection_is_told_in_the_operators_words(
+    authority: Authority, clock: FakeClock, invitation: Invitation, home: Home
+) -> None:
+    operator = Operator(authority, "wait", "unknown\x1b[2J machine")
+    with pytest.raises(RefusedError, match="did not admit north") as told:
+        await ask(operator, invitation, prepare_request(home, CONFIG), clock)
+    assert "unknown" in told.value.what
+    assert "\x1b" not in told.value.what
+    assert home.request.exists()
+
+
+@in_loop
+async def test_an_invitation_that_is_not_taken_is_asked_about_once(
+    authority: Authority, clock: FakeClock, invitation: Invitation, home: Home
+) -> None:
+    operator = Operator(authority, "unknown")
+    with pytest.raises(InvitationError):
+        await ask(operator, invitation, prepare_request(home, CONFIG), clock)
+    assert not operator.script
+
+
+@in_loop
+async def test_nobody_waits_for_a_coordinator_beyond_the_invitations_end(
+    authority: Authority, clock: FakeClock, invitation: Invitation, home: Home
+) -> None:
+    operator = Operator(authority, "away", "away", "away")
+    request = prepare_request(home, CONFIG)
+    clock.advance(3601)
+    with pytest.raises(InvitationError, match="expired"):
+        await ask(operator, invitation, request, clock)
+    assert len(operator.script) == 2
+
+
+def test_an_interrupted_try_is_taken_up_with_the_same_request(home: Home) -> None:
+    first = prepare_request(home, CONFIG)
+    assert prepare_request(home, CONFIG) == first
+    # Killed between the keys and the request: the keys stay.
+    home.request.unlink()
+    second = prepare_request(home, CONFIG)
+    assert second.public_key() == first.public_key()
+    # Killed between the keys: both are made anew, nobody has heard of the first.
+    home.request.unlink()
+    (home.tls / "signing.key").unlink()
+    third = prepare_request(home, CONFIG)
+    assert third.public_key() != first.public_key()
+    summary = request_summary(home)
+    assert summary is not None
+    assert len(summary["fingerprint"].replace(" ", "")) == 64
+
+
+def test_a_request_that_leaves_is_logged_once(home: Home, clock: FakeClock) -> None:
+    request = prepare_request(home, CONFIG)
+    for _ in range(2):
+        record_request(home, CONFIG, request, clock)
+    store = SiteStore(home)
+    assert store.rows("SELECT COUNT(*) AS n FROM log")[0]["n"] == 1
+    store.close()
+
+
+def test_an_expired_invitation_is_refused_before_anything_is_made(
+    tmp_path: Path, invitation: Invitation, clock: FakeClock
+) -> None:
+    place = Home(tmp_path / "nowhere")
+    clock.advance(3601)
+    with pytest.raises(InvitationError, match="expired"):
+        check_invitation(place, invitation, clock.now())
+    assert not place.path.exists()
+
+
+def test_who_asked_in_time_may_come_for_the_answer_later(
+    home: Home, invitation: Invitation, clock: FakeClock
+) -> None:
+    Progress(invitation.invitation_id, answered=False).save(home)
+    clock.advance(3601)
+    check_invitation(home, invitation, clock.now())
+
+
+def test_another_sites_invitation_changes_nothing_in_a_home(
+    home: Home, invitation: Invitation, clock: FakeClock
+) -> None:
+    with pytest.raises(StateError, match="home of north"):
+        check_invitation(home, replace(invitation, site="west"), clock.now())
+
+
+def test_an_invitation_of_another_ca_is_refused_where_one_is_pinned(
+    home: Home, invitation: Invitation, authority: Authority, clock: FakeClock
+) -> None:
+    member(home, authority, clock)
+    foreign = create_authority(FEDERATION, time.time())[0]
+    check_invitation(home, invitation, clock.now())
+    with pytest.raises(IdentityError, match="another CA"):
+        check_invitation(home, replace(invitation, anchors=foreign.anchors), clock.now())
+
+
+def member(home: Home, authority: Authority, clock: FakeClock) -> Any:
+    request = prepare_request(home, CONFIG).public_bytes(Encoding.PEM)
+    return install_member(
+        home, CONFIG, issue(authority, request, "north"), authority.anchors, clock
+    )
+
+
+def test_a_certificate_for_somebody_else_is_not_installed(
+    home: Home, tmp_path: Path, authority: Authority, clock: FakeClock
+) -> None:
+    prepare_request(home, CONFIG)
+    other = Home(tmp_path / "west")
+    other.make()
+    config = CONFIG.model_copy(update={"site": "west"})
+    west = prepare_request(other, config).public_bytes(Encoding.PEM)
+    with pytest.raises(IdentityError, match="is for"):
+        install_member(home, CONFIG, issue(authority, west, "west"), authority.anchors, clock)
+    twin = Home(tmp_path / "twin")
+    twin.make()
+    keys_of_twin = prepare_request(twin, CONFIG).public_bytes(Encoding.PEM)
+    with pytest.raises(IdentityError):
+        install_member(
+            home, CONFIG, issue(authority, keys_of_twin, "north"), authority.anchors, clock
+        )
+    with pytest.raises(IdentityError, match="nobody"):
+        install_member(home, CONFIG, (), authority.anchors, clock)
+    assert not (home.tls / "tls.pem").exists()
+
+
+def test_a_certificate_of_another_ca_is_not_installed(
+    home: Home, authority: Authority, clock: FakeClock
+) -> None:
+    request = prepare_request(home, CONFIG).public_bytes(Encoding.PEM)
+    foreign = create_authority(FEDERATION, time.time())[0]
+    with pytest.raises(IdentityError):
+        install_member(home, CONFIG, issue(foreign, request, "north"), authority.anchors, clock)
+    with pytest.raises(IdentityError):
+        accept_issued(CONFIG, authority.anchors, foreign.trust, clock)
+    assert not (home.tls / "tls.pem").exists()
+
+
+def test_a_member_asks_anew_with_a_fresh_tls_key_and_its_own_signing_key(
+    home: Home, authority: Authority, clock: FakeClock
+) -> None:
+    before = member(home, authority, clock)
+    after = member(home, authority, clock)
+    assert after.leaf.public_key() != before.leaf.public_key()
+    assert after.signing_key.public_key() == before.signing_key.public_key()
+    assert len(entries(home, EntryKind.CERTIFICATE)) == 2
+
+
+def test_a_member_whose_certificate_has_ended_can_still_ask(home: Home, clock: FakeClock) -> None:
+    past = FakeClock(time.time() - 200 * 86400)
+    authority = create_authority(FEDERATION, past.now())[0]
+    request = prepare_request(home, CONFIG)
+    leaf = authority.issue(request, Identity.from_uri(f"{_URI}/north"), now=past.now())
+    install_member(home, CONFIG, (leaf, authority.issuing), authority.anchors, past)
+    with pytest.raises(IdentityError, match="expired"):
+        load_tls_identity(home.tls, now=time.time())
+    assert member(home, authority, clock).leaf.not_valid_after_utc.timestamp() > time.time()
+
+
+def test_the_same_certificate_is_logged_once(
+    home: Home, authority: Authority, clock: FakeClock
+) -> None:
+    identity = member(home, authority, clock)
+    store = SiteStore(home, clock=clock)
+    log = SiteLog(store, identity.signing_key)
+    assert not record_certificate(store, log, identity)
+    store.close()
