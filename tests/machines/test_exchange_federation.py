@@ -120,7 +120,7 @@ class Federation(RuleBasedStateMachine):
     def seal(self, name: str) -> None:
         exchange = self.site(name)
         if exchange.state is SiteState.APPROVED:
-            agreement = Agreement(CONSENTS.values(), TERMS, AUTHORITY.root, now=NOW)
+            agreement = Agreement(CONSENTS.values(), TERMS, AUTHORITY.anchors, now=NOW)
             self.sealings[name] += 1
             hashes = {
                 to: hashlib.sha256(f"{name}{to}{self.sealings[name]}".encode()).digest()

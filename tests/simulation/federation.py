@@ -1,6 +1,6 @@
 """A whole federation in memory: the real conductor, store, spool and sum; sites and time are made up.
 
-A site is reduced to what the coordinator sees of it: it joins, it delivers the integers of its
+A site is reduced to what the coordinator sees of it: it approves and joins, it delivers the integers of its
 rehearsal delta, it drops out, repeats itself, or comes back. The coordinator can be killed at any
 moment: everything but the store and the spool is thrown away. Nothing here sleeps.
 """
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ import numpy as np
 from coordinator.aggregate import aggregate
 from coordinator.claims import UpdateClaim
 from coordinator.conductor import Conductor
-from coordinator.run_records import RunRecords, UpdateRow
+from coordinator.notary import Notary
+from coordinator.run_records import RunRecords
 from coordinator.spool import Spool
 from coordinator.store import Store
 from fedpalm.clock import FakeClock
@@ -29,12 +32,28 @@ from fedpalm.methods.base import RoundContext
 from fedpalm.methods.contribution import codec_for, rounding_key
 from fedpalm.methods.rehearsal import RehearsalMethod, rehearsal_vector
 from fedpalm.methods.rules import server_rule
+from fedpalm.pki.bundle import TlsIdentity
+from fedpalm.pki.identity import COORDINATOR_NAME, Role
+from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.events import Aggregate, RoundRef, TimerKind
+from fedpalm.rounds.machine import RoundState
 from fedpalm.rounds.run import Start
 from fedpalm.wire.v1 import federation_pb2 as pb
+from tests.support.agreement import Unchanging, answer
+from tests.support.pki import TestAuthority
 
 RUN = "simulated"
+BEGIN = time.time()
+"""When the clock of every simulation begins: the certificates are valid then."""
+AUTHORITY = TestAuthority("simulated")
+
+
+@cache
+def identity(name: str = COORDINATOR_NAME) -> TlsIdentity:
+    """The coordinator's identity, or a site's."""
+    role = Role.COORDINATOR if name == COORDINATOR_NAME else Role.PARTICIPANT
+    return AUTHORITY.enrol(role, name, now=BEGIN)
 
 
 def rehearsal_plan(sites: int, rounds: int, *, quorum: int = 2, parameters: int = 97) -> Plan:
@@ -99,10 +118,12 @@ class SimulatedFederation:
     """
 
     def __init__(self, root: Path, plan: Plan, order: random.Random | None = None) -> None:
-        self.root, self.plan, self.clock = root, plan, FakeClock()
+        self.root, self.plan, self.clock = root, plan, FakeClock(BEGIN)
         self.order = order or random.Random(0)
         self.inbox: dict[str, deque[pb.Instruction]] = {}
         self.free_bytes = 1 << 40
+        self.given: dict[str, tuple[str, int]] = {}
+        self.revoked: set[str] = set()
         self.kill_before_sum = self.kill_after_sum = False
         (root / "models").mkdir(parents=True)
         (root / "spool").mkdir()
@@ -122,8 +143,11 @@ class SimulatedFederation:
         self.sums: deque[Aggregate] = deque()
         self.postponed: deque[Callable[[], None]] = deque()
         self.inbox.clear()
-        self.conductor = Conductor(self.records, self, self.clock)
+        notary = Notary(Unchanging(identity()), self.clock)
+        self.conductor = Conductor(self.records, self, self.clock, notary)
         self.conductor.restart()
+        for site in self.revoked:
+            self.conductor.expel(site, "revoked")
 
     def kill(self) -> None:
         """kill -9: memory, timers, threads and connections are gone."""
@@ -169,12 +193,37 @@ class SimulatedFederation:
     # --- what happens -----------------------------------------------------------------------------
 
     def connect(self, *sites: str) -> None:
-        """The sites dial in and accept the run that they are offered."""
+        """The sites dial in, unless they are revoked, and accept the run that they are offered."""
         for site in sites or self.plan.roster:
+            if site in self.revoked:
+                continue
             self.inbox[site] = deque()
             self.conductor.site_connected(site)
             if any(one.WhichOneof("kind") == "run_offer" for one in self.inbox[site]):
-                self.join(site)
+                self.accept_offer(site)
+
+    def accept_offer(self, site: str) -> None:
+        """Send the newest answer, the first of which is yes; join if it is yes."""
+        kind, number = self.given.setdefault(site, ("approve", 1))
+        signed = answer(identity(site), RUN, self.plan, kind, number)
+        self.conductor.answer_plan(RUN, site, signed)
+        if kind == "approve":
+            self.join(site)
+
+    def decide(self, site: str, kind: str) -> None:
+        """The site changes its mind, and says so at the next offer if it is not connected."""
+        self.given[site] = (kind, self.given.get(site, ("", 0))[1] + 1)
+        if site in self.inbox:
+            self.accept_offer(site)
+
+    def revoke(self, site: str) -> None:
+        self.revoked.add(site)
+        self.disconnect(site)
+        self.conductor.expel(site, "revoked")
+
+    def readmit(self, site: str) -> None:
+        self.revoked.discard(site)
+        self.connect(site)
 
     def join(self, site: str) -> None:
         self.conductor.join(RUN, site, self.plan.hash, self.plan.model_layout.hash)
@@ -210,7 +259,7 @@ class SimulatedFederation:
         current = self.run.current
         return encoded_update(self.plan, site, current.ref.round, self.model(current.model_hash))
 
-    def deliver(self, site: str, payload: bytes | None = None) -> UpdateRow:
+    def deliver(self, site: str, payload: bytes | None = None) -> SignedStatement:
         """Check, spool and accept an update, as the service does."""
         payload = self.payload(site) if payload is None else payload
         claim = self.claim(site, payload)
@@ -226,8 +275,11 @@ class SimulatedFederation:
             self.deliver(site)
 
     def sum_up(self) -> None:
-        """Form the sum that was asked for."""
+        """Form the sum that was asked for, unless its attempt was aborted since."""
         effect = self.sums.popleft()
+        current = self.run.current
+        if current.ref != effect.ref or current.state is not RoundState.AGGREGATING:
+            return
         if self.kill_before_sum:
             self.kill_before_sum = False
             raise Killed

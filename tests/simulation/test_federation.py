@@ -15,6 +15,7 @@ from coordinator.conductor import RESTART_GRACE_MS
 from fedpalm.errors import (
     HashMismatchError,
     NotOnRosterError,
+    PlanNotApprovedError,
     ProtocolError,
     ResourceError,
     StaleRoundError,
@@ -271,12 +272,73 @@ def test_a_postponed_step_of_a_run_that_was_aborted_is_forgotten(
     assert full_once.run.state is RunState.ABORTED
 
 
+def test_a_site_that_is_revoked_in_a_round_is_not_in_its_sum_and_not_waited_for_later(  # type: ignore[no-untyped-def]
+    simulate,
+) -> None:
+    plan = rehearsal_plan(sites=4, rounds=2)
+    federation = simulate(plan)
+    federation.connect()
+    federation.start()
+    gone, *rest = plan.roster
+    for site in (gone, *rest[:2]):
+        federation.deliver(site)
+    federation.revoke(gone)
+    federation.revoke(gone)
+    federation.deliver(rest[2])
+    federation.play()
+    assert federation.run.state is RunState.COMPLETED
+    assert federation.conductor.answered(RUN, "approve") == rest
+    left = {1: tuple(rest), 2: tuple(rest)}
+    np.testing.assert_array_equal(federation.model(), expected(plan, left))
+
+
+def test_a_site_that_takes_its_approval_back_in_a_round_is_out_until_it_approves_anew(  # type: ignore[no-untyped-def]
+    simulate,
+) -> None:
+    plan = rehearsal_plan(sites=4, rounds=3)
+    federation = simulate(plan)
+    federation.connect()
+    federation.start()
+    gone, *rest = plan.roster
+    late = federation.payload(gone)
+    federation.decide(gone, "refuse")
+    with pytest.raises(PlanNotApprovedError):
+        federation.deliver(gone, late)
+    with pytest.raises(PlanNotApprovedError):
+        federation.join(gone)
+    federation.kill()
+    federation.connect()
+    assert gone not in federation.asked()
+    for site in rest:
+        federation.deliver(site)
+    federation.sum_up()
+    assert federation.run.current.cohort == tuple(rest)
+    federation.decide(gone, "approve")
+    federation.play()
+    left = {1: tuple(rest), 2: tuple(rest)}
+    np.testing.assert_array_equal(federation.model(), expected(plan, left))
+
+
+def test_fewer_sites_than_the_quorum_abort_the_attempt_at_once_and_a_readmission_goes_on(  # type: ignore[no-untyped-def]
+    simulate,
+) -> None:
+    plan = rehearsal_plan(sites=2, rounds=1)
+    federation = simulate(plan)
+    federation.connect()
+    federation.start()
+    federation.deliver(plan.roster[0])
+    federation.revoke(plan.roster[1])
+    assert federation.run.current.ref == RoundRef(1, 2)
+    federation.readmit(plan.roster[1])
+    federation.play()
+    assert federation.run.state is RunState.COMPLETED
+    np.testing.assert_array_equal(federation.model(), expected(plan))
+
+
+FAULTS = ("connect", "drop", "deliver", "repeat", "kill", "sum", "wait")
+MEMBERSHIP = ("revoke", "readmit", "refuse", "approve")
 ACTIONS = st.lists(
-    st.tuples(
-        st.sampled_from(["connect", "drop", "deliver", "repeat", "kill", "sum", "wait"]),
-        st.integers(0, 3),
-    ),
-    max_size=40,
+    st.tuples(st.sampled_from((*FAULTS, *MEMBERSHIP)), st.integers(0, 3)), max_size=40
 )
 
 
@@ -297,13 +359,18 @@ def test_no_sequence_of_faults_changes_what_the_survivors_add_up_to(
     def sum_up() -> None:
         if federation.sums:
             effect = federation.sums[0]
+            before = federation.run.model_hash
             federation.sum_up()
-            survivors[effect.ref.round] = effect.survivors
+            if federation.run.model_hash != before:
+                assert not set(effect.survivors) & out
+                survivors[effect.ref.round] = effect.survivors
 
+    out: set[str] = set()
     for action, index in actions:
         site = plan.roster[index]
         if federation.run.state is not RunState.RUNNING:
             break
+        out = set(federation.run.expelled)
         if action == "connect":
             federation.connect(site)
         elif action == "drop":
@@ -311,8 +378,14 @@ def test_no_sequence_of_faults_changes_what_the_survivors_add_up_to(
         elif action in ("deliver", "repeat"):
             try:
                 federation.deliver(site)
-            except (StaleRoundError, NotOnRosterError):
+            except (StaleRoundError, NotOnRosterError, PlanNotApprovedError):
                 continue
+        elif action == "revoke":
+            federation.revoke(site)
+        elif action == "readmit":
+            federation.readmit(site)
+        elif action in ("refuse", "approve") and site not in federation.revoked:
+            federation.decide(site, action)
         elif action == "kill":
             federation.kill()
         elif action == "sum":
@@ -322,7 +395,11 @@ def test_no_sequence_of_faults_changes_what_the_survivors_add_up_to(
     if federation.run.state is RunState.PAUSED:
         federation.conductor.feed(RUN, Resume(0))
     federation.kill()
+    federation.revoked.clear()
+    for site in plan.roster:
+        federation.decide(site, "approve")
     federation.connect()
+    out = set()
     while not federation.run.over:
         federation.deliver_all()
         if federation.sums:

@@ -55,7 +55,7 @@ class World:
     ) -> Agreement:
         terms = terms or self.terms
         given = self.consents(terms) if consents is None else consents
-        return Agreement(given, terms, self.authority.root, now=NOW)
+        return Agreement(given, terms, self.authority.anchors, now=NOW)
 
     def variant(self, **changes: object) -> Agreement:
         """The same sites' agreement to other terms."""

@@ -96,7 +96,7 @@ def test_a_site_of_another_ca_has_no_say(world: World):
 
 def test_a_yes_under_an_expired_certificate_is_refused(world: World):
     with pytest.raises(ConsentError, match="expired"):
-        Agreement(world.consents(), world.terms, world.authority.root, now=NOW + 91 * 86_400)
+        Agreement(world.consents(), world.terms, world.authority.anchors, now=NOW + 91 * 86_400)
 
 
 def test_a_yes_signed_for_another_purpose_is_refused(world: World):
