@@ -132,8 +132,8 @@ async def test_a_site_hears_instructions_in_order_and_a_heartbeat_when_there_is_
     sessions.tell("amber", first)
     sessions.tell("amber", second)
     sessions.tell("nobody", first)
-    stream = session.stream(0.01, lambda: 42)
-    assert [await anext(stream) for _ in range(3)] == [first, second, heartbeat(42)]
+    stream = session.stream(0.01)
+    assert [await anext(stream) for _ in range(3)] == [first, second, heartbeat()]
 
 
 @in_loop
@@ -141,7 +141,7 @@ async def test_a_second_stream_of_a_site_takes_the_place_of_the_first() -> None:
     sessions = Sessions()
     first = sessions.open("amber")
     second = sessions.open("amber")
-    assert [one async for one in first.stream(60, lambda: 0)] == []
+    assert [one async for one in first.stream(60)] == []
     assert not sessions.close("amber", first)
     assert sessions.connected() == {"amber"}
     assert sessions.close("amber", second)
@@ -154,7 +154,7 @@ async def test_a_site_that_takes_nothing_is_cut_off_in_the_end() -> None:
     session = sessions.open("amber")
     for _ in range(QUEUE_LIMIT + 1):
         sessions.tell("amber", run_offer("r", bytes(32)))
-    heard = [one async for one in session.stream(60, lambda: 0)]
+    heard = [one async for one in session.stream(60)]
     assert len(heard) == QUEUE_LIMIT
 
 
@@ -163,6 +163,6 @@ async def test_a_coordinator_that_stops_ends_streams_and_takes_no_new_ones() -> 
     sessions = Sessions()
     session = sessions.open("amber")
     sessions.end_all()
-    assert [one async for one in session.stream(60, lambda: 0)] == []
+    assert [one async for one in session.stream(60)] == []
     with pytest.raises(UnavailableError):
         sessions.open("birch")

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from coordinator.driver import Driver
+from coordinator.notary import Notary
 from coordinator.run_records import RunRecords
 from coordinator.spool import Spool
 from coordinator.store import Store
 from fedpalm.clock import FakeClock
 from fedpalm.rounds.events import RoundRef
+from tests.simulation.federation import identity
+from tests.support.agreement import Unchanging
 from tests.support.aio import in_loop
 
 
@@ -24,9 +27,11 @@ class BrokenSpool(Spool):
 async def test_work_in_the_background_that_fails_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spool = BrokenSpool(tmp_path / "models", tmp_path / "spool")
+    spool, clock = BrokenSpool(tmp_path / "models", tmp_path / "spool"), FakeClock()
     with Store.open(tmp_path / "store.sqlite3") as store:
-        driver = Driver(RunRecords(store), spool, FakeClock(), "all")
+        driver = Driver(
+            RunRecords(store), spool, clock, Notary(Unchanging(identity()), clock), "all"
+        )
         driver.round_closed("run", RoundRef(3, 1))
         await driver.stop()
     (record,) = caplog.records

@@ -13,6 +13,7 @@ from coordinator.claims import SealedClaim
 from coordinator.conductor import Conductor
 from coordinator.exchange import ExchangeDesk
 from coordinator.exchange_records import ExchangeRecords
+from coordinator.notary import Notary
 from coordinator.run_records import RunRecords
 from coordinator.spool import Spool
 from coordinator.store import Store
@@ -31,14 +32,14 @@ from fedpalm.exchange.consent import Agreement, Consent, SignedConsent, sign_con
 from fedpalm.exchange.recipient import RecipientKey
 from fedpalm.exchange.sealing import SealedExpert, open_expert, seal_expert
 from fedpalm.layout import Layout, TensorSpec
-from fedpalm.pki.bundle import create_keys, install_certificates
-from fedpalm.pki.identity import Identity, Role
-from fedpalm.pki.request import create_request
+from fedpalm.pki.identity import COORDINATOR_NAME, Role
 from fedpalm.plan import Plan
 from fedpalm.rounds.events import Aggregate, RoundRef, TimerKind
+from fedpalm.rounds.receipt import PayloadReceipt
 from fedpalm.rounds.run import AbortRun, Run, RunState, RunTerms
 from fedpalm.wire.v1 import federation_pb2 as pb
 from tests.simulation.federation import rehearsal_plan
+from tests.support.agreement import Unchanging
 from tests.support.pki import TestAuthority
 
 SITES = ("amber", "birch", "cedar")
@@ -72,20 +73,18 @@ def exchange_plan() -> Plan:
 class ExchangeWorld:
     """A completed run, a desk over a real store, and sites that can sign, seal and open."""
 
-    def __init__(self, root: Path, state: RunState = RunState.COMPLETED) -> None:
+    def __init__(
+        self,
+        root: Path,
+        state: RunState = RunState.COMPLETED,
+        expelled: frozenset[str] = frozenset(),
+    ) -> None:
+        root.mkdir(exist_ok=True)
         self.root, self.plan, self.clock = root, exchange_plan(), SystemClock()
         self.authority = TestAuthority("simulated")
-        self.identities = {}
-        for site in SITES:
-            identity = Identity("simulated", Role.PARTICIPANT, site)
-            tls_key, signing_key = create_keys(root / site)
-            authority = self.authority.authority
-            leaf = authority.issue(
-                create_request(identity, tls_key, signing_key), identity, now=self.clock.now()
-            )
-            self.identities[site] = install_certificates(
-                root / site, (leaf, authority.issuing), authority.root, now=self.clock.now()
-            )
+        self.identities = {site: self.authority.enrol(Role.PARTICIPANT, site) for site in SITES}
+        hub = self.authority.enrol(Role.COORDINATOR, COORDINATOR_NAME)
+        self.notary, self.revoked = Notary(Unchanging(hub), self.clock), frozenset[str]()
         self.keys = {site: RecipientKey.generate() for site in SITES}
         self.experts = {
             site: np.full(50, number, dtype=np.float32) for number, site in enumerate(SITES, 1)
@@ -93,8 +92,8 @@ class ExchangeWorld:
         self.told: list[tuple[str, str]] = []
         store = Store.open(root / "store.sqlite3")
         records = RunRecords(store)
-        records.create(RUN, self.plan, 1)
-        over = Run(RunTerms.of(self.plan), self.plan.initial_model, state=state)
+        records.create(RUN, self.plan, self.notary.offer(RUN, self.plan), 1)
+        over = Run(RunTerms.of(self.plan), self.plan.initial_model, state=state, expelled=expelled)
         records.save(RUN, over, (), 2)
         store.close()
         self.boot()
@@ -102,15 +101,18 @@ class ExchangeWorld:
     def boot(self) -> None:
         self.store = Store.open(self.root / "store.sqlite3")
         self.spool = Spool(self.root / "models", self.root / "spool")
-        self.conductor = Conductor(RunRecords(self.store), Elsewhere(), self.clock)
+        self.runs = RunRecords(self.store)
+        self.conductor = Conductor(self.runs, Elsewhere(), self.clock, self.notary)
         self.desk = ExchangeDesk(
             ExchangeRecords(self.store),
             self.conductor,
             self.spool,
             self.clock,
-            self.authority.authority.root,
+            self.notary,
+            self.runs,
             tell=lambda site, one: self.told.append((site, str(one.WhichOneof("kind")))),
             changed=lambda _: None,
+            revoked=lambda: self.revoked,
         )
         self.desk.restart()
 
@@ -143,7 +145,7 @@ class ExchangeWorld:
         return Agreement(
             self.desk.consents(RUN, self.exchange_id, SITES[0]),
             self.machine.terms,
-            self.authority.authority.root,
+            self.notary.anchors,
             now=self.clock.now(),
         )
 
@@ -270,6 +272,34 @@ def test_a_sealed_expert_again_gets_the_same_receipt_and_another_is_refused(worl
     assert world.send("amber", "birch", data) == first
     with pytest.raises(HashMismatchError):
         world.send("amber", "birch", world.sealed("amber", "birch"))
+
+
+def test_the_receipt_of_a_sealed_expert_says_between_whom_and_of_what(world) -> None:  # type: ignore[no-untyped-def]
+    world.desk.start(RUN, "olga")
+    world.consent()
+    data = world.sealed("amber", "birch")
+    receipt = world.send("amber", "birch", data)
+    said = PayloadReceipt.open(receipt, world.notary.anchors, now=world.clock.now())
+    assert (said.site, said.payload, said.recipient) == ("amber", "sealed_expert", "birch")
+    assert said.place == f"{RUN}/{world.exchange_id}"
+    assert said.payload_hash == hashlib.sha256(data).hexdigest()
+    assert list(world.runs.receipts(RUN, "amber")) == [receipt]
+    assert list(world.runs.receipts(RUN, "birch")) == []
+
+
+def test_an_exchange_that_a_site_cannot_agree_to_is_not_proposed_and_the_site_is_named(  # type: ignore[no-untyped-def]
+    world, tmp_path
+) -> None:
+    world.revoked = frozenset({"birch", "somebody-else"})
+    with pytest.raises(StateError, match="revoked or left the run: birch\n") as caught:
+        world.desk.start(RUN, "olga")
+    assert "plan amend" in caught.value.next_step
+    world.revoked = frozenset()
+    world.desk.start(RUN, "olga")
+    gone = ExchangeWorld(tmp_path / "gone", expelled=frozenset({"cedar"}))
+    with pytest.raises(StateError, match="cedar"):
+        gone.desk.start(RUN, "olga")
+    gone.store.close()
 
 
 def test_a_yes_that_somebody_else_signed_or_sent_does_not_count(world) -> None:  # type: ignore[no-untyped-def]

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.run_records import RunRecords, UpdateRow
+from coordinator.facts import UpdateRow
+from coordinator.notary import Notary
+from coordinator.run_records import RunRecords
 from coordinator.store import SCHEMA_VERSION, Store
+from fedpalm.clock import FakeClock
 from fedpalm.errors import ConfigError, IntegrityError, NotFoundError, ResourceError
+from fedpalm.pki.statement import SignedStatement
+from fedpalm.plan import Plan
 from fedpalm.rounds.events import CloseRound, PersistCohort, PublishModel, RoundRef
 from fedpalm.rounds.run import RoundOpened, Run, RunTerms, Start, advance
-from tests.simulation.federation import rehearsal_plan
+from tests.simulation.federation import identity, rehearsal_plan
+from tests.support.agreement import Unchanging
 
 
 @pytest.fixture
@@ -96,16 +102,20 @@ def test_every_column_of_the_schema_says_what_it_holds() -> None:
     assert [column for column in columns if " -- " not in column] == []
 
 
+def offer_of(plan: Plan) -> SignedStatement:
+    return Notary(Unchanging(identity()), FakeClock(5)).offer("r", plan)
+
+
 def test_a_run_and_everything_that_happened_in_it_come_back(path: Path) -> None:
     plan = rehearsal_plan(sites=3, rounds=2)
     ref = RoundRef(1, 1)
     update = UpdateRow("r", ref, "site-000", "ab" * 32, 392, 9)
     with Store.open(path) as store:
         records = RunRecords(store)
-        records.create("r", plan, 5)
+        records.create("r", plan, offer_of(plan), 5)
         run, _ = advance(Run(RunTerms.of(plan), plan.initial_model), Start(6))
         records.save("r", run, (RoundOpened(ref), PersistCohort(ref, ("site-000",))), 6)
-        records.save("r", run, (), 9, update)
+        records.save("r", run, (), 9, (update,))
         records.save(
             "r", run, (PublishModel(ref, "cd" * 32), CloseRound(ref, True, "cd" * 32, "")), 10
         )
@@ -113,6 +123,7 @@ def test_a_run_and_everything_that_happened_in_it_come_back(path: Path) -> None:
         records = RunRecords(store)
         (back,) = records.load()
         assert (back.run_id, back.plan) == ("r", plan)
+        assert back.offer == offer_of(plan)
         assert back.run.to_json() == run.to_json()
         assert records.update("r", ref, "site-000") == update
         assert records.updates("r", ref) == {"site-000": update}
@@ -130,7 +141,7 @@ def test_an_advance_that_cannot_be_stored_whole_is_not_stored_at_all(path: Path)
     ref = RoundRef(1, 1)
     with Store.open(path) as store:
         records = RunRecords(store)
-        records.create("r", plan, 5)
+        records.create("r", plan, offer_of(plan), 5)
         run, _ = advance(Run(RunTerms.of(plan), plan.initial_model), Start(6))
         twice = (RoundOpened(ref), RoundOpened(ref))
         with pytest.raises(sqlite3.IntegrityError):
@@ -142,7 +153,8 @@ def test_an_advance_that_cannot_be_stored_whole_is_not_stored_at_all(path: Path)
 
 def test_a_plan_that_this_version_cannot_read_is_named_by_its_run(path: Path) -> None:
     with Store.open(path) as store:
-        RunRecords(store).create("r", rehearsal_plan(sites=3, rounds=2), 5)
+        plan = rehearsal_plan(sites=3, rounds=2)
+        RunRecords(store).create("r", plan, offer_of(plan), 5)
         with store.transaction("another version") as db:
             db.execute("UPDATE runs SET plan = ?", (b'{"version": 2}',))
         with pytest.raises(ConfigError, match="run r: "):
