@@ -218,6 +218,42 @@ class RevokedError(RefusedError):
     code = "revoked"
 
 
+class MaskingError(RoundAbortedError):
+    """A masked attempt ended before anything was revealed that should not be."""
+
+    code = "masking"
+
+
+class MaskingMessageError(MaskingError):
+    """A message of a masked attempt is malformed, not its sender's, or of another attempt."""
+
+    code = "masking_message"
+
+
+class SplitViewError(MaskingError):
+    """Sites of a masked attempt were told different things."""
+
+    code = "split_view"
+
+
+class TooFewSurvivorsError(MaskingError):
+    """A masked attempt has fewer sites left than its threshold or its smallest sum."""
+
+    code = "too_few_survivors"
+
+
+class ContributionReuseError(MaskingError):
+    """A site was asked for a second contribution, or for both secrets of a peer."""
+
+    code = "contribution_reuse"
+
+
+class BadShareError(MaskingError):
+    """A share or a secret is not the one that its owner committed to."""
+
+    code = "bad_share"
+
+
 class ConsentError(RefusedError):
     """An exchange lacks a site's yes, or the yes is for other terms."""
 

@@ -1,0 +1,486 @@
+"""A site's part in a masked attempt: five steps, each a pure function of what is stored.
+
+    fresh --keys--> keyed --shares--> shared --mask--> masked --agree--> agreed --reveal--> revealed
+
+Whoever drives this stores the new state *before* it sends what a step returns. A step that is asked for
+again with the same input returns the same output; with another input it raises, and nothing leaves. Lists
+of survivors and of dropped sites are derived here from what this site itself verified, never taken.
+
+Source: Bonawitz et al. 2017 (active adversary), with pair secrets that are hybrid post-quantum, shares
+committed by salted hashes, and each step signed under the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cached_property
+
+from ..canonical import domain_hash
+from ..errors import (
+    ContributionReuseError,
+    IntegrityError,
+    MaskingMessageError,
+    SplitViewError,
+    TooFewSurvivorsError,
+)
+from ..pki.hybrid import hybrid_public_key, seal
+from ..pki.keys import SigningKey, VerifyingKey
+from .codec import Encoded
+from .masks import apply_masks
+from .messages import (
+    Agreement,
+    Box,
+    MaskedInput,
+    OpenedShare,
+    Reveal,
+    ShareKind,
+    SiteKeys,
+    attempt_context,
+    check_signature,
+    inputs_hash,
+    keys_context,
+    share_hash,
+    signed,
+)
+from .secrets import AttemptSecrets, PairSecrets, derive, own_stream, seed_hash
+from .shamir import SHARE_BYTES, split
+from .terms import SecAggTerms
+
+SALT_BYTES = 16
+_SAFE = "nothing was revealed; this site's update stays masked"
+
+
+class Stage(StrEnum):
+    KEYED = "keyed"
+    SHARED = "shared"
+    MASKED = "masked"
+    AGREED = "agreed"
+    REVEALED = "revealed"
+
+
+@dataclass(frozen=True)
+class AttemptFacts:
+    """What this site knows of an attempt before it begins, from the manifest that it accepted.
+
+    Args:
+        manifest_hash: 32 bytes; every countersignature was over the same.
+        cohort: sites present at the start, sorted; a subset of the roster.
+        signing_keys: of each site of the cohort, verified against the trust anchors.
+    """
+
+    terms: SecAggTerms
+    site: str
+    manifest_hash: bytes
+    cohort: tuple[str, ...]
+    signing_keys: Mapping[str, VerifyingKey] = field(repr=False)
+
+    @cached_property
+    def context(self) -> bytes:
+        return attempt_context(self.manifest_hash)
+
+    def require(self, sites: Iterable[str], what: str) -> tuple[str, ...]:
+        """``sites``, sorted, if they are enough, distinct, and of the cohort.
+
+        Raises:
+            TooFewSurvivorsError, MaskingMessageError
+        """
+        listed = sorted(sites)
+        if len(set(listed)) != len(listed) or not set(listed) <= set(self.cohort):
+            raise MaskingMessageError(f"{what}: a site twice, or none of the cohort", safe=_SAFE)
+        if len(listed) < self.terms.quorum:
+            raise TooFewSurvivorsError(
+                f"{what}: {len(listed)} sites, masking needs {self.terms.quorum}", safe=_SAFE
+            )
+        return tuple(listed)
+
+
+@dataclass(frozen=True)
+class HeldShares:
+    """What a peer entrusted to this site."""
+
+    mask_share: bytes = field(repr=False)
+    mask_salt: bytes = field(repr=False)
+    seed_share: bytes = field(repr=False)
+    seed_salt: bytes = field(repr=False)
+
+    def to_bytes(self) -> bytes:
+        return self.mask_share + self.mask_salt + self.seed_share + self.seed_salt
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> HeldShares:
+        """Raises MaskingMessageError for another length."""
+        if len(raw) != 2 * (SHARE_BYTES + SALT_BYTES):
+            raise MaskingMessageError("a box does not hold two shares and two salts", safe=_SAFE)
+        cut = SHARE_BYTES + SALT_BYTES
+        return cls(raw[:SHARE_BYTES], raw[SHARE_BYTES:cut], raw[cut:-SALT_BYTES], raw[-SALT_BYTES:])
+
+
+@dataclass(frozen=True)
+class SiteAttempt:
+    """State of a site in one attempt; ``secrets`` is gone once the vector is masked."""
+
+    facts: AttemptFacts
+    stage: Stage
+    own_keys: SiteKeys
+    secrets: AttemptSecrets | None = field(repr=False)
+    keys: tuple[SiteKeys, ...] = ()
+    own_boxes: tuple[Box, ...] = ()
+    own_shares: HeldShares | None = field(default=None, repr=False)
+    held: Mapping[str, HeldShares] = field(default_factory=dict, repr=False)
+    masked: MaskedInput | None = None
+    agreement: Agreement | None = None
+    reveal: Reveal | None = field(default=None, repr=False)
+
+    @cached_property
+    def context(self) -> bytes:
+        """What everything after step 1 is signed under."""
+        return keys_context(self.facts.context, self.keys)
+
+    def keys_of(self, site: str) -> SiteKeys:
+        return next(one for one in self.keys if one.site == site)
+
+
+# --- step 1 ---------------------------------------------------------------------------------------
+
+
+def begin(
+    facts: AttemptFacts, key: SigningKey, fresh: AttemptSecrets | None = None
+) -> tuple[SiteAttempt, SiteKeys]:
+    """Fresh secrets for this attempt, and the keys that follow from them.
+
+    Args:
+        fresh: made here if left out; never those of another attempt.
+    Raises:
+        MaskingMessageError, TooFewSurvivorsError: a cohort that masking cannot work with.
+    """
+    facts.require(facts.cohort, "the cohort")
+    made = fresh or AttemptSecrets.generate()
+    keys = SiteKeys(
+        site=facts.site,
+        agreement=made.pairs.agreement.public_key().public_bytes_raw(),
+        escrow=made.pairs.escrow.public_bytes,
+        transport=made.transport.public_bytes,
+        seed_hash=seed_hash(made.seed_secret),
+    )
+    own = signed(keys, facts.context, key)
+    return SiteAttempt(facts, Stage.KEYED, own, made), own
+
+
+# --- step 2 ---------------------------------------------------------------------------------------
+
+
+def share(
+    attempt: SiteAttempt, keys: Iterable[SiteKeys], key: SigningKey
+) -> tuple[SiteAttempt, tuple[Box, ...]]:
+    """Check everybody's keys; split m and b; one box for each other site that has keys.
+
+    Raises:
+        MaskingMessageError: keys that are not their site's own, or used twice, or unusable.
+        TooFewSurvivorsError: of too few sites.
+        ContributionReuseError: other keys than the first time.
+    """
+    listed = tuple(sorted(keys, key=lambda one: one.site))
+    if attempt.stage is not Stage.KEYED:
+        if listed != attempt.keys:
+            raise ContributionReuseError("another set of keys for the same attempt", safe=_SAFE)
+        return attempt, attempt.own_boxes
+    facts, made = attempt.facts, _secrets(attempt)
+    sites = facts.require((one.site for one in listed), "keys")
+    _check_keys(attempt, listed)
+    keyed = replace(attempt, keys=listed)
+    mask_shares = split(made.pairs.mask_secret, facts.terms.threshold, facts.terms.sites)
+    seed_shares = split(made.seed_secret, facts.terms.threshold, facts.terms.sites)
+    boxes = []
+    own = None
+    for recipient in sites:
+        at = facts.terms.position(recipient) - 1
+        held = HeldShares(
+            mask_shares[at],
+            secrets.token_bytes(SALT_BYTES),
+            seed_shares[at],
+            secrets.token_bytes(SALT_BYTES),
+        )
+        if recipient == facts.site:
+            own = held
+            continue
+        boxes.append(_box(keyed, recipient, held, key))
+    shared = replace(keyed, stage=Stage.SHARED, own_boxes=tuple(boxes), own_shares=own)
+    return shared, shared.own_boxes
+
+
+def _check_keys(attempt: SiteAttempt, keys: tuple[SiteKeys, ...]) -> None:
+    facts = attempt.facts
+    if attempt.own_keys not in keys:
+        raise SplitViewError("this site's own keys are not among the keys that came", safe=_SAFE)
+    seen: set[bytes] = set()
+    for one in keys:
+        check_signature(one, one.site, facts.context, facts.signing_keys)
+        hybrid_public_key(one.escrow)
+        hybrid_public_key(one.transport)
+        if one.site != facts.site:
+            _secrets(attempt).pairs.agree(one.agreement)
+        parts = {one.agreement, one.escrow, one.transport, one.seed_hash}
+        if len(parts) != 4 or parts & seen or len(one.seed_hash) != 32:
+            raise MaskingMessageError(f"the keys of {one.site} are used twice", safe=_SAFE)
+        seen |= parts
+
+
+def _box(attempt: SiteAttempt, recipient: str, held: HeldShares, key: SigningKey) -> Box:
+    me = attempt.facts.site
+    theirs = attempt.keys_of(recipient)
+    pair = b""
+    if me < recipient:
+        secret = _secrets(attempt).pairs.pair_secret(recipient)
+        pair = seal(secret, theirs.escrow, box_info(attempt.context, me, recipient, "pair"))
+    box = Box(
+        sender=me,
+        recipient=recipient,
+        shares=seal(
+            held.to_bytes(),
+            theirs.transport,
+            box_info(attempt.context, me, recipient, "shares"),
+        ),
+        pair=pair,
+        mask_share_hash=share_hash(
+            attempt.context, me, recipient, ShareKind.MASK, held.mask_share, held.mask_salt
+        ),
+        seed_share_hash=share_hash(
+            attempt.context, me, recipient, ShareKind.SEED, held.seed_share, held.seed_salt
+        ),
+    )
+    return signed(box, attempt.context, key)
+
+
+def box_info(context: bytes, sender: str, recipient: str, purpose: str) -> bytes:
+    """HPKE ``info`` of a box: it opens for this attempt, pair, direction and purpose alone."""
+    return domain_hash(
+        "secagg-box-info/v1", context, sender.encode(), recipient.encode(), purpose.encode()
+    )
+
+
+# --- step 3 ---------------------------------------------------------------------------------------
+
+
+def mask(
+    attempt: SiteAttempt, boxes: Iterable[Box], encoded: Encoded, key: SigningKey
+) -> tuple[SiteAttempt, MaskedInput]:
+    """Open every box that came, and mask ``encoded`` **in place** with exactly those peers.
+
+    From here on m, b and c of this site are gone: what is stored is the masked vector.
+
+    Args:
+        boxes: of every peer that the coordinator counts in; one that does not open ends the attempt.
+        encoded: (L,) uint32, the stored contribution; a copy of it.
+    Raises:
+        MaskingMessageError: a box that is not its sender's, is missing a pair secret, or does not open.
+        TooFewSurvivorsError: too few peers.
+        ContributionReuseError: the vector of this attempt is masked already.
+    """
+    if attempt.stage is not Stage.SHARED:
+        raise ContributionReuseError(
+            f"an attempt that is {attempt.stage.value} masks no vector",
+            safe=_SAFE,
+            next_step="the stored masked vector is sent again",
+        )
+    facts, made = attempt.facts, _secrets(attempt)
+    came = {}
+    for box in boxes:
+        if box.sender in came or box.sender == facts.site:
+            raise MaskingMessageError(f"two boxes of {box.sender[:63]}", safe=_SAFE)
+        came[box.sender] = box
+    with_sites = facts.require((*came, facts.site), "boxes")
+    if not set(with_sites) <= {one.site for one in attempt.keys}:
+        raise MaskingMessageError("a box of a site that gave no keys", safe=_SAFE)
+    held: dict[str, HeldShares] = {facts.site: _own_shares(attempt)}
+    add, subtract = [own_stream(made.seed_secret)], []
+    for peer, box in came.items():
+        held[peer] = _open_box(attempt, box)
+        (add if facts.site < peer else subtract).append(_pair_stream(attempt, peer, box))
+    apply_masks(encoded, add, subtract)
+    said = MaskedInput(
+        facts.site, with_sites, hashlib.sha256(encoded.astype("<u4", copy=False).data).digest()
+    )
+    masked = signed(said, attempt.context, key)
+    return (
+        replace(
+            attempt, stage=Stage.MASKED, secrets=None, own_shares=None, held=held, masked=masked
+        ),
+        masked,
+    )
+
+
+def _open_box(attempt: SiteAttempt, box: Box) -> HeldShares:
+    facts, sender = attempt.facts, box.sender
+    if box.recipient != facts.site:
+        raise MaskingMessageError(f"a box of {sender} for {box.recipient[:63]}", safe=_SAFE)
+    check_signature(box, sender, attempt.context, facts.signing_keys)
+    info = box_info(attempt.context, sender, facts.site, "shares")
+    try:
+        held = HeldShares.from_bytes(_secrets(attempt).transport.open(box.shares, info))
+    except IntegrityError as error:
+        raise MaskingMessageError(f"the box of {sender}: {error.what}", safe=_SAFE) from None
+    for kind, share_bytes, salt, promised in (
+        (ShareKind.MASK, held.mask_share, held.mask_salt, box.mask_share_hash),
+        (ShareKind.SEED, held.seed_share, held.seed_salt, box.seed_share_hash),
+    ):
+        if share_hash(attempt.context, sender, facts.site, kind, share_bytes, salt) != promised:
+            raise MaskingMessageError(f"the box of {sender} holds another share", safe=_SAFE)
+    return held
+
+
+def _pair_stream(attempt: SiteAttempt, peer: str, box: Box) -> bytes:
+    """Key of the mask that this site shares with ``peer``; there is none without the pair secret."""
+    me, pairs = attempt.facts.site, _secrets(attempt).pairs
+    agreed = pairs.agree(attempt.keys_of(peer).agreement)
+    if me < peer:
+        if box.pair:
+            raise MaskingMessageError(f"a pair secret of {peer}, which gives none", safe=_SAFE)
+        ours = next(one for one in attempt.own_boxes if one.recipient == peer)
+        return pair_stream(
+            attempt.context, attempt.own_keys, attempt.keys_of(peer), agreed,
+            pairs.pair_secret(peer), ours,
+        )  # fmt: skip
+    info = box_info(attempt.context, peer, me, "pair")
+    try:
+        secret = pairs.escrow.open(box.pair, info)
+    except IntegrityError:
+        raise MaskingMessageError(
+            f"the pair secret of {peer} is missing or does not open", safe=_SAFE
+        ) from None
+    return pair_stream(
+        attempt.context, attempt.keys_of(peer), attempt.own_keys, agreed, secret, box
+    )
+
+
+def pair_stream(
+    context: bytes, first: SiteKeys, second: SiteKeys, agreed: bytes, secret: bytes, box: Box
+) -> bytes:
+    """seed_ij, 32 bytes: X25519 and the pair secret together, bound to both sites and the box.
+
+    Args:
+        first, second: keys of the pair in the roster's order.
+        agreed: X25519 of both, 32 bytes.
+        secret: r_ij, 32 bytes.
+        box: the first one's box to the second, which carried r_ij.
+    """
+    return derive(
+        agreed + secret,
+        "pair-mask",
+        context,
+        first.site.encode(),
+        second.site.encode(),
+        first.agreement,
+        second.agreement,
+        second.escrow,
+        box.pair_hash,
+    )
+
+
+# --- step 4 ---------------------------------------------------------------------------------------
+
+
+def agree(
+    attempt: SiteAttempt, inputs: Iterable[MaskedInput], key: SigningKey
+) -> tuple[SiteAttempt, Agreement]:
+    """Sign, once, whose masked vectors came.
+
+    Raises:
+        SplitViewError: an input is masked with other sites than this one's, or this site's is missing.
+        MaskingMessageError, TooFewSurvivorsError
+        ContributionReuseError: other inputs than those that were signed.
+    """
+    listed = tuple(sorted(inputs, key=lambda one: one.site))
+    facts = attempt.facts
+    if attempt.masked is None:
+        raise ContributionReuseError("nothing is masked in this attempt", safe=_SAFE)
+    survivors = facts.require((one.site for one in listed), "masked inputs")
+    for one in listed:
+        check_signature(one, one.site, attempt.context, facts.signing_keys)
+        if one.masked_with != attempt.masked.masked_with:
+            raise SplitViewError(f"{one.site} was told of other peers than this site", safe=_SAFE)
+    if attempt.masked not in listed or not set(survivors) <= set(attempt.masked.masked_with):
+        raise SplitViewError("this site's masked vector is not among those that came", safe=_SAFE)
+    said = Agreement(
+        facts.site, attempt.masked.masked_with, survivors, inputs_hash(attempt.context, listed)
+    )
+    if attempt.agreement is not None:
+        if attempt.agreement.view != said.view:
+            raise ContributionReuseError(
+                "this site has signed other survivors in this attempt", safe=_SAFE
+            )
+        return attempt, attempt.agreement
+    agreement = signed(said, attempt.context, key)
+    return replace(attempt, stage=Stage.AGREED, agreement=agreement), agreement
+
+
+# --- step 5 ---------------------------------------------------------------------------------------
+
+
+def reveal(
+    attempt: SiteAttempt, agreements: Iterable[Agreement], key: SigningKey
+) -> tuple[SiteAttempt, Reveal]:
+    """One share of each peer: of b if it survived, of m if it dropped; never of both.
+
+    Raises:
+        SplitViewError: fewer than t sites signed this view, and some signed another.
+        TooFewSurvivorsError: fewer than t signatures.
+        MaskingMessageError, ContributionReuseError
+    """
+    if attempt.reveal is not None:
+        return attempt, attempt.reveal
+    own = attempt.agreement
+    if own is None:
+        raise ContributionReuseError("this site has agreed to no survivors", safe=_SAFE)
+    facts = attempt.facts
+    signers: set[str] = set()
+    others: set[str] = set()
+    for one in agreements:
+        check_signature(one, one.site, attempt.context, facts.signing_keys)
+        (signers if one.view == own.view else others).add(one.site)
+    if len(signers & set(own.survivors)) < facts.terms.threshold:
+        # t is above half of all honest sites and colluders: no two views can both have it.
+        said = f"{len(signers)} sites agree with this one, the threshold is {facts.terms.threshold}"
+        if others:
+            raise SplitViewError(f"{said}; {', '.join(sorted(others)[:5])} saw others", safe=_SAFE)
+        raise TooFewSurvivorsError(said, safe=_SAFE)
+    shares = tuple(
+        OpenedShare(peer, ShareKind.SEED, held.seed_share, held.seed_salt)
+        if peer in own.survivors
+        else OpenedShare(peer, ShareKind.MASK, held.mask_share, held.mask_salt)
+        for peer, held in sorted(attempt.held.items())
+    )
+    said = signed(Reveal(facts.site, shares), attempt.context, key)
+    # The other share of each peer goes now, so that no later step could give it.
+    return replace(attempt, stage=Stage.REVEALED, held={}, reveal=said), said
+
+
+def _secrets(attempt: SiteAttempt) -> AttemptSecrets:
+    if attempt.secrets is None:
+        raise ContributionReuseError("the secrets of this attempt are erased", safe=_SAFE)
+    return attempt.secrets
+
+
+def _own_shares(attempt: SiteAttempt) -> HeldShares:
+    if attempt.own_shares is None:
+        raise ContributionReuseError("this site has shared nothing in this attempt", safe=_SAFE)
+    return attempt.own_shares
+
+
+__all__ = [
+    "AttemptFacts",
+    "HeldShares",
+    "PairSecrets",
+    "SiteAttempt",
+    "Stage",
+    "agree",
+    "begin",
+    "box_info",
+    "mask",
+    "pair_stream",
+    "reveal",
+    "share",
+]
