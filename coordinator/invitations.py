@@ -20,6 +20,8 @@ from .store import Store, record_operator_event
 
 ASK_AFTER_MS = 24 * 60 * 60 * 1000
 """So long after a decision a newcomer can still ask for it."""
+STAY_MS = 60 * 1000
+"""And so long after it was told first the listener stays open for it, since that answer may be lost."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,10 @@ class Invitations:
     def wanted(self, now_ms: int) -> bool:
         """Whether somebody may still come: then the enrolment listener has to be open.
 
-        Of those who were let in that is over with the first call under the new certificate, and of
-        those who were rejected, with the answer.
+        For those who are decided about that is over a while after they were told, or with the first
+        call under the new certificate.
         """
-        rows = self._store.query(
-            f"{_INVITATIONS} WHERE state IN ('open', 'claimed') "
-            "OR (state = 'rejected' AND told_ms = 0) "
-            "OR (state = 'issued' AND NOT EXISTS (SELECT 1 FROM certificates "
-            "WHERE role = 'participant' AND name = site AND issued_ms >= decided_ms "
-            "AND (used_ms > 0 OR over_ms > 0)))"
-        )
+        rows = self._store.query(_WANTED, now_ms - STAY_MS)
         return any(InvitationRow(*row).answerable(now_ms) for row in rows)
 
     def waiting(self, now_ms: int) -> list[InvitationRow]:
@@ -247,3 +243,9 @@ _INVITATIONS = (
     "SELECT invitation_id, site, state, created_ms, expires_ms, request, claimed_ms, chain, reason, "
     "decided_ms, told_ms FROM invitations"
 )
+_WANTED = f"""
+{_INVITATIONS} WHERE state IN ('open', 'claimed')
+OR (state IN ('issued', 'rejected') AND (told_ms = 0 OR told_ms > ?) AND NOT EXISTS (
+    SELECT 1 FROM certificates WHERE role = 'participant' AND name = site
+    AND issued_ms >= decided_ms AND (used_ms > 0 OR over_ms > 0)))
+"""  # noqa: S608  (both parts stand here)
