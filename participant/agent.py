@@ -193,7 +193,9 @@ class Agent:
                 raise
             except (PlanNotApprovedError, PolicyError, ForkError) as error:
                 # The site's own no: this instruction ends here, the site goes on.
-                self._report.line(f"refused: {error.what}. Safe: {error.safe}")
+                self._report.line(
+                    f"refused: {error.what}. Safe: {error.safe}. Next: {error.next_step}"
+                )
             except (NotOnRosterError, StateError, NotFoundError, RoundAbortedError) as error:
                 self._report.line(f"skipped: {error.what}")
             self._report.working("waiting for instructions")

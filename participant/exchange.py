@@ -14,6 +14,7 @@ from fedpalm.errors import (
     IntegrityError,
     ProtocolError,
     RefusedError,
+    RevokedError,
     SealedExpertError,
     StateError,
 )
@@ -82,6 +83,8 @@ class ExchangeAgent:
                 self.report.working(f"exchange {exchange_id}: receiving experts")
                 count = await self.fetch(link, run, exchange_id)
                 self.report.line(f"exchange {exchange_id}: {count} experts received and stored")
+        except RevokedError:
+            raise
         except (RefusedError, IllegalTransitionError) as error:
             # The coordinator asked for what was not agreed: say so, send nothing, go on.
             self.report.line(f"exchange {exchange_id}: refused: {error.what}")

@@ -121,7 +121,7 @@ class ManifestBook:
 
         Args:
             missed: it only fills a gap before the one that this site is asked to follow, so it need
-                not concern this site, and its certificate need only have been valid when it was made.
+                not concern this site, and its signer's certificate may have ended since.
         Raises:
             IdentityError, WrongRoleError, ProtocolError: not a manifest of the coordinator.
             PlanNotApprovedError: the run's plan is not approved here.
@@ -131,7 +131,7 @@ class ManifestBook:
             PolicyError: the plan, or the size of the cohort, is beyond this site's limits.
         """
         now = self._store.clock.now()
-        at = min(now, RoundManifest.read(signed).sealed_ms / 1000) if missed else now
+        at = signed.last_valid(now) if missed else now
         manifest = RoundManifest.open(signed, self._live.current.anchors, now=at)
         plan = self._plans.approved(manifest.run)
         contradiction = ""

@@ -261,8 +261,7 @@ def _theirs(
     run_id: str, signed: SignedStatement, anchors: Sequence[x509.Certificate], now: float
 ) -> PayloadReceipt:
     try:
-        said = PayloadReceipt.read(signed)
-        receipt = PayloadReceipt.open(signed, anchors, now=min(now, said.received_ms / 1000))
+        receipt = PayloadReceipt.open(signed, anchors, now=signed.last_valid(now))
         if receipt.place.split("/")[0] != run_id:
             raise ProtocolError(f"it is of {receipt.place}")
     except FedPalmError as error:

@@ -77,6 +77,8 @@ class RunWorker:
 
         Raises:
             StateError, NotFoundError: it does not fit (any more), and may be skipped.
+            ForkError, PlanNotApprovedError, PolicyError: the site's own no; nothing more goes out in
+                this run, and the site goes on.
             Ended: what the agent was to wait for has happened.
         """
         match instruction.WhichOneof("kind"):
@@ -91,21 +93,16 @@ class RunWorker:
         return True
 
     async def _on_train(self, link: Link, order: wire.TrainRound) -> None:
-        place = _place(order.ref)
-        try:
-            manifest = await self._accepted(link, order)
-            if manifest is not None:
-                await self._carry_out(link, place, manifest)
-        except (ForkError, PlanNotApprovedError, PolicyError) as error:
-            # The site's own no: this run may end here, the site goes on.
-            self._refused(place, error)
+        manifest = await self._accepted(link, order)
+        if manifest is not None:
+            await self._carry_out(link, _place(order.ref), manifest)
 
     async def _accepted(self, link: Link, order: wire.TrainRound) -> RoundManifest | None:
         """The manifest that this site is asked to follow; None if it is not one to follow.
 
         Raises:
             StaleRoundError: it is past.
-            ForkError, PlanNotApprovedError, PolicyError: nothing goes on in this run.
+            ForkError, PlanNotApprovedError, PolicyError: the site's own no.
         """
         place = _place(order.ref)
         self._joined(place.run)

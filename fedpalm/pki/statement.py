@@ -58,6 +58,14 @@ class SignedStatement:
     def chain_der(self) -> list[bytes]:
         return [certificate.public_bytes(Encoding.DER) for certificate in self.chain]
 
+    def last_valid(self, now: float) -> float:
+        """When to look at an older statement, whose signer's certificate may have ended since.
+
+        Returns:
+            ``now``, or the end of the certificate if that is over; seconds since the Unix epoch.
+        """
+        return min(now, self.chain[0].not_valid_after_utc.timestamp())
+
     def to_bytes(self) -> bytes:
         """Canonical JSON, for a store or an exported file."""
         return canonical_json(

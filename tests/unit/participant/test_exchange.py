@@ -35,7 +35,7 @@ async def _until(condition) -> None:
 
 async def _trained(world: World, sites=SITES) -> FakeCoordinator:
     """A coordinator and the homes of sites that have completed a run of one round."""
-    coordinator = FakeCoordinator(make_plan(rounds=1, sites=sites), expected=sites)
+    coordinator = FakeCoordinator(world, make_plan(rounds=1, sites=sites), expected=sites)
     await asyncio.gather(*(Site(world.home(name)).run(coordinator) for name in sites))
     return coordinator
 
@@ -124,7 +124,7 @@ async def _crash_at_every_step(world: World) -> None:
         root = world.root / f"crash-{crash_at}"
         shutil.copytree(world.root / "trained", root)
         homes = [Home(root / name) for name in sites]
-        coordinator = FakeCoordinator(make_plan(rounds=1, sites=sites), expected=sites)
+        coordinator = FakeCoordinator(world, make_plan(rounds=1, sites=sites), expected=sites)
         coordinator.models, coordinator.ended = trained.models, True
         coordinator.propose_exchange()
         steps: list[str] = []

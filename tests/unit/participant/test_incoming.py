@@ -79,7 +79,7 @@ def test_a_line_of_the_agent_is_one_line_whatever_was_put_into_it(live, capsys):
 
 @in_loop
 async def test_the_reason_of_an_ended_run_is_stored_and_shown_clean(world):
-    coordinator = FakeCoordinator(make_plan(), expected=("north", "west"))
+    coordinator = FakeCoordinator(world, make_plan(), expected=("north", "west"))
     site, home = world.site("north")
     task = asyncio.create_task(site.run(coordinator))
     while "north" not in coordinator.accepted:
@@ -96,7 +96,7 @@ async def test_the_reason_of_an_ended_run_is_stored_and_shown_clean(world):
 @in_loop
 @pytest.mark.parametrize("name", ["", "../x"])
 async def test_an_agent_that_is_offered_a_malformed_name_asks_for_nothing_by_it(world, name):
-    coordinator = FakeCoordinator(make_plan(), expected=("north",), run_id=name)
+    coordinator = FakeCoordinator(world, make_plan(), expected=("north",), run_id=name)
     site, home = world.site("north")
     with pytest.raises(FedPalmError):
         await site.run(coordinator, ExitAfter.RUN)
