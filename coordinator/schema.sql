@@ -4,7 +4,7 @@
 
 CREATE TABLE sites (
     site             TEXT PRIMARY KEY,           -- name, as in its certificate
-    state            TEXT NOT NULL CHECK (state IN ('active', 'revoked')),
+    state            TEXT NOT NULL CHECK (state IN ('active', 'revoked')), -- a revoked one may not call
     signing_key      BLOB NOT NULL,              -- raw Ed25519 public key, 32 bytes; another one needs a new admission
     admitted_ms      INTEGER NOT NULL,           -- when the operator admitted it last
     revoked_ms       INTEGER NOT NULL DEFAULT 0, -- when the operator revoked it; 0: never since its admission
@@ -34,7 +34,7 @@ CREATE TABLE invitations (
     invitation_id TEXT PRIMARY KEY,              -- 16 random bytes, hex; not secret
     site          TEXT NOT NULL,                 -- the only name that it can be used for
     token_hash    BLOB NOT NULL,                 -- SHA-256 of the 32-byte token, which is not stored
-    state         TEXT NOT NULL CHECK (state IN ('open', 'claimed', 'issued', 'rejected', 'cancelled')),
+    state         TEXT NOT NULL CHECK (state IN ('open', 'claimed', 'issued', 'rejected', 'cancelled')), -- see above
     created_ms    INTEGER NOT NULL,              -- when the operator made it
     expires_ms    INTEGER NOT NULL,              -- until when it can be claimed and approved
     request       BLOB,                          -- PEM request that claimed it
@@ -91,7 +91,7 @@ CREATE TABLE plan_answers (
     run_id   TEXT NOT NULL REFERENCES runs,      -- table runs
     site     TEXT NOT NULL,                      -- whose it is
     number   INTEGER NOT NULL,                   -- as in the statement
-    answer   TEXT NOT NULL CHECK (answer IN ('approve', 'refuse')),
+    answer   TEXT NOT NULL CHECK (answer IN ('approve', 'refuse')), -- as in the statement
     signed   BLOB NOT NULL,                      -- fedpalm.pki.statement.SignedStatement of a PlanAnswer
     PRIMARY KEY (run_id, site)
 ) STRICT;

@@ -28,14 +28,18 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "store.sqlite3"
 
 
+def events(store: Store) -> list[str]:
+    return [action for (action,) in store.query("SELECT action FROM operator_events")]
+
+
 def test_a_new_store_keeps_what_was_committed_and_only_that(path: Path) -> None:
     with Store.open(path) as store:
-        store.admit_site("amber", "f1", admitted_ms=1, expires_ms=2)
+        store.operator_event(1, "olga", "start", "r")
         with pytest.raises(RuntimeError), store.transaction("half a step") as db:
-            db.execute("DELETE FROM sites")
+            db.execute("DELETE FROM operator_events")
             raise RuntimeError("the process thinks better of it")
     with Store.open(path) as store:
-        assert [row.site for row in store.sites()] == ["amber"]
+        assert events(store) == ["start"]
 
 
 def test_it_waits_for_the_disk_at_every_commit(path: Path) -> None:
@@ -60,6 +64,17 @@ def test_a_store_of_a_newer_version_is_refused_and_left_alone(path: Path) -> Non
         assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION + 1,)
 
 
+def test_a_store_of_the_unreleased_version_is_refused_and_left_alone(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE sites (site TEXT)")
+        db.execute("PRAGMA user_version = 1")
+    with pytest.raises(ConfigError, match="unreleased version") as refusal:
+        Store.open(path)
+    assert "init" in refusal.value.next_step
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("sites",)]
+
+
 def test_a_file_that_is_no_store_is_refused(path: Path) -> None:
     path.write_bytes(b"not a database" * 1000)
     with pytest.raises(IntegrityError):
@@ -71,28 +86,23 @@ def test_a_store_that_cannot_be_written_names_the_step_that_failed(path: Path) -
         store.query("PRAGMA busy_timeout = 1")
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(ResourceError, match="admission of a site was not stored"):
-            store.admit_site("amber", "f1", admitted_ms=1, expires_ms=2)
+        with pytest.raises(ResourceError, match="operator event was not stored"):
+            store.operator_event(1, "olga", "start", "r")
         other.execute("ROLLBACK")
         other.close()
-        store.admit_site("amber", "f1", admitted_ms=1, expires_ms=2)
-        assert store.site("amber").fingerprint == "f1"
+        store.operator_event(1, "olga", "start", "r")
+        assert events(store) == ["start"]
 
 
-def test_a_second_admission_replaces_the_certificate_and_keeps_the_history(path: Path) -> None:
-    with Store.open(path) as store:
-        store.admit_site("amber", "f1", admitted_ms=1, expires_ms=2)
-        store.site_seen("amber", 77, "1.2.3")
-        store.site_seen("amber", 78)
-        store.admit_site("amber", "f2", admitted_ms=3, expires_ms=4)
-        row = store.site("amber")
-    assert (row.fingerprint, row.admitted_ms, row.expires_ms) == ("f2", 3, 4)
-    assert (row.last_seen_ms, row.software_version) == (78, "1.2.3")
-
-
-def test_an_unknown_site_is_not_found(path: Path) -> None:
-    with Store.open(path) as store, pytest.raises(NotFoundError):
-        store.site("mallory")
+def test_changes_from_outside_are_told_from_ones_own(path: Path) -> None:
+    with Store.open(path) as store, Store.open(path) as other:
+        before = store.outside_changes()
+        store.operator_event(1, "olga", "start", "r")
+        assert store.outside_changes() == before
+        other.operator_event(2, "olga", "abort", "r")
+        changed = store.outside_changes()
+        assert changed != before
+        assert store.outside_changes() == changed
 
 
 def test_every_column_of_the_schema_says_what_it_holds() -> None:
