@@ -296,7 +296,8 @@ def mask(
     if not set(with_sites) <= {one.site for one in attempt.keys}:
         raise MaskingMessageError("a box of a site that gave no keys", safe=_SAFE)
     held: dict[str, HeldShares] = {facts.site: _own_shares(attempt)}
-    add, subtract = [own_stream(made.seed_secret)], []
+    add: list[bytes] = [own_stream(made.seed_secret)]
+    subtract: list[bytes] = []
     for peer, box in came.items():
         held[peer] = _open_box(attempt, box)
         (add if facts.site < peer else subtract).append(_pair_stream(attempt, peer, box))
@@ -443,19 +444,19 @@ def reveal(
         (signers if one.view == own.view else others).add(one.site)
     if len(signers & set(own.survivors)) < facts.terms.threshold:
         # t is above half of all honest sites and colluders: no two views can both have it.
-        said = f"{len(signers)} sites agree with this one, the threshold is {facts.terms.threshold}"
+        what = f"{len(signers)} sites agree with this one, the threshold is {facts.terms.threshold}"
         if others:
-            raise SplitViewError(f"{said}; {', '.join(sorted(others)[:5])} saw others", safe=_SAFE)
-        raise TooFewSurvivorsError(said, safe=_SAFE)
+            raise SplitViewError(f"{what}; {', '.join(sorted(others)[:5])} saw others", safe=_SAFE)
+        raise TooFewSurvivorsError(what, safe=_SAFE)
     shares = tuple(
         OpenedShare(peer, ShareKind.SEED, held.seed_share, held.seed_salt)
         if peer in own.survivors
         else OpenedShare(peer, ShareKind.MASK, held.mask_share, held.mask_salt)
         for peer, held in sorted(attempt.held.items())
     )
-    said = signed(Reveal(facts.site, shares), attempt.context, key)
+    given = signed(Reveal(facts.site, shares), attempt.context, key)
     # The other share of each peer goes now, so that no later step could give it.
-    return replace(attempt, stage=Stage.REVEALED, held={}, reveal=said), said
+    return replace(attempt, stage=Stage.REVEALED, held={}, reveal=given), given
 
 
 def _secrets(attempt: SiteAttempt) -> AttemptSecrets:
