@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.config import CoordinatorSettings, Home
+from coordinator.registry import Registry
 from coordinator.server import listening
 from coordinator.state import Coordinator
 from coordinator.store import Store
 from fedpalm.clock import SystemClock
 from fedpalm.methods.rehearsal import rehearsal_vector
+from fedpalm.pki.authority import create_authority, save_authority
 from fedpalm.pki.bundle import TlsIdentity
-from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.identity import Role
 from fedpalm.plan import Plan
 from fedpalm.transport.channel import Connection
@@ -24,6 +26,7 @@ from fedpalm.transport.chunks import send_buffer
 from fedpalm.wire.v1 import federation_pb2 as f
 from fedpalm.wire.v1 import operator_pb2 as o
 from tests.support.pki import TestAuthority
+from tests.support.servicer import live_identity
 
 DEADLINE_S = 20.0
 
@@ -155,18 +158,31 @@ class World:
 
     def __init__(self, root: Path, *sites: str, **settings: Any) -> None:
         self.home = Home(root)
-        self.authority = TestAuthority("simulated")
+        founded, root_key = create_authority("simulated", time.time())
+        save_authority(self.home.authority, founded, root_key)
+        self.authority = TestAuthority.of(founded)
         self.settings = CoordinatorSettings(
             federation="simulated", listen="127.0.0.1:0", **{"heartbeat_s": 0.2, **settings}
         )
-        self.identity = self.authority.enrol(Role.COORDINATOR, "hub")
+        hub = self.authority.enrol(Role.COORDINATOR, "coordinator")
+        self.identity = live_identity(self.home.tls, hub)
         self.people = {"operator": self.authority.enrol(Role.OPERATOR, "olga")}
+        with Store.open(self.home.store) as store:
+            Registry(store).certificate_issued(self.people["operator"].leaf, 1)
         for site in sites:
-            self.people[site] = self.authority.enrol(Role.PARTICIPANT, site)
-            with Store.open(self.home.store) as store:
-                store.admit_site(
-                    site, fingerprint(self.people[site].leaf), admitted_ms=1, expires_ms=2
-                )
+            self.admit(site)
+
+    def admit(self, site: str) -> TlsIdentity:
+        """Let a site in with fresh keys; what its name had before is over."""
+        self.people[site] = member = self.authority.enrol(Role.PARTICIPANT, site)
+        with Store.open(self.home.store) as store:
+            Registry(store).admit(member.leaf, at_ms=1, operator="olga", action="sign")
+        return member
+
+    def revoke(self, site: str) -> None:
+        """As the operator's command does, in the store and past the process that serves."""
+        with Store.open(self.home.store) as store:
+            Registry(store).revoke(site, "a test", at_ms=round(time.time() * 1000), operator="olga")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[RunningCoordinator]:
