@@ -58,6 +58,7 @@ class OpenCall:
         self.caller: Caller | None = None
         self.over = False
         self._context, self._confidential = context, confidential
+        self._headers, self._headers_sent = asyncio.Lock(), False
 
     def refusal(self, failure: Exception) -> FedPalmError:
         """What the caller is told of ``failure``; the log has more."""
@@ -76,26 +77,41 @@ class OpenCall:
             next_step=f"the coordinator's log explains incident {incident}",
         )
 
+    async def send_headers(self) -> None:
+        """Send the initial metadata, unless that is done.
+
+        gRPC would send them with the first message. A status that comes while that is on its way would
+        bring them again, and fail; so they go alone, and :meth:`cut` waits for them.
+        """
+        if not self._headers_sent:
+            async with self._headers:
+                await self._context.send_initial_metadata(())
+            self._headers_sent = True
+
     async def abort(self, error: FedPalmError) -> None:
-        """Send ``error`` as the status, unless there is one already."""
+        """Send ``error`` as the status, unless there is one already.
+
+        Raises:
+            grpc.aio.AbortError: it is sent; gRPC wants the handler to end with this.
+            grpc.aio.InternalError: the caller has left.
+        """
         if self.over:
             return
         self.over = True
         status, details, value = status_of(error)
-        try:
-            await self._context.abort(status, details, ((ERROR_METADATA_KEY, value),))
-        except grpc.aio.AbortError:
-            pass  # How gRPC says that it is done.
-        except grpc.aio.InternalError:
-            log.debug("%s: the caller had left before its status", self.method)
+        await self._context.abort(status, details, ((ERROR_METADATA_KEY, value),))
 
     async def cut(self, error: FedPalmError) -> None:
         """End it from outside. A caller that takes nothing is not waited for."""
         if self.over:
             return
         try:
-            async with asyncio.timeout(CUT_PATIENCE_S):
+            async with asyncio.timeout(CUT_PATIENCE_S), self._headers:
                 await self.abort(error)
+        except grpc.aio.AbortError:
+            pass
+        except grpc.aio.InternalError:
+            log.debug("%s: the caller had left before its status", self.method)
         except TimeoutError:
             log.warning("%s: the caller does not take its status", self.method)
         finally:

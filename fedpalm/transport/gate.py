@@ -134,25 +134,30 @@ class _Guarded:
     async def unary_stream(
         self, wire_stream: AsyncIterable[bytes], context: Context
     ) -> AsyncIterator[Any]:
-        async with self._open(context):
-            async with aclosing(
-                self._handler(await self._request(wire_stream), context)
-            ) as replies:
-                async for reply in replies:
-                    yield reply
+        async with (
+            self._open(context) as call,
+            aclosing(self._handler(await self._request(wire_stream), context)) as replies,
+        ):
+            async for reply in replies:
+                await call.send_headers()
+                yield reply
 
     async def stream_unary(self, wire_stream: AsyncIterable[bytes], context: Context) -> Any:
-        async with self._open(context):
-            requests = _in_turn(self._requests(wire_stream), context)
+        async with self._open(context) as call:
+            requests = _in_turn(self._requests(wire_stream), call)
             return await self._handler(requests, context)
 
     async def stream_stream(
         self, wire_stream: AsyncIterable[bytes], context: Context
     ) -> AsyncIterator[Any]:
-        async with self._open(context):
-            async with aclosing(self._handler(self._requests(wire_stream), context)) as replies:
-                async for reply in replies:
-                    yield reply
+        requests = self._requests(wire_stream)
+        async with (
+            self._open(context) as call,
+            aclosing(self._handler(requests, context)) as replies,
+        ):
+            async for reply in replies:
+                await call.send_headers()
+                yield reply
 
     async def _request(self, wire_stream: AsyncIterable[bytes]) -> Message:
         try:
@@ -171,34 +176,39 @@ class _Guarded:
             yield parse_message(self._parse, wire_bytes)
 
     @asynccontextmanager
-    async def _open(self, context: Context) -> AsyncIterator[None]:
+    async def _open(self, context: Context) -> AsyncIterator[OpenCall]:
         """A call from its admission to its end; every failure inside becomes its status."""
         admission = self._gate.admission
         call = OpenCall(self._method, context, confidential=admission.confidential)
         try:
             service = self._method.lstrip("/").partition("/")[0]
             self._gate.calls.add(call, admission.admit(service, context))
-            yield
+            yield call
         except Exception as failure:
             # A call that was ended from outside fails at whatever it was doing: that is no news.
             if not call.over:
-                await call.abort(call.refusal(failure))
+                await self._refuse(call, failure)
         finally:
             # From here on gRPC sends the status: nobody else may.
             call.over = True
 
+    async def _refuse(self, call: OpenCall, failure: Exception) -> None:
+        refusal = call.refusal(failure)
+        try:
+            await call.abort(refusal)
+        except grpc.aio.InternalError as error:
+            # The caller has left; gRPC is about to cancel this call, and says so in its own time.
+            raise asyncio.CancelledError from error
 
-async def _in_turn(requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
+
+async def _in_turn(requests: AsyncIterator[Message], call: OpenCall) -> AsyncIterator[Message]:
     """The same requests; the sender learns when the second is wanted, and waits until then.
 
     So a handler that has the header decides how many payloads are under way at once.
     """
-    said = False
     async for request in requests:
         yield request
-        if not said:
-            await context.send_initial_metadata(())
-            said = True
+        await call.send_headers()
 
 
 @asynccontextmanager
