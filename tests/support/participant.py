@@ -48,7 +48,7 @@ from fedpalm.wire.limits import check_limits
 from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 from fedpalm.wire.v1 import membership_pb2
-from participant.agent import Agent
+from participant.agent import Agent, Keeper
 from participant.config import Home, ParticipantConfig
 from participant.desk import Desk
 from participant.egress import EgressGate
@@ -231,6 +231,7 @@ class Site:
             np.empty((0, 1, 128, 128), np.float32), np.empty(0, np.int64), 0
         )
         self.lines: list[str] = []
+        self.renewal: Keeper = _Unchanged()
 
     def _build(self, plan: Plan, site: str, images: SiteImages) -> ToyMethod:
         self.methods.append(ToyMethod(plan, site, images))
@@ -245,7 +246,7 @@ class Site:
             self.trainer,
             lambda: coordinator.connect(self),
             self,
-            _Unchanged(),
+            self.renewal,
             exit_after=exit_after,
             rng=random.Random(1),
             backoff_base_s=0.001,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -16,14 +18,14 @@ from fedpalm.errors import (
     IdentityError,
     LayoutMismatchError,
     NotOnRosterError,
-    RefusedError,
+    RevokedError,
     WrongRoleError,
 )
 from fedpalm.layout import Layout, TensorSpec
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.wire.v1 import federation_pb2 as wire
 from participant.config import Home
-from participant.ending import ExitAfter
+from participant.ending import ExitAfter, Outcome
 from participant.outgoing import PayloadKind
 from tests.support.aio import in_loop
 from tests.support.participant import (
@@ -39,8 +41,34 @@ from tests.support.participant import (
 ROUNDS = 3
 
 
-def _coordinator(rounds: int = ROUNDS) -> FakeCoordinator:
-    return FakeCoordinator(make_plan(rounds), expected=("north",))
+def _coordinator(world: World, rounds: int = ROUNDS) -> FakeCoordinator:
+    return FakeCoordinator(world, make_plan(rounds), expected=("north",))
+
+
+@asynccontextmanager
+async def _running(
+    site: Site, coordinator: FakeCoordinator, exit_after: ExitAfter = ExitAfter.RUN
+) -> AsyncIterator[asyncio.Task[Outcome]]:
+    """The site's agent, stopped at the end unless it has ended."""
+    agent = site.agent(coordinator, exit_after)
+    task = asyncio.create_task(agent.run())
+    try:
+        yield task
+        agent.stop()
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        site.store.close()
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+async def _told(site: Site, text: str) -> None:
+    await _until(lambda: any(text in line for line in site.lines))
 
 
 def _payloads(site_home, kind: PayloadKind):
@@ -52,15 +80,16 @@ def _payloads(site_home, kind: PayloadKind):
 
 
 async def _undisturbed(world: World, rounds: int = ROUNDS) -> FakeCoordinator:
-    coordinator = _coordinator(rounds)
-    site, _ = World(world.root / "calm").site("north")
+    calm = World(world.root / "calm")
+    coordinator = _coordinator(calm, rounds)
+    site, _ = calm.site("north")
     await site.run(coordinator)
     return coordinator
 
 
 @in_loop
 async def test_a_run_is_joined_trained_delivered_and_its_final_model_kept(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     site, home = world.site("north")
     outcome = await site.run(coordinator)
     assert outcome.completed
@@ -79,7 +108,7 @@ async def test_a_run_is_joined_trained_delivered_and_its_final_model_kept(world)
 
 @in_loop
 async def test_every_update_is_logged_with_its_hash_size_layout_and_place_and_has_a_receipt(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     site, home = world.site("north")
     await site.run(coordinator)
     updates = _payloads(home, PayloadKind.UPDATE)
@@ -103,7 +132,7 @@ async def _crash_at_every_step(world: World) -> None:
     undisturbed = await _undisturbed(world, rounds=2)
     enrolled = world.home("north")
     for crash_at in range(1, 1000):
-        coordinator, steps = _coordinator(rounds=2), []
+        coordinator, steps = _coordinator(world, rounds=2), []
 
         def dies(step: str, steps: list[str] = steps, at: int = crash_at) -> None:
             steps.append(step)
@@ -139,7 +168,7 @@ def _no_round_was_sent_twice_with_other_bytes(coordinator: FakeCoordinator) -> N
 
 @in_loop
 async def test_a_stored_round_is_sent_again_and_never_trained_again(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     coordinator.failures["UploadUpdate"] = 1
     site, home = world.site("north")
     agent = site.agent(coordinator, ExitAfter.RUN)
@@ -158,7 +187,7 @@ async def test_a_stored_round_is_sent_again_and_never_trained_again(world):
 
 @in_loop
 async def test_an_interrupted_upload_goes_on_where_it_ended(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     coordinator.cut_upload_at = 1000
     site, _ = world.site("north")
     await site.run(coordinator)
@@ -169,7 +198,7 @@ async def test_an_interrupted_upload_goes_on_where_it_ended(world):
 
 @in_loop
 async def test_a_lost_receipt_is_asked_for_instead_of_sending_again(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     coordinator.expected = ("north", "west")
     coordinator.failures["receipt"] = 1
     site, _ = world.site("north")
@@ -185,7 +214,7 @@ async def test_a_lost_receipt_is_asked_for_instead_of_sending_again(world):
 
 @in_loop
 async def test_another_attempt_of_a_round_gets_the_same_bytes_under_its_own_log_entry(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     coordinator.abort_attempts = {(2, 1), (2, 2)}
     site, home = world.site("north")
     await site.run(coordinator)
@@ -199,7 +228,7 @@ async def test_another_attempt_of_a_round_gets_the_same_bytes_under_its_own_log_
 
 @in_loop
 async def test_a_coordinator_that_comes_and_goes_is_dialled_again_until_the_run_is_done(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     for method in ("Hello", "Instructions", "JoinRun", "DownloadModel", "UpdateOffset"):
         coordinator.failures[method] = 2
     site, _ = world.site("north")
@@ -211,7 +240,7 @@ async def test_a_coordinator_that_comes_and_goes_is_dialled_again_until_the_run_
 
 @in_loop
 async def test_training_outlives_the_connection_it_was_asked_on(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     site, _ = world.site("north")
     begun, go_on = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
@@ -249,7 +278,7 @@ async def test_training_outlives_the_connection_it_was_asked_on(world):
 def test_what_no_new_try_can_mend_ends_the_agent_with_its_own_error(world, method, error):
     @in_loop
     async def story() -> None:
-        coordinator = _coordinator()
+        coordinator = _coordinator(world)
         coordinator.errors[method] = error
         site, _ = world.site("north")
         with pytest.raises(type(error)):
@@ -261,7 +290,7 @@ def test_what_no_new_try_can_mend_ends_the_agent_with_its_own_error(world, metho
 
 @in_loop
 async def test_a_fault_of_the_coordinator_without_a_name_is_waited_out(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     coordinator.errors["Hello"] = FedPalmError("internal error")
     site, _ = world.site("north")
     task = asyncio.create_task(site.run(coordinator))
@@ -273,7 +302,7 @@ async def test_a_fault_of_the_coordinator_without_a_name_is_waited_out(world):
 
 @in_loop
 async def test_a_site_that_is_not_on_the_roster_does_not_join(world):
-    coordinator = FakeCoordinator(make_plan(sites=("east", "west")), expected=("east",))
+    coordinator = FakeCoordinator(world, make_plan(sites=("east", "west")), expected=("east",))
     site, home = world.site("north")
     with pytest.raises(NotOnRosterError):
         await site.run(coordinator)
@@ -282,7 +311,7 @@ async def test_a_site_that_is_not_on_the_roster_does_not_join(world):
 
 @in_loop
 async def test_a_model_of_another_layout_does_not_join(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     site, home = world.site("north")
 
     class Other(ToyMethod):
@@ -296,38 +325,34 @@ async def test_a_model_of_another_layout_does_not_join(world):
 
 @in_loop
 async def test_a_first_round_from_another_model_than_the_plans_is_refused(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     coordinator.models[1] = (initial_vector() + 1).astype("<f4").tobytes()
     site, home = world.site("north")
-    with pytest.raises(RefusedError, match="another model than the plan"):
-        await site.run(coordinator)
+    async with _running(site, coordinator):
+        await _told(site, "round 1 starts from another model than the plan's")
+    assert not site.methods[0].trained
     assert not _payloads(home, PayloadKind.UPDATE)
 
 
 @in_loop
-async def test_a_round_that_was_trained_from_another_model_is_not_sent_or_trained_again(world):
-    coordinator = _coordinator()
+async def test_a_retry_from_another_model_is_not_trained_again_and_nothing_is_sent_for_it(world):
+    coordinator = _coordinator(world)
     site, home = world.site("north")
-    task = asyncio.create_task(site.run(coordinator))
-    while not coordinator.deliveries:
-        await asyncio.sleep(0)
-    coordinator.expected = ("north", "west")
-    while len(coordinator.deliveries) < 2:
-        await asyncio.sleep(0.001)
-    order = wire.TrainRound(ref=coordinator.ref(), model_hash=bytes(32))
-    order.ref.attempt = 2
-    coordinator.tell("north", wire.Instruction(train=order))
-    while not any("from another global model" in line for line in site.lines):
-        await asyncio.sleep(0.001)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with _running(site, coordinator):
+        await _until(lambda: coordinator.deliveries)
+        coordinator.expected = ("north", "west")
+        await _until(lambda: len(coordinator.deliveries) == 2)
+        coordinator.models[2] = (initial_vector() + 1).astype("<f4").tobytes()
+        coordinator.attempt = 2
+        coordinator.tell("north", coordinator._train())
+        await _told(site, "a retry starts from another model")
     assert len(_payloads(home, PayloadKind.UPDATE)) == 2
     assert site.methods[0].trained == [1, 2]
 
 
 @in_loop
 async def test_an_update_that_carries_a_private_tensor_ends_the_agent_and_is_not_sent(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     site, home = world.site("north")
 
     class Leaky(ToyMethod):
@@ -348,7 +373,7 @@ async def test_an_update_that_carries_a_private_tensor_ends_the_agent_and_is_not
 
 @in_loop
 async def test_stopping_ends_between_steps_and_the_same_command_goes_on(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     coordinator.expected = ("north", "west")
     site, home = world.site("north")
     agent = site.agent(coordinator, ExitAfter.RUN)
@@ -367,7 +392,7 @@ async def test_stopping_ends_between_steps_and_the_same_command_goes_on(world):
 
 @in_loop
 async def test_an_aborted_run_is_reported_as_such(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     site, _ = world.site("north")
     coordinator.ended = None
 
@@ -383,7 +408,7 @@ async def test_an_aborted_run_is_reported_as_such(world):
 
 @in_loop
 async def test_a_new_run_after_one_that_ended_while_the_site_was_away_is_joined(world):
-    first = _coordinator()
+    first = _coordinator(world)
     first.expected = ("north", "west")
     site, home = world.site("north")
     agent = site.agent(first, ExitAfter.RUN)
@@ -394,7 +419,7 @@ async def test_a_new_run_after_one_that_ended_while_the_site_was_away_is_joined(
     await task
     site.store.close()
 
-    second = FakeCoordinator(make_plan(2), expected=("north",), run_id="toy-2")
+    second = FakeCoordinator(world, make_plan(2), expected=("north",), run_id="toy-2")
     again = Site(home)
     assert (await again.run(second)).completed
     reopened = Site(home)
@@ -404,7 +429,7 @@ async def test_a_new_run_after_one_that_ended_while_the_site_was_away_is_joined(
 
 @in_loop
 async def test_a_training_that_fails_while_the_agent_stops_is_reported(world):
-    coordinator = _coordinator()
+    coordinator = _coordinator(world)
     site, _ = world.site("north")
     begun, go_on = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
@@ -436,6 +461,64 @@ async def test_every_metric_of_a_round_is_told_at_the_site(world):
 
     site, _ = world.site("north")
     site.trainer._build = lambda plan, name, images: Measuring(plan, name)
-    await site.run(_coordinator(1))
+    await site.run(_coordinator(world, 1))
     told = "round 1: trained (open.loss 2, open.alpha 0.7, open<east 0.25)"
     assert any(told in line for line in site.lines)
+
+
+@in_loop
+async def test_new_certificates_are_connected_with_at_once_and_training_goes_on(world):
+    coordinator = _coordinator(world)
+    coordinator.expected = ("north", "west")
+    site, _ = world.site("north")
+    renewed = asyncio.Event()
+
+    class Renews:
+        async def keep(self, link: object) -> None:
+            await renewed.wait()
+            renewed.clear()
+
+    site.renewal = Renews()
+    async with _running(site, coordinator):
+        await _until(lambda: coordinator.deliveries)
+        renewed.set()
+        await _until(lambda: coordinator.connections == 2)
+        coordinator.expected = ("north",)
+        coordinator._advance()
+        await _until(lambda: coordinator.ended)
+    assert not any("trying again" in line for line in site.lines)
+    assert site.methods[0].trained == [1, 2, 3]
+
+
+@pytest.mark.parametrize("where", ["Hello", "AnswerPlan", "Instructions", "UpdateOffset"])
+def test_a_revoked_site_ends_wherever_it_is_told_so(world, where):
+    @in_loop
+    async def story() -> None:
+        coordinator = _coordinator(world)
+        coordinator.errors[where] = RevokedError("site north was revoked")
+        site, _ = world.site("north")
+        with pytest.raises(RevokedError, match="north was revoked"):
+            await site.run(coordinator)
+        assert coordinator.connections == 1
+
+    story()
+
+
+@in_loop
+async def test_while_the_policy_cannot_be_read_nothing_is_sent_and_then_the_round_goes_on(world):
+    coordinator = _coordinator(world)
+    coordinator.abort_attempts = set()
+    coordinator.expected = ("north", "west")
+    site, home = world.site("north")
+    async with _running(site, coordinator) as task:
+        await _until(lambda: coordinator.deliveries)
+        home.policy.write_text("masking = 'perhaps'\n")
+        await _told(site, "policy.toml: masking")
+        coordinator.expected = ("north",)
+        coordinator._advance()
+        await _told(site, "round 2, attempt 1 of toy-1: refused")
+        assert len(coordinator.deliveries) == 1
+        home.policy.write_text("auto_approve = true\n")
+        assert (await task).completed
+    assert coordinator.ended
+    assert coordinator.answers["north", "toy-1"].number == 1
