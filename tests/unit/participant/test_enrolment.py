@@ -6,9 +6,6 @@ import hashlib
 import random
 import stat
 import time
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +20,13 @@ from fedpalm.errors import (
     InvitationError,
     RefusedError,
     StateError,
-    UnavailableError,
 )
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.authority import Authority, create_authority
 from fedpalm.pki.bundle import load_tls_identity
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.invitation import Invitation
-from fedpalm.pki.request import parse_request
 from fedpalm.pki.trust import TrustBundle
-from fedpalm.wire.limits import check_limits
-from fedpalm.wire.membership import issued_to_wire
-from fedpalm.wire.v1 import membership_pb2 as wire
 from participant.config import Home, ParticipantConfig
 from participant.enrolment import (
     Progress,
@@ -50,66 +42,9 @@ from participant.enrolment import (
 from participant.log import SiteLog
 from participant.store import SiteStore
 from tests.support.aio import in_loop
+from tests.support.enrolment import TOKEN, EnrolmentOperator, Lines, invitation_of, issue
 
 FEDERATION = "unit"
-TOKEN = bytes(range(32))
-
-
-class Operator:
-    """Answers enrolment calls: each one takes the next answer of ``script``."""
-
-    def __init__(self, authority: Authority, *script: str) -> None:
-        self.authority, self.script = authority, deque(script)
-        self.requests: list[bytes] = []
-
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Operator]:
-        yield self
-
-    @property
-    def enrolment(self) -> Any:
-        return self
-
-    Enrol = "Enrol"
-
-    async def unary(self, method: Any, request: wire.EnrolRequest, *, deadline_s: float) -> Any:
-        assert method == "Enrol"
-        check_limits(request)
-        assert request.token == TOKEN
-        self.requests.append(request.request)
-        answer = self.script.popleft()
-        if answer == "away":
-            raise UnavailableError("nobody listens there")
-        if answer == "unknown":
-            raise InvitationError("the invitation cannot be used")
-        if answer == "wait":
-            return wire.EnrolReply(retry_after_ms=1)
-        if answer == "issue":
-            chain = issue(self.authority, request.request, "north")
-            return wire.EnrolReply(issued=issued_to_wire(chain, self.authority.trust))
-        return wire.EnrolReply(rejected=answer)
-
-
-class Lines:
-    """A reporter that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-    def working(self, text: str) -> None:
-        self.lines.append(text)
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-def issue(authority: Authority, request: bytes, name: str) -> tuple[x509.Certificate, ...]:
-    identity = Identity(FEDERATION, Role.PARTICIPANT, name)
-    leaf = authority.issue(parse_request(request), identity, now=time.time())
-    return (leaf, authority.issuing)
 
 
 @pytest.fixture
@@ -124,16 +59,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def invitation(authority: Authority, clock: FakeClock) -> Invitation:
-    return Invitation(
-        federation=FEDERATION,
-        site="north",
-        invitation_id="ab" * 16,
-        token=TOKEN,
-        enrol_address="127.0.0.1:7444",
-        coordinator_address="127.0.0.1:7443",
-        anchors=authority.anchors,
-        expires_ms=round((clock.now() + 3600) * 1000),
-    )
+    return invitation_of(authority, "north", clock.now())
 
 
 @pytest.fixture
@@ -149,7 +75,7 @@ CONFIG = ParticipantConfig(federation=FEDERATION, site="north", coordinator="127
 
 
 async def ask(
-    operator: Operator,
+    operator: EnrolmentOperator,
     invitation: Invitation,
     request: x509.CertificateSigningRequest,
     clock: FakeClock,
@@ -183,7 +109,7 @@ async def test_a_newcomer_waits_and_becomes_a_member(
     authority: Authority, clock: FakeClock, invitation: Invitation, home: Home
 ) -> None:
     report = Lines()
-    operator = Operator(authority, "away", "wait", "away", "wait", "issue")
+    operator = EnrolmentOperator(authority, "away", "wait", "away", "wait", "issue")
     request = prepare_request(home, CONFIG)
     record_request(home, CONFIG, request, clock)
     issued = await ask(operator, invitation, request, clock, report)
@@ -215,7 +141,7 @@ async def test_a_newcomer_waits_and_becomes_a_member(
 async def test_without_waiting_it_ends_once_the_coordinator_has_the_request(
     authority: Authority, clock: FakeClock, invitation: Invitation, home: Home
 ) -> None:
-    operator = Operator(authority, "away", "wait")
+    operator = EnrolmentOperator(authority, "away", "wait")
     request = prepare_request(home, CONFIG)
     assert await ask(operator, invitation, request, clock, wait=False) is None
     assert len(operator.requests) == 2
@@ -225,7 +151,7 @@ async def test_without_waiting_it_ends_once_the_coordinator_has_the_request(
 async def test_a_rejection_is_told_in_the_operators_words(
     authority: Authority, clock: FakeClock, invitation: Invitation, home: Home
 ) -> None:
-    operator = Operator(authority, "wait", "unknown\x1b[2J machine")
+    operator = EnrolmentOperator(authority, "wait", "unknown\x1b[2J machine")
     with pytest.raises(RefusedError, match="did not admit north") as told:
         await ask(operator, invitation, prepare_request(home, CONFIG), clock)
     assert "unknown" in told.value.what
@@ -237,7 +163,7 @@ async def test_a_rejection_is_told_in_the_operators_words(
 async def test_an_invitation_that_is_not_taken_is_asked_about_once(
     authority: Authority, clock: FakeClock, invitation: Invitation, home: Home
 ) -> None:
-    operator = Operator(authority, "unknown")
+    operator = EnrolmentOperator(authority, "unknown")
     with pytest.raises(InvitationError):
         await ask(operator, invitation, prepare_request(home, CONFIG), clock)
     assert not operator.script
@@ -247,7 +173,7 @@ async def test_an_invitation_that_is_not_taken_is_asked_about_once(
 async def test_nobody_waits_for_a_coordinator_beyond_the_invitations_end(
     authority: Authority, clock: FakeClock, invitation: Invitation, home: Home
 ) -> None:
-    operator = Operator(authority, "away", "away", "away")
+    operator = EnrolmentOperator(authority, "away", "away", "away")
     request = prepare_request(home, CONFIG)
     clock.advance(3601)
     with pytest.raises(InvitationError, match="expired"):
