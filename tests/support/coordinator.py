@@ -20,15 +20,30 @@ from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.pki.authority import create_authority, save_authority
 from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.identity import Role
+from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
+from fedpalm.rounds.manifest import RoundManifest
+from fedpalm.rounds.receipt import PayloadReceipt
 from fedpalm.transport.channel import Connection
 from fedpalm.transport.chunks import send_buffer
+from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as f
 from fedpalm.wire.v1 import operator_pb2 as o
+from tests.support.agreement import answer
 from tests.support.pki import TestAuthority
 from tests.support.servicer import live_identity
 
 DEADLINE_S = 20.0
+
+
+def manifest_of(order: f.TrainRound) -> RoundManifest:
+    """What an order to train says, unverified."""
+    return RoundManifest.read(from_wire(order.manifest))
+
+
+def receipt_of(receipt: f.Receipt) -> PayloadReceipt:
+    """What a receipt says, unverified."""
+    return PayloadReceipt.read(from_wire(receipt.receipt))
 
 
 @dataclass
@@ -66,11 +81,24 @@ class Site:
 
     name: str
     connection: Connection
+    identity: TlsIdentity
 
     async def call(self, method: str, request: Any) -> Any:
         return await self.connection.unary(
             getattr(self.connection.federation, method), request, deadline_s=DEADLINE_S
         )
+
+    async def list(self, method: str, request: Any) -> list[SignedStatement]:
+        """A stream of signed statements."""
+        stream = self.connection.stream(
+            getattr(self.connection.federation, method), request, idle_s=DEADLINE_S
+        )
+        return [from_wire(one) async for one in stream]
+
+    async def answer(self, run_id: str, plan: Plan, kind: str = "approve", number: int = 1) -> None:
+        signed = answer(self.identity, run_id, plan, kind, number)
+        request = f.AnswerPlanRequest(run_id=run_id, site_id=self.name, answer=to_wire(signed))
+        await self.call("AnswerPlan", request)
 
     @asynccontextmanager
     async def instructions(self) -> AsyncIterator[AsyncIterator[f.Instruction]]:
@@ -115,7 +143,7 @@ class Site:
             ref=order.ref,
             site_id=self.name,
             plan_hash=plan.hash,
-            model_hash=order.model_hash,
+            model_hash=bytes.fromhex(manifest_of(order).model_hash),
             payload_hash=hashlib.sha256(payload).digest(),
             payload_bytes=len(payload),
         )
@@ -149,8 +177,9 @@ class RunningCoordinator:
 
     @asynccontextmanager
     async def site(self, name: str, identity: TlsIdentity | None = None) -> AsyncIterator[Site]:
-        async with Connection(self.address, identity or self.people[name]) as connection:
-            yield Site(name, connection)
+        identity = identity or self.people[name]
+        async with Connection(self.address, identity) as connection:
+            yield Site(name, connection, identity)
 
 
 class World:

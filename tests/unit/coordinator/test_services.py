@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from fedpalm.errors import (
     LayoutMismatchError,
     NotFoundError,
     NotOnRosterError,
+    PlanNotApprovedError,
     ProtocolError,
     RefusedError,
     SenderMismatchError,
@@ -32,11 +34,20 @@ from fedpalm.methods.contribution import codec_for
 from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.pki.identity import Role
 from fedpalm.plan import Plan
+from fedpalm.rounds.agreement import PlanOffer
+from fedpalm.wire.statements import from_wire
 from fedpalm.wire.v1 import federation_pb2 as f
 from fedpalm.wire.v1 import operator_pb2 as o
 from tests.simulation.federation import encoded_update, oracle_step, rehearsal_plan
 from tests.support.aio import in_loop
-from tests.support.coordinator import DEADLINE_S, RunningCoordinator, Site, World
+from tests.support.coordinator import (
+    DEADLINE_S,
+    RunningCoordinator,
+    Site,
+    World,
+    manifest_of,
+    receipt_of,
+)
 
 SITES = ("site-000", "site-001")
 BIG = 700_000
@@ -53,6 +64,7 @@ async def train_order(site: Site, stack: AsyncExitStack, run_id: str, plan: Plan
     telling = await stack.enter_async_context(site.instructions())
     offer = await anext(telling)
     assert offer.run_offer.plan_hash == plan.hash
+    await site.answer(run_id, plan)
     await site.join(run_id, plan)
     site.telling = telling  # type: ignore[attr-defined]
     return (await anext(telling)).train
@@ -68,6 +80,10 @@ async def both(
     orders = await asyncio.gather(*(train_order(s, stack, run_id, plan) for s in sites))
     assert orders[0] == orders[1]
     return run_id, sites, orders[0]
+
+
+def model_of(order: f.TrainRound) -> bytes:
+    return bytes.fromhex(manifest_of(order).model_hash)
 
 
 def payload_of(plan: Plan, site: str, number: int = 1) -> bytes:
@@ -131,6 +147,8 @@ async def test_no_call_may_name_another_sender_than_its_certificate(world: World
                     run_id="r", site_id=other, plan_hash=bytes(32), layout_hash=bytes(32)
                 ),
             ),
+            site.call("AnswerPlan", f.AnswerPlanRequest(run_id="r", site_id=other)),
+            site.call("Countersign", f.CountersignRequest(site_id=other)),
             site.call("UpdateOffset", header),
             site.upload(header, b""),
             site.call("SendConsent", f.ConsentRequest(ref=exchange, site_id=other, refusal="no")),
@@ -167,13 +185,13 @@ async def test_two_sites_commit_a_round_and_the_model_is_the_oracles(world: Worl
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(world.running())
         run_id, sites, order = await both(hub, stack, plan)
-        initial = await sites[0].download(run_id, order.model_hash)
+        initial = await sites[0].download(run_id, model_of(order))
         assert hashlib.sha256(initial).hexdigest() == plan.initial_model
-        assert await sites[1].download(run_id, order.model_hash, 4_000) == initial[4_000:]
+        assert await sites[1].download(run_id, model_of(order), 4_000) == initial[4_000:]
         for site in sites:
             payload = payload_of(plan, site.name)
             receipt = await site.upload(site.header(order, plan, payload), payload)
-            assert receipt.payload_hash == hashlib.sha256(payload).digest()
+            assert receipt_of(receipt).payload_hash == hashlib.sha256(payload).hexdigest()
         closed = (await anext(sites[0].telling)).round_closed  # type: ignore[attr-defined]
         assert closed.committed
         ended = (await anext(sites[0].telling)).run_ended  # type: ignore[attr-defined]
@@ -233,7 +251,7 @@ async def test_a_stream_that_hangs_gives_way_to_the_next_one_of_its_site(world: 
             await asyncio.sleep(0.01)
         again = await stack.enter_async_context(hub.site(SITES[0]))
         receipt = await again.upload(header, payload, offset=1 << 20)
-        assert receipt.payload_hash == header.payload_hash
+        assert receipt_of(receipt).payload_hash == header.payload_hash.hex()
         old.cancel()
 
 
@@ -285,7 +303,7 @@ async def test_a_crash_between_the_last_byte_and_the_receipt_loses_neither(world
         reply = await sites[0].call("UpdateOffset", header)
         assert (reply.offset, reply.HasField("receipt")) == (len(payload), False)
         receipt = await sites[0].upload(header, payload, offset=len(payload))
-        assert receipt.payload_bytes == len(payload)
+        assert receipt_of(receipt).payload_bytes == len(payload)
 
 
 @in_loop
@@ -305,7 +323,7 @@ async def test_updates_that_do_not_fit_are_refused_and_leave_nothing(world: Worl
             return header
 
         later = f.TrainRound(
-            ref=f.RoundRef(run_id=run_id, round=1, attempt=2), model_hash=order.model_hash
+            ref=f.RoundRef(run_id=run_id, round=1, attempt=2), manifest=order.manifest
         )
         cases: list[tuple[f.UpdateHeader, bytes, type[FedPalmError]]] = [
             (changed(plan_hash=bytes(32)), payload, HashMismatchError),
@@ -364,7 +382,7 @@ async def test_a_site_that_reads_none_of_its_downloads_stops_no_other_site(tmp_p
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(world.running())
         run_id, sites, order = await both(hub, stack, plan)
-        request = f.DownloadModelRequest(run_id=run_id, model_hash=order.model_hash)
+        request = f.DownloadModelRequest(run_id=run_id, model_hash=model_of(order))
         stalled = [
             sites[1].connection.federation.DownloadModel.call(request, wait_for_ready=False)
             for _ in range(4)
@@ -375,7 +393,7 @@ async def test_a_site_that_reads_none_of_its_downloads_stops_no_other_site(tmp_p
         )
         payload = payload_of(plan, SITES[0])
         receipt = await sites[0].upload(sites[0].header(order, plan, payload), payload)
-        assert receipt.payload_bytes == len(payload)
+        assert receipt_of(receipt).payload_bytes == len(payload)
         for call in stalled:
             call.cancel()
 
@@ -384,16 +402,11 @@ async def test_a_site_that_reads_none_of_its_downloads_stops_no_other_site(tmp_p
 async def test_joining_needs_the_plan_the_layout_a_place_and_an_open_ear(world: World) -> None:
     plan = rehearsal_plan(sites=2, rounds=1)
     outsider = "site-009"
-    world.people[outsider] = world.authority.enrol(Role.PARTICIPANT, outsider)
+    world.admit(outsider)
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(world.running())
         operator = await stack.enter_async_context(hub.operator())
         run_id = await operator.start(plan)
-        from fedpalm.pki.fingerprint import fingerprint
-
-        hub.coordinator.store.admit_site(
-            outsider, fingerprint(world.people[outsider].leaf), admitted_ms=1, expires_ms=2
-        )
         site = await stack.enter_async_context(hub.site(SITES[0]))
         stranger = await stack.enter_async_context(hub.site(outsider))
         with pytest.raises(NotOnRosterError):
@@ -404,10 +417,15 @@ async def test_joining_needs_the_plan_the_layout_a_place_and_an_open_ear(world: 
             await stranger.download(run_id, bytes.fromhex(plan.initial_model))
         with pytest.raises(NotFoundError):
             await site.join("no-such-run", plan)
+        with pytest.raises(PlanNotApprovedError):
+            await site.join(run_id, plan)
+        await site.answer(run_id, plan)
         with pytest.raises(StateError, match="without listening"):
             await site.join(run_id, plan)
         document = await site.call("FetchPlan", f.FetchPlanRequest(run_id=run_id))
-        assert Plan.from_bytes(document.plan).hash == document.plan_hash == plan.hash
+        offer = PlanOffer.open(from_wire(document.offer), site.identity.anchors, now=time.time())
+        assert (offer.run, offer.plan_hash) == (run_id, plan.hash.hex())
+        assert Plan.from_bytes(document.plan).hash == plan.hash
         await stack.enter_async_context(site.instructions())
         for field, error in (
             ("plan_hash", HashMismatchError),
@@ -462,7 +480,9 @@ async def test_the_operator_sees_every_step_of_a_run_until_it_ends(world: World)
         assert seen[-1] == ("completed", "committed", 2)
         runs = (await operator.call("ListRuns", o.ListRunsRequest())).runs
         assert [one.run_id for one in runs] == [run_id]
-        events = hub.coordinator.store.query("SELECT action, operator FROM operator_events")
+        events = hub.coordinator.store.query(
+            "SELECT action, operator FROM operator_events WHERE run_id = ?", run_id
+        )
         assert events == [("submit", "olga"), ("start", "olga")]
         parts = [
             one
