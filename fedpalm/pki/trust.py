@@ -105,6 +105,6 @@ def _refused(what: str) -> IdentityError:
     return IdentityError(
         what,
         safe="the trust anchors that are pinned stay as they are",
-        next_step="ask the operator for the fingerprints (fedpalm-coordinator ca show); if the CA was "
-        "replaced without a handover, join again by a new invitation",
+        next_step="ask the operator for the fingerprints (fedpalm-coordinator ca show); a CA that "
+        "was replaced without a handover is compared and installed by files: request, then install",
     )

@@ -71,7 +71,7 @@ def settings_of(
         ConfigError: names every wrong key.
     """
     kept = known.model_dump() if known is not None else {}
-    said = {"federation": federation, "site": site, "coordinator": coordinator}
+    said: dict[str, Any] = {"federation": federation, "site": site, "coordinator": coordinator}
     if images is not None:
         said["data"] = images.model_dump()
     return parse_settings(ParticipantConfig, {**kept, **said}, origin)
