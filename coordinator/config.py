@@ -68,6 +68,11 @@ class Home:
         return self.root / "ca"
 
     @property
+    def founding(self) -> Path:
+        """What ``init`` settled, while the CA waits for an institution's signature."""
+        return self.authority / "founding.toml"
+
+    @property
     def tls(self) -> Path:
         return self.root / "tls"
 

@@ -7,8 +7,10 @@ import click
 from fedpalm import __version__
 
 from .amend import amend
+from .ca import ca, renew
 from .exchange import exchange
 from .export import export
+from .invite import invite
 from .plans import plan
 from .runs import abort, resume, start, status, watch
 from .setup import init, serve
@@ -20,13 +22,15 @@ from .sites import sites
 def main() -> None:
     """Coordinate a federation: found it, admit sites, run plans.
 
-    All but init, serve and `sites admit` talk to the running coordinator over mutual TLS, with the
-    operator's certificate in the home folder.
+    Membership (init, ca, renew, invite, sites approve and the like) works on the home folder, and a
+    running coordinator follows. The others talk to it over mutual TLS, with the operator's
+    certificate in the home folder.
     """
 
 
 plan.add_command(amend)
 for _command in (
-    init, serve, sites, plan, start, status, watch, abort, resume, export, exchange,
+    init, serve, ca, renew, invite, sites, plan, start, status, watch, abort, resume, export,
+    exchange,
 ):  # fmt: skip
     main.add_command(_command)

@@ -88,6 +88,12 @@ class Authority:
         """Whether an institution's CA has signed the issuing CA, and there is no root here."""
         return self.issuing in self.anchors
 
+    @property
+    def settled(self) -> bool:
+        """Whether the issuing CA is under the newest anchor, or is it: if not, a rotation is halfway."""
+        newest = self.anchors[-1]
+        return self.issuing == newest or is_issued_by(self.issuing, newest)
+
     def chain(self, leaf: x509.Certificate) -> tuple[x509.Certificate, ...]:
         """A leaf with what leads to every anchor that is in force.
 

@@ -20,7 +20,6 @@ from .authority import (
     ISSUING_KEY,
     ROOT_KEY,
     Authority,
-    is_issued_by,
     load_locked,
 )
 from .bundle import chain_from_pem, pem_of
@@ -86,18 +85,8 @@ def rotate_root(folder: Path, now: float) -> Authority:
             raise _no_root()
         root_path = folder / ROOT_KEY
         root = authority.anchors[-1]
-        unfinished = len(authority.anchors) > 1 and (
-            not is_issued_by(authority.issuing, root) or next_key_path(root_path).exists()
-        )
-        if unfinished:
-            if not root_path.exists() and not next_key_path(root_path).exists():
-                raise _root_key_missing(folder)
-            key = take_key_of(root_path, root.public_key())
-            if key is None:
-                raise _root_key_missing(folder)
-            if is_issued_by(authority.issuing, root):
-                return authority
-            return _put_issuing_in_force(folder, root, key, now)
+        if not authority.settled:
+            return _put_issuing_in_force(folder, root, _root_key(folder, root), now)
         _require_one_anchor(authority)
         earlier_key = _root_key(folder, root)
         key = prepare_next_key(root_path)
@@ -124,7 +113,7 @@ def retire_anchor(folder: Path) -> Authority:
                 safe="nothing was changed",
                 next_step="replace it first: fedpalm-coordinator ca rotate --root",
             )
-        if authority.issuing != newest and not is_issued_by(authority.issuing, newest):
+        if not authority.settled:
             raise StateError(
                 "the rotation has not come to its end: the issuing CA is under the older anchor",
                 safe="nothing was changed",
@@ -216,10 +205,12 @@ def _add_anchor(
 
 
 def _root_key(folder: Path, root: x509.Certificate) -> TlsKey:
-    if not (folder / ROOT_KEY).exists():
+    """The key of the newest root; one that was made by a rotation gets its name here at the latest."""
+    path = folder / ROOT_KEY
+    if not path.exists() and not next_key_path(path).exists():
         raise _root_key_missing(folder)
-    key = read_tls_key(folder / ROOT_KEY)
-    if key.public_key() != root.public_key():
+    key = take_key_of(path, root.public_key())
+    if key is None:
         raise IdentityError(
             f"{folder / ROOT_KEY} is not the key of the root in {ANCHORS}",
             safe="nothing was changed",

@@ -22,9 +22,7 @@ def trust_from_wire(message: wire.TrustBundle) -> TrustBundle:
     return TrustBundle(_parsed(message.anchors), _parsed(message.handovers))
 
 
-def issued_to_wire(
-    chain: Sequence[x509.Certificate], trust: TrustBundle
-) -> wire.IssuedCertificate:
+def issued_to_wire(chain: Sequence[x509.Certificate], trust: TrustBundle) -> wire.IssuedCertificate:
     """
     Args:
         chain: the leaf first, then what lies between it and an anchor.

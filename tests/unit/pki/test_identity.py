@@ -109,7 +109,7 @@ def test_only_a_coordinator_has_host_names_beside_its_identity():
 
 
 def test_a_ca_certificate_names_its_federation_and_is_nobody(federation):
-    assert federation_of(federation.authority.root) == "palms"
+    assert federation_of(federation.authority.anchors[0]) == "palms"
     assert federation_of(federation.authority.issuing) == "palms"
     with pytest.raises(IdentityError):
         identity_of(federation.authority.issuing)
