@@ -35,10 +35,13 @@ from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.pki.identity import Role
 from fedpalm.plan import Plan
 from fedpalm.rounds.agreement import PlanOffer
-from fedpalm.wire.statements import from_wire
+from fedpalm.rounds.manifest import RoundManifest
+from fedpalm.rounds.receipt import PayloadReceipt
+from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as f
 from fedpalm.wire.v1 import operator_pb2 as o
 from tests.simulation.federation import encoded_update, oracle_step, rehearsal_plan
+from tests.support.agreement import answer, countersignature
 from tests.support.aio import in_loop
 from tests.support.coordinator import (
     DEADLINE_S,
@@ -578,3 +581,162 @@ async def test_only_the_newest_models_stay_when_that_is_asked_for(tmp_path: Path
         await hub.coordinator.driver.stop()
         left = {path.name for path in world.home.models.iterdir()}
         assert left == {f"{models[number]}.f32" for number in (0, 3, 4)}
+
+
+@in_loop
+async def test_sites_hear_of_a_plan_answer_it_and_join_before_the_start(world: World) -> None:
+    plan = rehearsal_plan(sites=2, rounds=1)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        operator = await stack.enter_async_context(hub.operator())
+        first, second = [await stack.enter_async_context(hub.site(name)) for name in SITES]
+        telling = await stack.enter_async_context(first.instructions())
+        run_id = (await operator.submit(plan)).run_id
+        assert (await anext(telling)).run_offer.run_id == run_id
+        await first.answer(run_id, plan)
+        await first.join(run_id, plan)
+        await second.answer(run_id, plan, "refuse", 2)
+        status = (await operator.call("ListRuns", o.ListRunsRequest())).runs[0]
+        assert (status.state, list(status.joined)) == ("created", [SITES[0]])
+        assert (list(status.roster), list(status.approved), list(status.refused)) == (
+            list(SITES),
+            [SITES[0]],
+            [SITES[1]],
+        )
+        with pytest.raises(StateError, match="not newer"):
+            await second.answer(run_id, plan, "approve", 1)
+        with pytest.raises(SenderMismatchError):
+            stolen = f.AnswerPlanRequest(run_id=run_id, site_id=SITES[1])
+            stolen.answer.CopyFrom(to_wire(answer(first.identity, run_id, plan, number=9)))
+            await second.call("AnswerPlan", stolen)
+        await second.answer(run_id, plan, "approve", 3)
+        heard = await stack.enter_async_context(second.instructions())
+        assert (await anext(heard)).run_offer.run_id == run_id
+        await second.join(run_id, plan)
+        await operator.call("StartRun", o.RunRef(run_id=run_id))
+        assert (await anext(telling)).WhichOneof("kind") == "run_offer"
+        assert manifest_of((await anext(telling)).train).cohort == list(SITES)
+
+
+@in_loop
+async def test_sites_see_each_others_signatures_over_the_manifest_that_all_were_told(
+    world: World,
+) -> None:
+    plan = rehearsal_plan(sites=2, rounds=1)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        run_id, sites, order = await both(hub, stack, plan)
+        manifest = from_wire(order.manifest)
+        said = RoundManifest.open(manifest, sites[0].identity.anchors, now=time.time())
+        assert (said.cohort, said.model_hash) == (list(SITES), plan.initial_model)
+        for site in sites:
+            signed = to_wire(countersignature(site.identity, manifest))
+            request = f.CountersignRequest(
+                ref=order.ref, site_id=site.name, countersignature=signed
+            )
+            await site.call("Countersign", request)
+            await site.call("Countersign", request)
+        seen = await sites[0].list("FetchCountersignatures", order.ref)
+        assert seen == [countersignature(site.identity, manifest) for site in sites]
+        request = f.FetchManifestsRequest(run_id=run_id)
+        assert await sites[1].list("FetchManifests", request) == [manifest]
+        request.from_seq = 1
+        assert await sites[1].list("FetchManifests", request) == []
+        world.admit("stranger")
+        stranger = await stack.enter_async_context(hub.site("stranger"))
+        for method, asked in (
+            ("FetchCountersignatures", order.ref),
+            ("FetchManifests", request),
+            ("ListReceipts", f.ListReceiptsRequest(run_id=run_id)),
+        ):
+            with pytest.raises(NotOnRosterError):
+                await stranger.list(method, asked)
+
+
+@in_loop
+async def test_a_receipt_is_signed_and_every_copy_of_it_is_the_same(world: World) -> None:
+    plan = rehearsal_plan(sites=2, rounds=1)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        run_id, sites, order = await both(hub, stack, plan)
+        site, payload = sites[0], payload_of(plan, SITES[0])
+        header = site.header(order, plan, payload)
+        receipt = await site.upload(header, payload)
+        said = PayloadReceipt.open(
+            from_wire(receipt.receipt), site.identity.anchors, now=time.time()
+        )
+        assert (said.site, said.place, said.payload_bytes) == (
+            SITES[0],
+            f"{run_id}/1/1",
+            len(payload),
+        )
+        assert (await site.call("UpdateOffset", header)).receipt == receipt
+        assert await site.upload(header, payload) == receipt
+        request = f.ListReceiptsRequest(run_id=run_id)
+        assert await site.list("ListReceipts", request) == [from_wire(receipt.receipt)]
+        assert await sites[1].list("ListReceipts", request) == []
+
+
+@in_loop
+async def test_a_site_that_is_revoked_in_a_round_is_cut_off_and_the_rest_commits(
+    tmp_path: Path,
+) -> None:
+    names = (*SITES, "site-002")
+    world, plan = World(tmp_path, *names), rehearsal_plan(sites=3, rounds=1)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        operator = await stack.enter_async_context(hub.operator())
+        run_id = await operator.start(plan)
+        sites = [await stack.enter_async_context(hub.site(name)) for name in names]
+        order, *_ = await asyncio.gather(*(train_order(s, stack, run_id, plan) for s in sites))
+        gone, *rest = sites
+        payload = payload_of(plan, gone.name)
+        await gone.upload(gone.header(order, plan, payload), payload)
+        world.revoke(gone.name)
+        with pytest.raises(FedPalmError):
+            while True:
+                await anext(gone.telling)  # type: ignore[attr-defined]
+        for site in rest:
+            payload = payload_of(plan, site.name)
+            await site.upload(site.header(order, plan, payload), payload)
+        closed = (await anext(rest[0].telling)).round_closed  # type: ignore[attr-defined]
+        assert closed.committed
+        vector = np.frombuffer(await rest[0].download(run_id, closed.model_hash), "<f4")
+        start = rehearsal_vector(plan.model_layout, plan.draft.seed)
+        np.testing.assert_array_equal(vector, oracle_step(plan, 1, start, names[1:]))
+
+
+@in_loop
+async def test_a_site_that_takes_its_approval_back_delivers_nothing_more(world: World) -> None:
+    plan = rehearsal_plan(sites=2, rounds=1)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        run_id, sites, order = await both(hub, stack, plan)
+        site, payload = sites[0], payload_of(plan, SITES[0])
+        await site.answer(run_id, plan, "refuse", 2)
+        with pytest.raises(PlanNotApprovedError):
+            await site.upload(site.header(order, plan, payload), payload)
+        closed = (await anext(sites[1].telling)).round_closed  # type: ignore[attr-defined]
+        assert not closed.committed and "refused the plan" in closed.reason
+
+
+@in_loop
+async def test_an_amended_plan_is_taken_only_when_it_goes_on_from_where_its_run_ended(
+    world: World,
+) -> None:
+    plan = rehearsal_plan(sites=2, rounds=2)
+    async with world.running() as hub, hub.operator() as operator:
+        run_id = (await operator.submit(plan)).run_id
+        continues = {
+            "run": run_id,
+            "plan_hash": plan.hash.hex(),
+            "rounds_done": 0,
+            "model": plan.initial_model,
+        }
+        amended = Plan.model_validate({**plan.model_dump(), "continues": continues})
+        with pytest.raises(StateError, match="is created"):
+            await operator.submit(amended)
+        await operator.call("AbortRun", o.AbortRunRequest(run_id=run_id, reason="amended"))
+        second = (await operator.submit(amended)).run_id
+        with pytest.raises(StateError, match=f"continued by {second}"):
+            await operator.submit(amended)
