@@ -180,7 +180,9 @@ def _egress(report: Report) -> str:
     return (
         "<section>\n<h2>What left each site</h2>\n"
         "<p>Taken from the sites\u2019 own signed, hash-chained logs, where every payload is "
-        "written before it is sent: how many, and their bytes.</p>\n"
+        "written before it is sent: how many, and their bytes. The coordinator\u2019s signed "
+        "receipts were held against each log. Every site had approved the plan with its own "
+        "signature before anything was trained under it.</p>\n"
         + _table(["Site", *labels, "Together"], rows)
         + f"{expert}<h3>What never did</h3>\n"
         f'<ul class="never">\n{never}</ul>\n'

@@ -9,6 +9,8 @@ KINDS = {
     "sealed_expert": "Sealed experts",
     "consent": "Signed consents",
     "refusal": "Refusals",
+    "answer_plan": "Signed answers to plans",
+    "countersign": "Countersigned rounds",
 }
 PROTOCOL = "Protocol messages"
 
