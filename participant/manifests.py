@@ -111,7 +111,7 @@ class ManifestBook:
 
     def refuse_forked(self, run_id: str) -> None:
         """Raises ForkError: two statements about the run contradict each other, and nobody decided."""
-        if any(fork.open and fork.run_id == run_id for fork in self.forks()):
+        if any(seen.open and seen.run_id == run_id for seen in self.forks()):
             raise _fork(run_id, "the coordinator's signed statements contradict each other")
 
     # --- manifests --------------------------------------------------------------------------------

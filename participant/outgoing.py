@@ -36,6 +36,8 @@ class PayloadKind(StrEnum):
     LIST_RECEIPTS = "list_receipts"
     RENEW = "renew"
     FETCH_TRUST = "fetch_trust"
+    ENROL = "enrol"
+    """The first request for a certificate, before there is a gate: ``enrolment.py`` logs it."""
 
 
 DATA_KINDS = frozenset({PayloadKind.UPDATE, PayloadKind.SEALED_EXPERT})

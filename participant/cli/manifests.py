@@ -68,15 +68,15 @@ def manifest_chain(desk: Desk, run_id: str | None) -> dict[str, Any]:
             }
             for one in said
         ],
-        "forks": [_fork(fork) for fork in book.forks() if fork.run_id == run_id],
+        "forks": [_described(seen) for seen in book.forks() if seen.run_id == run_id],
     }
 
 
-def _fork(fork: Fork) -> dict[str, Any]:
+def _described(seen: Fork) -> dict[str, Any]:
     return {
-        "open": fork.open,
-        "held": _words(fork.held) if fork.held else "nothing before it",
-        "other": _words(fork.other),
+        "open": seen.open,
+        "held": _words(seen.held) if seen.held else "nothing before it",
+        "other": _words(seen.other),
     }
 
 
@@ -109,8 +109,8 @@ def _shown(found: dict[str, Any]) -> Group:
         )
     newest = [f"newest manifest {found['newest_hash']}"]
     forks = [
-        f"FORK ({'the run is held up' if fork['open'] else 'decided'}): {fork['held']} AGAINST "
-        f"{fork['other']}"
-        for fork in found["forks"]
+        f"FORK ({'the run is held up' if seen['open'] else 'decided'}): {seen['held']} AGAINST "
+        f"{seen['other']}"
+        for seen in found["forks"]
     ]
     return Group(table, *newest, *forks)

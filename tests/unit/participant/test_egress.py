@@ -10,35 +10,60 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 import participant
+from fedpalm.clock import FakeClock
 from fedpalm.errors import (
     CodecOverflowError,
     EgressRefusedError,
+    ForkError,
     HashMismatchError,
     NonFiniteUpdateError,
     NotFoundError,
+    PlanNotApprovedError,
+    PolicyError,
     StaleRoundError,
+    UnavailableError,
 )
 from fedpalm.layout import Layout, TensorSpec
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.methods.base import SiteUpdate
 from fedpalm.methods.contribution import codec_for, rounding_key
+from fedpalm.pki.identity import Identity, Role
+from fedpalm.pki.keys import new_signing_key, new_tls_key
+from fedpalm.pki.request import create_request
+from fedpalm.rounds.manifest import RoundManifest
 from fedpalm.wire.v1 import federation_pb2 as wire
 from participant.link import Link
 from participant.outgoing import OutgoingPayload, PayloadKind, Place, require_outgoing
+from participant.store import NewUpdate
+from tests.support.agreement import answer, countersignature
 from tests.support.participant import EXPERT, LAYOUT, ToyMethod, initial_vector, make_plan
+from tests.support.rounds import RUN, Chain
 
-RUN = "toy-1"
-MODEL = b"m" * 32
+MODEL = bytes.fromhex(make_plan().initial_model)
 
 
 @pytest.fixture
 def site(world):
     made, _ = world.site("north")
-    made.store.add_run(RUN, make_plan())
+    world.agreed(made, make_plan())
     yield made
     made.store.close()
+
+
+@pytest.fixture
+def chain(world, site):
+    """The coordinator's manifests; the first attempt is accepted and signed by a quorum."""
+    made = Chain(world, make_plan())
+    made.ask(site)
+    return made
+
+
+def _sent(site):
+    """The log's entries of payloads."""
+    return [entry for entry in site.log.entries() if entry.kind is EntryKind.EGRESS]
 
 
 def _private():
@@ -50,11 +75,11 @@ def _delta():
     return (0.01 * rng.standard_normal(LAYOUT.size)).astype(np.float32)
 
 
-def _encode(site, update=None, layout=LAYOUT, private=None, round_number=1):
+def _encode(site, update=None, layout=LAYOUT, private=None, round_number=1, model=MODEL):
     return site.gate.encode_update(
         RUN,
         round_number,
-        MODEL,
+        model,
         layout,
         SiteUpdate(_delta(), 3.0) if update is None else update,
         shared=initial_vector(),
@@ -63,14 +88,15 @@ def _encode(site, update=None, layout=LAYOUT, private=None, round_number=1):
 
 
 def _released(site, attempt=1):
-    site.store.commit_round(
-        RUN, 1, _private(), _encode(site), lambda db, u: site.gate.log_update(db, u, attempt)
-    )
+    site.store.commit_round(RUN, 1, _private(), _encode(site))
     return site.gate.release_update(RUN, 1, attempt)
 
 
 def _nothing_left(site):
-    return not list(site.log.entries()) and not list(site.home.state.iterdir())
+    return not _sent(site) and not list(site.home.state.iterdir())
+
+
+pytestmark = pytest.mark.usefixtures("chain")
 
 
 # --- what is meant to leave --------------------------------------------------------------------------
@@ -88,9 +114,8 @@ def test_an_update_is_encoded_with_the_plans_codec_and_key(site):
 def test_a_release_is_in_the_log_on_disk_before_anybody_has_the_payload(site, world):
     payload = _released(site)
     reader, _ = world.site("north")
-    (entry,) = reader.log.entries()
+    (entry,) = _sent(reader)
     reader.store.close()
-    assert entry.kind is EntryKind.EGRESS
     assert dict(entry.body) == {
         "payload": "update",
         "payload_hash": payload.payload_hash.hex(),
@@ -103,37 +128,41 @@ def test_a_release_is_in_the_log_on_disk_before_anybody_has_the_payload(site, wo
     }
 
 
-def test_the_same_attempt_is_logged_once_and_another_attempt_again(site):
+def test_the_same_attempt_is_logged_once_and_another_attempt_again(site, chain):
     first = _released(site)
     assert site.gate.release_update(RUN, 1, 1).seq == first.seq
+    chain.ask(site, 1, 2)
     second = site.gate.release_update(RUN, 1, 2)
     assert second.seq != first.seq
     assert second.payload_hash == first.payload_hash
-    assert len(list(site.log.entries())) == 2
+    assert len(_sent(site)) == 2
 
 
-def test_a_receipt_is_logged_once_and_only_for_what_was_sent(site):
-    payload = _released(site)
-    wrong = wire.Receipt(payload_hash=b"x" * 32, payload_bytes=payload.size)
-    short = wire.Receipt(payload_hash=payload.payload_hash, payload_bytes=payload.size - 1)
-    for receipt in (wrong, short):
-        with pytest.raises(HashMismatchError, match="receipt"):
-            site.gate.record_receipt(payload, receipt)
-    right = wire.Receipt(payload_hash=payload.payload_hash, payload_bytes=payload.size)
-    site.gate.record_receipt(payload, right)
-    site.gate.record_receipt(payload, right)
-    assert [e.kind for e in site.log.entries()] == [EntryKind.EGRESS, EntryKind.RECEIPT]
-    assert site.log.verify().size == 2
-
-
-def test_messages_of_names_and_hashes_are_logged_too(site):
-    site.gate.release_hello()
-    site.gate.release_fetch_plan(RUN)
-    site.gate.release_join(RUN)
-    site.gate.release_instructions()
-    site.gate.release_download(RUN, MODEL, 12)
-    kinds = [entry.body["payload"] for entry in site.log.entries()]
-    assert kinds == ["hello", "fetch_plan", "join_run", "instructions", "download_model"]
+def test_messages_of_names_hashes_and_signatures_are_logged_too(site, chain):
+    gate, place = site.gate, Place(RUN, 1, 1)
+    stored = site.desk.plans.book.get(RUN)
+    (manifest,) = gate.manifests.chain(RUN)
+    request = create_request(site.identity.identity, new_tls_key(), site.identity.signing_key)
+    gate.release_hello()
+    gate.release_fetch_plan(RUN)
+    gate.release_answer_plan(RUN, stored.answer)
+    gate.release_join(RUN)
+    gate.release_instructions()
+    gate.release_fetch_manifests(RUN, 1)
+    gate.release_countersign(place, gate.manifests.countersign(RoundManifest.read(manifest)))
+    gate.release_fetch_countersignatures(place)
+    gate.release_download(RUN, MODEL, 12)
+    gate.release_list_receipts(RUN)
+    gate.release_fetch_trust()
+    gate.release_renew(request.public_bytes(Encoding.PEM))
+    assert [entry.body["payload"] for entry in _sent(site)] == [
+        *("hello", "fetch_plan", "answer_plan", "join_run", "instructions", "fetch_manifests"),
+        *("countersign", "fetch_countersignatures", "download_model", "list_receipts"),
+        *("fetch_trust", "renew"),
+    ]
+    rows = site.store.rows("SELECT payload_bytes, released_ms FROM releases ORDER BY seq")
+    assert [row["payload_bytes"] for row in rows] == [e.body["bytes"] for e in _sent(site)]
+    assert [row["released_ms"] for row in rows] == [e.time_ms for e in _sent(site)]
 
 
 # --- what is not -------------------------------------------------------------------------------------
@@ -206,7 +235,7 @@ def test_a_layout_that_lies_about_itself_is_refused(site):
 
 
 def test_a_plan_that_was_altered_in_memory_widens_nothing(site):
-    plan = site.store.run(RUN).plan
+    plan = site.desk.plans.book.approved(RUN)
     wide = OTHER_LAYOUTS["a head under a shared name"]
     plan.__dict__["model_layout"] = wide
     plan.__dict__["hash"] = make_plan().hash
@@ -273,24 +302,179 @@ def test_an_update_that_is_not_finite_is_not_encoded(site):
         _encode(site, SiteUpdate(delta, 3.0))
 
 
-def test_what_is_not_stored_cannot_be_released(site):
+def test_what_is_not_stored_cannot_be_released(site, chain):
     with pytest.raises(NotFoundError):
         site.gate.release_update(RUN, 1, 1)
-    with pytest.raises(NotFoundError):
+    with pytest.raises(PlanNotApprovedError):
         site.gate.release_join("toy-9")
     _released(site)
-    second = _encode(site, round_number=2)
-    site.store.commit_round(RUN, 2, _private(), second, lambda db, stored: None)
+    chain.ask(site, 2, model_hash="22" * 32)
+    second = _encode(site, round_number=2, model=b"\x22" * 32)
+    site.store.commit_round(RUN, 2, _private(), second)
     with pytest.raises(StaleRoundError):
-        site.gate.release_update(RUN, 1, 2)
-
-
-def test_a_stored_update_that_was_swapped_on_disk_is_not_released(site):
-    payload = _released(site)
-    head = _private()["head.open.prototypes"].tobytes()
-    payload.path.write_bytes((head * 100)[: payload.size])
-    with pytest.raises(HashMismatchError, match="not those that were stored"):
         site.gate.release_update(RUN, 1, 1)
+
+
+# --- only what was agreed ----------------------------------------------------------------------------
+
+
+def test_nothing_is_encoded_that_no_accepted_manifest_asks_for(site, chain):
+    for round_number, model in ((2, MODEL), (1, b"x" * 32)):
+        with pytest.raises(EgressRefusedError, match="no accepted manifest"):
+            _encode(site, round_number=round_number, model=model)
+    assert _nothing_left(site)
+
+
+def test_an_update_leaves_only_for_an_attempt_whose_manifest_was_accepted_and_signed(site, chain):
+    _released(site)
+    with pytest.raises(EgressRefusedError, match="no manifest"):
+        site.gate.release_update(RUN, 1, 2)
+    chain.ask(site, 1, 2, signers=())
+    with pytest.raises(EgressRefusedError, match="1 sites have signed"):
+        site.gate.release_update(RUN, 1, 2)
+    with pytest.raises(StaleRoundError, match="later manifest"):
+        site.gate.release_update(RUN, 1, 1)
+    assert len(_sent(site)) == 1
+
+
+def test_an_update_of_another_model_than_the_manifests_does_not_leave(site):
+    site.store.commit_round(RUN, 1, _private(), NewUpdate(b"x" * 32, LAYOUT.hash, b"1234"))
+    with pytest.raises(EgressRefusedError, match="another model"):
+        site.gate.release_update(RUN, 1, 1)
+    assert _sent(site) == []
+
+
+def test_nothing_leaves_after_the_approval_was_taken_back(site):
+    payload = _released(site)
+    site.desk.plans.refuse(RUN, "changed my mind")
+    for release in (
+        lambda: _encode(site),
+        lambda: site.gate.release_update(RUN, 1, 1),
+        lambda: site.gate.release_join(RUN),
+        lambda: site.gate.update_header(payload),
+    ):
+        with pytest.raises(PlanNotApprovedError):
+            release()
+    connection = _Uploads()
+    with pytest.raises(PlanNotApprovedError):
+        asyncio.run(Link(connection, site.gate).upload_update(payload))
+    assert connection.sent == []
+
+
+def test_nothing_leaves_after_a_fork_was_seen(site, chain):
+    _released(site)
+    (held,) = site.gate.manifests.chain(RUN)
+    contradicting = chain.say(seq=0, previous=RoundManifest.read(held).previous, sealed_ms=9)
+    with pytest.raises(ForkError):
+        site.gate.manifests.accept(contradicting)
+    for release in (lambda: _encode(site), lambda: site.gate.release_update(RUN, 1, 1)):
+        with pytest.raises(ForkError):
+            release()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        'methods = ["fedavg"]',
+        'masking = "required"',
+        'privacy = "required"',
+        "max_rounds = 2",
+        "min_cohort = 4",
+        "max_payload_mb = 0.001",
+        "not toml",
+    ],
+)
+def test_the_policy_of_the_moment_holds_whatever_was_approved(site, policy):
+    _released(site)
+    before = len(_sent(site))
+    site.home.policy.write_text(policy + "\n")
+    for release in (lambda: _encode(site), lambda: site.gate.release_update(RUN, 1, 1)):
+        with pytest.raises(PolicyError):
+            release()
+    assert len(_sent(site)) == before
+
+
+def test_one_byte_more_than_the_largest_payload_does_not_leave(site):
+    size = codec_for(make_plan()).payload_bytes
+    site.home.policy.write_text(f"max_payload_mb = {(size - 1) / 1e6}\n")
+    with pytest.raises(PolicyError, match="max_payload_mb"):
+        _encode(site)
+    site.home.policy.write_text(f"max_payload_mb = {size / 1e6}\n")
+    assert _released(site).size == size
+
+
+def _day_limit(site, size):
+    site.home.policy.write_text(f"max_mb_per_day = {size / 1e6}\n")
+
+
+def test_one_byte_more_than_a_days_ceiling_does_not_leave(site):
+    size = codec_for(make_plan()).payload_bytes
+    hello = site.gate.release_hello().size
+    site.store.commit_round(RUN, 1, _private(), _encode(site))
+    _day_limit(site, hello + size - 1)
+    with pytest.raises(PolicyError, match="last 24 hours"):
+        site.gate.release_update(RUN, 1, 1)
+    assert len(_sent(site)) == 1
+    _day_limit(site, hello + size)
+    first = site.gate.release_update(RUN, 1, 1)
+    with pytest.raises(PolicyError, match="last 24 hours"):
+        site.gate.release_hello()
+    assert site.gate.release_update(RUN, 1, 1).seq == first.seq
+
+
+def test_what_left_a_day_ago_does_not_count_any_more(site):
+    clock = site.store.clock = FakeClock(site.store.clock.now())
+    hello = site.gate.release_hello().size
+    _day_limit(site, codec_for(make_plan()).payload_bytes)
+    ceiling = site.desk.policy.current.max_bytes_per_day
+    with site.store.transaction() as db:
+        db.execute("UPDATE releases SET payload_bytes = ?", (ceiling,))
+    clock.advance(24 * 3600 - 1)
+    with pytest.raises(PolicyError):
+        site.gate.release_hello()
+    clock.advance(1)
+    assert site.gate.release_hello().size == hello
+
+
+def test_only_this_sites_own_stored_words_leave(world, site, chain):
+    gate, place = site.gate, Place(RUN, 1, 1)
+    (manifest,) = gate.manifests.chain(RUN)
+    stored = site.desk.plans.book.get(RUN)
+    other_answer = answer(site.identity, RUN, make_plan(), "refuse", 2)
+    foreign = countersignature(world.absent("west"), manifest)
+    own_but_not_stored = countersignature(site.identity, chain.say(1, 2))
+    site.desk.plans.refuse(RUN)
+    with pytest.raises(EgressRefusedError, match="not the answer"):
+        gate.release_answer_plan(RUN, stored.answer)
+    site.desk.plans.approve(RUN)
+    for refused in (
+        lambda: gate.release_answer_plan(RUN, other_answer),
+        lambda: gate.release_answer_plan("toy-9", stored.answer),
+        lambda: gate.release_countersign(place, foreign),
+        lambda: gate.release_countersign(place, own_but_not_stored),
+        lambda: gate.release_countersign(Place(RUN, 1, 2), own_but_not_stored),
+    ):
+        with pytest.raises(EgressRefusedError, match="this is not"):
+            refused()
+    assert _sent(site) == []
+
+
+def test_a_renewal_asks_for_this_identity_and_this_signing_key_only(world, site):
+    own = site.identity
+    for identity, key in (
+        (own.identity, new_signing_key()),
+        (world.absent("west").identity, own.signing_key),
+        (Identity("unit", Role.OPERATOR, "north"), own.signing_key),
+    ):
+        request = create_request(identity, new_tls_key(), key)
+        with pytest.raises(EgressRefusedError, match="somebody else"):
+            site.gate.release_renew(request.public_bytes(Encoding.PEM))
+    with pytest.raises(EgressRefusedError, match="not a certificate request"):
+        site.gate.release_renew(b"the contents of a head")
+    assert _sent(site) == []
+
+
+# --- what is sent is what was logged -----------------------------------------------------------------
 
 
 class _Uploads:
@@ -311,8 +495,11 @@ class _Uploads:
             if not self.sent:
                 self._after_header()
             self.sent.append(request)
-        data = b"".join(request.chunk.data for request in self.sent)
-        return wire.Receipt(payload_hash=hashlib.sha256(data).digest(), payload_bytes=len(data))
+        raise UnavailableError("the line was cut on purpose")
+
+    @property
+    def data(self):
+        return b"".join(request.chunk.data for request in self.sent)
 
 
 @pytest.mark.parametrize("how", ["overwritten", "replaced", "linked", "gone"])
@@ -337,13 +524,32 @@ def test_an_update_that_was_swapped_after_its_release_does_not_leave(site, tmp_p
     assert connection.sent == []
 
 
+def test_an_update_is_read_once_to_be_compared_and_once_to_be_sent(site, monkeypatch):
+    payload = _released(site)
+    opened = []
+    monkeypatch.setattr(hashlib, "file_digest", _counted(hashlib.file_digest, opened))
+    with pytest.raises(UnavailableError):
+        asyncio.run(Link(_Uploads(), site.gate).upload_update(payload))
+    site.gate.release_update(RUN, 1, 1)
+    assert len(opened) == 1
+
+
+def _counted(function, calls):
+    def counting(*args):
+        calls.append(args)
+        return function(*args)
+
+    return counting
+
+
 def test_an_update_that_is_replaced_while_it_is_sent_leaves_as_it_was_logged(site, tmp_path):
     payload = _released(site)
     other = tmp_path / "head"
     other.write_bytes(bytes(payload.size))
     connection = _Uploads(meddle_after_header=lambda: other.rename(payload.path))
-    receipt = asyncio.run(Link(connection, site.gate).upload_update(payload))
-    assert receipt.payload_hash == payload.payload_hash
+    with pytest.raises(UnavailableError):
+        asyncio.run(Link(connection, site.gate).upload_update(payload))
+    assert hashlib.sha256(connection.data).digest() == payload.payload_hash
 
 
 def test_an_expert_outside_an_approved_exchange_is_refused(site):
@@ -408,7 +614,9 @@ def _uses(name: str) -> set[str]:
 
 def test_only_the_gate_holds_the_passport_and_only_the_link_the_connection():
     assert _uses("PASSPORT") == {"outgoing.py", "release.py"}
-    assert _uses("unary") | _uses("upload") == {"link.py"}
+    # A site that has no certificate yet sends its one request for one, which has no link to go by.
+    assert _uses("unary") == {"enrolment.py", "link.py"}
+    assert _uses("upload") == {"link.py"}
     called = {
         path
         for path, tree in _sources().items()
@@ -417,7 +625,7 @@ def test_only_the_gate_holds_the_passport_and_only_the_link_the_connection():
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in ("unary", "upload", "stream")
     }
-    assert called == {"link.py"}
+    assert called == {"enrolment.py", "link.py"}
 
 
 # What can open a line to somewhere else, or start a program that can.
@@ -441,6 +649,10 @@ TRANSPORT_USED_BY = {
     "__init__.py": {"fedpalm.transport"},
     "agent.py": {"fedpalm.transport.backoff"},
     "cli/run.py": {"fedpalm.transport.channel"},
+    "cli/egress.py": {"fedpalm.transport.channel"},
+    "cli/join.py": {"fedpalm.transport.channel"},
+    "cli/renew.py": {"fedpalm.transport.channel"},
+    "enrolment.py": {"fedpalm.transport.backoff"},
     "incoming.py": {"fedpalm.transport.status"},
     "link.py": {"fedpalm.transport.chunks"},
 }
