@@ -171,7 +171,7 @@ class Conductor:
         ended = [
             (run_id, conducted.run)
             for run_id, conducted in self._runs.items()
-            if site in conducted.run.joined and conducted.run.over
+            if conducted.run.over and (site in conducted.run.joined or site in conducted.answers)
         ]
         for run_id, run in ended[-1:]:
             ending = EndRun(run.state is RunState.COMPLETED, run.model_hash, run.reason)

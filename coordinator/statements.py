@@ -23,6 +23,7 @@ class StatementDesk:
 
     def __init__(self, records: RunRecords, conductor: Conductor, notary: Notary) -> None:
         self._records, self._conductor, self._notary = records, conductor, notary
+        self._newest: dict[str, tuple[RoundRef, list[SignedStatement]]] = {}
 
     def countersign(self, run_id: str, ref: RoundRef, site: str, signed: SignedStatement) -> None:
         """Store the site's signature over the manifest of an attempt; again changes nothing.
@@ -47,6 +48,7 @@ class StatementDesk:
             )
         self._notary.countersignature(signed, run_id, manifest, site)
         self._records.write(CountersignatureRow(run_id, ref, site, signed))
+        self._newest.pop(run_id, None)
 
     def manifests(self, run_id: str, site: str, from_seq: int) -> Iterator[SignedStatement]:
         """The run's chain from a position on."""
@@ -56,7 +58,11 @@ class StatementDesk:
     def countersignatures(self, run_id: str, site: str, ref: RoundRef) -> list[SignedStatement]:
         """Those of an attempt, as far as they have come."""
         self._conductor.require_on_roster(run_id, site)
-        return self._records.countersignatures(run_id, ref)
+        # A whole cohort asks for the same ones, again and again while some are missing.
+        known = self._newest.get(run_id)
+        if known is None or known[0] != ref:
+            known = self._newest[run_id] = (ref, self._records.countersignatures(run_id, ref))
+        return known[1]
 
     def receipts(self, run_id: str, site: str) -> Iterator[SignedStatement]:
         """Every receipt that this site was given in the run."""

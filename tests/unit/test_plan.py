@@ -20,6 +20,9 @@ def values(**changes: Any) -> dict[str, Any]:
     return {**plan, **changes}
 
 
+CONTINUES = {"run": "p-1", "plan_hash": "1" * 64, "rounds_done": 2, "model": "0" * 64}
+
+
 def draft(**changes: Any) -> dict[str, Any]:
     return {"draft": {**values()["draft"], **changes}}
 
@@ -45,6 +48,7 @@ def test_a_plan_survives_its_bytes_with_the_same_hash() -> None:
         draft(reproducible=True),
         draft(training={"learning_rate": 0.002}),
         draft(codec={"clip_abs": 0.25}),
+        {"continues": CONTINUES},
     ],
 )
 def test_every_part_of_a_plan_is_in_its_hash(change: dict[str, Any]) -> None:
@@ -62,7 +66,11 @@ def test_every_part_of_a_plan_is_in_its_hash(change: dict[str, Any]) -> None:
         ({"expert_layout": ({"name": "closed_set.expert.w", "shape": [4]},)}, "exchange"),
         ({"initial_model": "xyz"}, "initial_model"),
         ({"surprise": 1}, "surprise"),
+        ({"continues": {**CONTINUES, "model": "2" * 64}}, "starts from the model"),
+        ({"continues": {**CONTINUES, "rounds_done": -1}}, "rounds_done"),
         (draft(quorum=4), "quorum"),
+        (draft(masking="some"), "masking"),
+        (draft(privacy="some"), "privacy"),
         (draft(rounds=0), "rounds"),
         (draft(expert_exchange="deployment"), "expert"),
         (draft(round_deadline_s=-1), "round_deadline_s"),
