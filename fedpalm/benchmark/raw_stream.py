@@ -165,7 +165,7 @@ def _make_identities(folder: Path) -> None:
         hosts = ["localhost"] if role is Role.COORDINATOR else []
         request = create_request(identity, tls_key, signing_key)
         leaf = authority.issue(request, identity, now=now, dns_names=hosts)
-        install_certificates(home, [leaf, authority.issuing], [authority.root], now=now)
+        install_certificates(home, authority.chain(leaf), authority.anchors, now=now)
 
 
 @contextmanager

@@ -65,13 +65,13 @@ class OpenCall:
         if isinstance(failure, FedPalmError):
             self._log(failure)
             return failure
-        incident = secrets.token_hex(4)
+        incident, where = secrets.token_hex(4), f"{self.method} for {self._context.peer()}"
         if self._confidential:
             frames = "".join(traceback.format_tb(failure.__traceback__))
             kind = type(failure).__name__
-            log.error("incident %s in %s: %s in\n%s", incident, self.method, kind, frames)
+            log.error("incident %s in %s: %s in\n%s", incident, where, kind, frames)
         else:
-            log.error("incident %s in %s", incident, self.method, exc_info=failure)
+            log.error("incident %s in %s", incident, where, exc_info=failure)
         return FedPalmError(
             f"the coordinator failed at this call (incident {incident})",
             next_step=f"the coordinator's log explains incident {incident}",

@@ -38,7 +38,9 @@ class ServerCredentials:
         # One place: only the newest counts. append and pop are atomic between threads.
         self._news: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
         self.for_grpc = grpc.dynamic_ssl_server_credentials(
-            self._configuration(self._used), self._take_news, client_certificates
+            self._configuration(self._used),
+            self._take_news,  # type: ignore[arg-type]  # None: nothing is new
+            client_certificates,
         )
 
     @property

@@ -127,9 +127,9 @@ class _Guarded:
         self._gate, self._method, self._handler, self._parse = gate, method, handler, parse
 
     async def unary_unary(self, wire_stream: AsyncIterable[bytes], context: Context) -> Any:
-        async with self._open(context):
-            async with _limited(self._gate.unary_deadline_s, "the call was not done"):
-                return await self._handler(await self._request(wire_stream), context)
+        limited = _limited(self._gate.unary_deadline_s, "the call was not done")
+        async with self._open(context), limited:
+            return await self._handler(await self._request(wire_stream), context)
 
     async def unary_stream(
         self, wire_stream: AsyncIterable[bytes], context: Context

@@ -23,6 +23,7 @@ from fedpalm.errors import (
 from fedpalm.pki.identity import Role
 from fedpalm.transport import calls, server
 from fedpalm.transport.channel import Connection
+from fedpalm.transport.limits import MAX_CALLS_PER_CALLER
 from fedpalm.transport.server import Peer
 from fedpalm.wire.v1.federation_pb2 import (
     Chunk,
@@ -439,8 +440,12 @@ def test_who_cannot_be_looked_up_is_not_admitted(
                 raise OSError("the registry cannot be read")
 
         identity = live_identity(tmp_path, HUB)
-        async with running(servicer, identity, authorise=authorise) as gated:
-            async with Connection(f"127.0.0.1:{gated.port}", NORTH) as connection:
+        async with AsyncExitStack() as stack:
+            gated = await stack.enter_async_context(
+                running(servicer, identity, authorise=authorise)
+            )
+            address = f"127.0.0.1:{gated.port}"
+            async with Connection(address, NORTH) as connection:
                 ongoing = asyncio.create_task(listen(connection))
                 await servicer.entered.acquire()
                 broken = True
@@ -464,7 +469,7 @@ async def _too_many(tmp_path: Path) -> None:
     servicer = Busy()
     async with Federation(tmp_path, servicer) as federation:
         several = [await federation.dial() for _ in range(2)]
-        half = server.MAX_CALLS_PER_CALLER // 2
+        half = MAX_CALLS_PER_CALLER // 2
         open_calls = [asyncio.create_task(listen(c)) for c in several for _ in range(half)]
         for _ in open_calls:
             await servicer.entered.acquire()
