@@ -54,7 +54,7 @@ def require_fingerprint(site: str, given: str, found: str) -> None:
 
 def confirm_fingerprint(site: str, found: str) -> None:
     """Let the operator compare. Raises RefusedError: they did not say yes."""
-    err().print(f"request for site [bold]{site}[/]: {found}")
+    err().print(f"request for site [bold]{site}[/]:\n{found}")
     try:
         agreed = click.confirm("Does the site show the same fingerprint?", err=True)
     except click.Abort:

@@ -268,16 +268,14 @@ def _shown(rows: list[dict[str, Any]], requests: list[dict[str, Any]], remark: s
             row["fingerprint"],
         )
     parts: list[Any] = [table]
-    if requests:
-        waiting = Table("waits for approval", "since", "until", "fingerprint of its request")
-        for row in requests:
-            waiting.add_row(
-                row["site"],
-                when(row["claimed_ms"]),
-                when(row["expires_ms"]),
-                row["request_fingerprint"],
+    for row in requests:
+        # Not in a table: a fingerprint that is to be compared stands on one line.
+        parts.append(
+            Text(
+                f"\n{row['site']} waits for approval since {when(row['claimed_ms'])}, until "
+                f"{when(row['expires_ms'])}; its request:\n{row['request_fingerprint']}"
             )
-        parts.append(waiting)
+        )
     if remark:
         parts.append(Text(remark, style="dim"))
     return Group(*parts)

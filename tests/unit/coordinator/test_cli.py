@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from click.testing import CliRunner, Result
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from coordinator.cli import main
 from coordinator.cli.plans import read_model
 from coordinator.cli.view import run_json, run_line, run_text, when
 from coordinator.config import Home
-from coordinator.store import Store
 from fedpalm.cli.console import out
-from fedpalm.errors import ConfigError, FedPalmError, IdentityError, LayoutMismatchError
+from fedpalm.errors import ConfigError, FedPalmError, LayoutMismatchError
 from fedpalm.layout import Layout, TensorSpec
-from fedpalm.pki.bundle import chain_from_pem, create_keys, install_certificates, pem_of
-from fedpalm.pki.fingerprint import fingerprint
-from fedpalm.pki.identity import Identity, Role
-from fedpalm.pki.request import create_request
 from fedpalm.wire.v1 import operator_pb2 as pb
 
 LAYOUT = Layout((TensorSpec("open_set.b.weight", (2, 3)), TensorSpec("open_set.a.bias", (2,))))
@@ -103,43 +96,6 @@ def test_an_init_that_was_interrupted_is_told_from_a_home(home: Home) -> None:
     error = json.loads(again.stdout)["error"]
     assert "did not come to its end" in error["what"] and "move" in error["next_step"]
     assert not home.config.exists() and (home.authority / "root.key").read_bytes() == key
-
-
-def _request(folder: Path, federation: str, role: Role, name: str) -> Path:
-    tls_key, signing_key = create_keys(folder)
-    request = create_request(Identity(federation, role, name), tls_key, signing_key)
-    path = folder / "request.pem"
-    path.write_bytes(request.public_bytes(Encoding.PEM))
-    return path
-
-
-def test_an_admitted_site_gets_a_chain_that_it_can_install_and_a_row(
-    home: Home, tmp_path: Path
-) -> None:
-    request = _request(tmp_path / "site", "trial", Role.PARTICIPANT, "amber")
-    bundle = tmp_path / "bundle.pem"
-    done = invoke("sites", "admit", request, "--home", home.root, "--out", bundle, "--json")
-    assert done.exit_code == 0, done.output
-    leaf, issuing, root = chain_from_pem(bundle.read_bytes(), "bundle")
-    install_certificates(tmp_path / "site", (leaf, issuing), root, now=time.time())
-    with Store.open(home.store) as store:
-        assert store.site("amber").fingerprint == fingerprint(leaf)
-    assert pem_of([root]) == (home.tls / "ca.pem").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("federation", "role"), [("other", Role.PARTICIPANT), ("trial", Role.OPERATOR)]
-)
-def test_a_request_of_another_federation_or_role_is_not_admitted(
-    home: Home, tmp_path: Path, federation: str, role: Role
-) -> None:
-    request = _request(tmp_path / "site", federation, role, "amber")
-    bundle = tmp_path / "bundle.pem"
-    done = invoke("sites", "admit", request, "--home", home.root, "--out", bundle)
-    assert done.exit_code == IdentityError.exit_code
-    assert not bundle.exists()
-    with Store.open(home.store) as store:
-        assert store.sites() == []
 
 
 def test_a_run_is_shown_with_what_matters_now() -> None:
