@@ -78,16 +78,16 @@ class PlanDesk:
             if known is None:
                 self.book.add(db, run_id, plan, offer)
             elif known.plan.hash != plan.hash:
-                fork = {
+                seen = {
                     "run": run_id,
                     "manifest_hash": known.offer.hash.hex(),
                     "other_hash": offer.hash.hex(),
                 }
                 if not any(
-                    entry.kind is EntryKind.FORK_SEEN and dict(entry.body) == fork
+                    entry.kind is EntryKind.FORK_SEEN and dict(entry.body) == seen
                     for entry in self.log.entries()
                 ):
-                    self.log.append(db, EntryKind.FORK_SEEN, fork)
+                    self.log.append(db, EntryKind.FORK_SEEN, seen)
         stored = self.plan(run_id)
         if stored.plan.hash != plan.hash:
             raise ForkError(
