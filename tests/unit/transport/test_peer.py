@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
 from fedpalm.errors import IdentityError
 from fedpalm.pki.bundle import pem_of
 from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.identity import Role
-from fedpalm.transport.peer import peer_of
+from fedpalm.transport.peer import caller_address, check_channel, peer_of
 from tests.support.pki import TestAuthority
 
 SITE = TestAuthority("palms").enrol(Role.PARTICIPANT, "north")
@@ -55,3 +57,33 @@ def test_two_values_where_one_belongs_are_no_peer() -> None:
 def test_an_empty_channel_is_no_peer() -> None:
     with pytest.raises(IdentityError):
         peer_of({})
+
+
+@pytest.mark.parametrize("key", [key for key in CHANNEL if key != "x509_pem_cert"])
+def test_a_newcomer_needs_the_same_channel_without_a_certificate(key: str) -> None:
+    channel = {k: v for k, v in CHANNEL.items() if k != "x509_pem_cert"}
+    check_channel(channel)
+    with pytest.raises(IdentityError, match=key):
+        check_channel({k: v for k, v in channel.items() if k != key})
+
+
+class _Context:
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+
+    def peer(self) -> str:
+        return self._peer
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:192.0.2.7:50123", "192.0.2.7"),
+        ("ipv6:%5B2001:db8::1%5D:50123", "2001:db8::1"),
+        ("ipv6:[::ffff:192.0.2.7]:1", "::ffff:192.0.2.7"),
+        ("unix:", ""),
+        ("", ""),
+    ],
+)
+def test_the_address_of_a_caller_is_told_without_its_port(peer: str, address: str) -> None:
+    assert caller_address(cast(Any, _Context(peer))) == address
