@@ -20,9 +20,10 @@ from fedpalm.wire.v1.federation_pb2 import (
     HelloRequest,
     Instruction,
     OffsetReply,
-    PlanDocument,
     Receipt,
+    RoundClosed,
     RoundRef,
+    RunOffer,
     SignedStatement,
     UpdateHeader,
     UploadRequest,
@@ -152,16 +153,16 @@ def test_a_field_beyond_its_limit_is_too_large_wherever_it_is_nested(message: Me
 @pytest.mark.parametrize(
     "message",
     [
-        PlanDocument(plan_hash=bytes(31)),
-        PlanDocument(),
-        Receipt(payload_hash=bytes(33)),
-        OffsetReply(receipt=Receipt()),
+        RunOffer(plan_hash=bytes(31)),
+        RunOffer(),
+        RoundClosed(model_hash=bytes(33)),
+        OffsetReply(receipt=Receipt(receipt=SignedStatement())),
         UploadRequest(header=UpdateHeader(ref=RoundRef(run_id="run"))),
     ],
     ids=lambda m: m.DESCRIPTOR.name,
 )
-def test_a_hash_of_another_length_is_refused(message: Message) -> None:
-    with pytest.raises(ProtocolError, match="exactly 32"):
+def test_a_hash_or_signature_of_another_length_is_refused(message: Message) -> None:
+    with pytest.raises(ProtocolError, match=r"exactly (32|64)"):
         check_limits(message)
 
 
@@ -171,8 +172,9 @@ def test_a_hash_of_another_length_is_refused(message: Message) -> None:
         Chunk(data=bytes(1048576)),
         HelloRequest(protocol_versions=range(8), site_id="s" * 63),
         OffsetReply(offset=7),
-        Instruction(heartbeat=Heartbeat(now_ms=1)),
-        PlanDocument(plan_hash=HASH),
+        Instruction(heartbeat=Heartbeat()),
+        RunOffer(plan_hash=HASH),
+        Receipt(receipt=SignedStatement(signature=bytes(64))),
     ],
     ids=lambda m: m.DESCRIPTOR.name,
 )

@@ -1,0 +1,173 @@
+"""``plan submit`` and ``plan amend`` against a coordinator that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+
+from fedpalm.errors import ConfigError, NotFoundError, RoundAbortedError, StateError
+from fedpalm.methods.rehearsal import rehearsal_vector
+from fedpalm.plan import Plan
+from fedpalm.wire.v1 import operator_pb2 as o
+from tests.simulation.federation import encoded_update, rehearsal_plan
+from tests.support.aio import in_loop
+from tests.support.coordinator import Site, World
+from tests.support.servicer import live_identity
+
+A, B, C = "site-000", "site-001", "site-002"
+PLAN = rehearsal_plan(sites=2, rounds=3)
+DRAFT = """
+name = "simulated"
+method = "rehearsal"
+rounds = {rounds}
+seed = 11
+reproducible = true
+quorum = {quorum}
+join_deadline_s = 60
+round_deadline_s = 600
+"""
+
+
+class Desk:
+    """The operator's terminal."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self.home, self.folder = world.home.root, folder
+        live_identity(world.home.operator, world.people["operator"])
+        vector = rehearsal_vector(PLAN.model_layout, PLAN.draft.seed)
+        self.model = folder / "initial.safetensors"
+        layout = json.dumps(PLAN.model_layout.to_json())
+        metadata = {"layout": layout, "expert_layout": "[]"}
+        tensors = PLAN.model_layout.unflatten(vector)
+        safetensors.numpy.save_file(tensors, self.model, metadata)
+
+    def draft(self, rounds: int, quorum: int = 2) -> Path:
+        path = self.folder / f"plan-{rounds}-{quorum}.toml"
+        path.write_text(DRAFT.format(rounds=rounds, quorum=quorum))
+        return path
+
+    async def say(self, *words: object) -> tuple[int, list[dict[str, Any]]]:
+        """Exit code of a command, and what it printed, a JSON value a line."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "coordinator", *map(str, words)),
+            *("--home", str(self.home), "--json"),
+            stdout=asyncio.subprocess.PIPE,
+            env=dict(os.environ),
+        )
+        printed, _ = await process.communicate()
+        return process.returncode or 0, [json.loads(line) for line in printed.splitlines()]
+
+    async def ask(self, *words: object) -> dict[str, Any]:
+        code, printed = await self.say(*words)
+        assert code == 0, printed
+        return printed[-1]
+
+    async def fail(self, error: type[Exception], *words: object) -> str:
+        code, printed = await self.say(*words)
+        assert code == error.exit_code, printed  # type: ignore[attr-defined]
+        return str(printed[-1]["error"]["what"])
+
+
+async def train(site: Site, stack: AsyncExitStack, run_id: str, plan: Plan) -> None:
+    """Approve, join, and deliver one round."""
+    telling = await stack.enter_async_context(site.instructions())
+    while (await anext(telling)).run_offer.run_id != run_id:
+        pass
+    await site.answer(run_id, plan)
+    await site.join(run_id, plan)
+    while (told := await anext(telling)).WhichOneof("kind") != "train":
+        pass
+    start = rehearsal_vector(plan.model_layout, plan.draft.seed)
+    payload = encoded_update(plan, site.name, 1, start)
+    await site.upload(site.header(told.train, plan, payload), payload)
+    while (await anext(telling)).WhichOneof("kind") != "round_closed":
+        pass
+
+
+@in_loop
+async def test_a_plan_is_submitted_started_and_watched_with_one_command(tmp_path: Path) -> None:
+    world = World(tmp_path / "home", A, B)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        desk = Desk(world, tmp_path)
+        operator = await stack.enter_async_context(hub.operator())
+        command = ("plan", "submit", desk.draft(3), "--model", desk.model, "--start", "--watch")
+        watching = asyncio.create_task(desk.say(*command))
+        runs: list[o.RunStatus] = []
+        while not (runs and runs[0].state == "running"):
+            await asyncio.sleep(0.1)
+            runs = list((await operator.call("ListRuns", o.ListRunsRequest())).runs)
+        site = await stack.enter_async_context(hub.site(A))
+        plan = hub.coordinator.conductor.plan(runs[0].run_id)
+        await site.answer(runs[0].run_id, plan)
+        await operator.call("AbortRun", o.AbortRunRequest(reason="enough"))
+        code, printed = await watching
+        assert code == RoundAbortedError.exit_code
+        assert printed[0]["run_id"] == runs[0].run_id
+        assert (printed[-2]["state"], printed[-2]["approved"]) == ("aborted", [A])
+        assert (printed[-2]["awaited"], printed[-2]["roster"]) == ([B], [A, B])
+        assert "enough" in printed[-1]["error"]["what"]
+
+
+@in_loop
+async def test_an_amended_run_goes_on_from_its_newest_model_with_another_roster(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path / "home", A, B, C)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        desk, conductor = Desk(world, tmp_path), hub.coordinator.conductor
+        roster = ("--site", A, "--site", B)
+        model = ("--model", desk.model)
+        run_id = (await desk.ask("plan", "submit", desk.draft(3), *model, *roster, "--start"))[
+            "run_id"
+        ]
+        plan = conductor.plan(run_id)
+        sites = [await stack.enter_async_context(hub.site(name)) for name in (A, B)]
+        await asyncio.gather(*(train(site, stack, run_id, plan) for site in sites))
+
+        assert C in await desk.fail(NotFoundError, "plan", "amend", run_id, "--remove", C)
+        why = await desk.fail(NotFoundError, "plan", "amend", run_id, "--add", "mallory")
+        assert "mallory" in why
+        await desk.fail(ConfigError, "plan", "amend", run_id, "--remove", B)
+        assert "no round is left" in await desk.fail(
+            StateError, "plan", "amend", run_id, desk.draft(1)
+        )
+        assert not conductor.run(run_id).over
+
+        said = await desk.ask(
+            "plan", "amend", run_id, "--add", C, "--remove", B, "--reason", "b left"
+        )
+        old, new = conductor.run(run_id), conductor.plan(said["run_id"])
+        assert (old.state, old.reason) == ("aborted", "amended: b left")
+        assert (new.roster, new.draft.rounds, said["rounds"]) == ((A, C), 2, 2)
+        assert new.initial_model == old.model_hash != plan.initial_model
+        assert new.continues is not None and new.continues.rounds_done == 1
+
+        again = await desk.ask("plan", "amend", said["run_id"], desk.draft(9))
+        assert conductor.plan(again["run_id"]).draft.rounds == 8
+        assert conductor.plan(again["run_id"]).roster == (A, C)
+        why = await desk.fail(StateError, "plan", "amend", said["run_id"])
+        assert "continued by" in why
+
+
+@in_loop
+async def test_a_completed_run_cannot_be_amended(tmp_path: Path) -> None:
+    world = World(tmp_path / "home", A, B)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        desk = Desk(world, tmp_path)
+        said = await desk.ask("plan", "submit", desk.draft(1), "--model", desk.model, "--start")
+        plan = hub.coordinator.conductor.plan(said["run_id"])
+        sites = [await stack.enter_async_context(hub.site(name)) for name in (A, B)]
+        await asyncio.gather(*(train(site, stack, said["run_id"], plan) for site in sites))
+        why = await desk.fail(StateError, "plan", "amend", said["run_id"], desk.draft(5))
+        assert "completed" in why
+        assert len(hub.coordinator.conductor.run_ids()) == 1
