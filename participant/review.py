@@ -160,8 +160,8 @@ def _exchange(plan: Plan, site: str) -> _Part:
             "After the run the operator may ask for the textural expert of this site's closed-set "
             f"model: {len(layout.tensors)} tensors, {layout.size:,} parameters, "
             f"{4 * layout.size:,} bytes, once.",
-            f"It would be sealed to each of {', '.join(others)}, who could open and keep it; the "
-            "coordinator only carries it and cannot open it.",
+            f"It would be sealed to each other site ({', '.join(others)}), which could open and keep it; "
+            "the coordinator only carries it and cannot open it.",
             "It was trained on this site's people alone. Every site has to say yes, with: "
             "fedpalm-participant exchange review, approve or refuse. Approving this plan is not "
             "that yes.",
@@ -256,8 +256,8 @@ def _verdict(desk: PlanDesk, plan: Plan) -> _Part:
     try:
         policy = desk.policy.current
     except PolicyError as error:
-        lines = ("The policy cannot be used: nothing is approved, trained or sent.", error.what)
-        return Section("This site's policy", lines), {
+        unusable = ("The policy cannot be used: nothing is approved, trained or sent.", error.what)
+        return Section("This site's policy", unusable), {
             "policy": {"verdict": "unreadable", "violations": [], "error": error.what}
         }
     found = violations(policy, plan)
