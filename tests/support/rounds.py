@@ -73,17 +73,17 @@ class Chain:
         return manifest
 
 
-def receipt_for(world: World, payload: OutgoingPayload, **changes: Any) -> SignedStatement:
+def receipt_for(world: World, sent: OutgoingPayload, /, **changes: Any) -> SignedStatement:
     """The coordinator's receipt for what ``north`` sent, with these fields changed."""
-    sealed = payload.kind is PayloadKind.SEALED_EXPERT
+    sealed = sent.kind is PayloadKind.SEALED_EXPERT
     values = {
         "federation": FEDERATION,
         "site": "north",
-        "payload": payload.kind.value,
-        "place": str(payload.place),
-        "recipient": payload.recipient.rpartition("/")[2] if sealed else "",
-        "payload_hash": payload.payload_hash.hex(),
-        "payload_bytes": payload.size,
+        "payload": sent.kind.value,
+        "place": str(sent.place),
+        "recipient": sent.recipient.rpartition("/")[2] if sealed else "",
+        "payload_hash": sent.payload_hash.hex(),
+        "payload_bytes": sent.size,
         "received_ms": 1,
     }
     said = PayloadReceipt.model_validate({**values, **changes})
