@@ -88,7 +88,6 @@ def _join(
 ) -> dict[str, Any]:
     # The network parts bring grpc, which most commands do without.
     from fedpalm.pki.invitation import read_invitation
-
     from fedpalm.transport.channel import EnrolmentConnection
 
     from ..enrolment import (
@@ -100,6 +99,7 @@ def _join(
         prepare_request,
         record_request,
     )
+    from ..renewal import end_of
 
     invitation = read_invitation(invitation_file)
     progress = Progress.load(home)
@@ -147,8 +147,12 @@ def _join(
         return _waiting(config, shown, invitation_file, home)
     chain, trust = issued
     anchors = accept_issued(config, invitation.anchors, trust, clock)
-    install_member(home, config, chain, anchors, clock)
+    identity = install_member(home, config, chain, anchors, clock)
     Progress(invitation.invitation_id, answered=True).save(home)
+    reporter.line(
+        f"{config.site} is a member of {config.federation}, its certificate lasts until "
+        f"{end_of(identity.leaf)}"
+    )
     return _member(home)
 
 

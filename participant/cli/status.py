@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.clock import SystemClock
@@ -50,7 +51,51 @@ def status(home: Path, as_json: bool) -> None:
             found |= _work(place, store)
         finally:
             store.close()
-    emit(found, as_json)
+    emit(found, as_json, _words(found))
+
+
+def _words(found: dict[str, Any]) -> Text:
+    """The same for a person: a line each, and only what there is something to say about."""
+    rows: list[tuple[str, str]] = [
+        ("site", f"{found['site']} of {found['federation']}, coordinator {found['coordinator']}"),
+        ("membership", found["state"]),
+    ]
+    if "asked_with" in found:
+        rows.append(("asked with", found["asked_with"]))
+    if "certificate_until" in found:
+        left = max(0.0, found["certificate_days_left"])
+        rows.append(("certificate", f"until {found['certificate_until']}, {left:g} days left"))
+        if found["certificate_warning"]:
+            rows.append(("warning", found["certificate_warning"]))
+        rows += [("trust anchor", anchor) for anchor in found["anchors"]]
+    policy = found["policy"]
+    rows.append(
+        ("policy", policy["error"] + "; " + policy["effect"])
+        if "error" in policy
+        else ("policy", f"{policy['source']} (fedpalm-participant policy says it in words)")
+    )
+    if "agent_running" in found:
+        rows.append(("agent", "running" if found["agent_running"] else "not running"))
+        if run := found["run"]:
+            reason = f" ({run['reason']})" if run["reason"] else ""
+            rows.append(
+                (
+                    "run",
+                    f"{run['run_id']}: {run['state']}{reason}, {run['method']}, trained round "
+                    f"{run['trained_round']} of {run['rounds']}, {run['updates_delivered']} delivered",
+                )
+            )
+        rows += [
+            ("plan waits", f"{name}: fedpalm-participant review {name}")
+            for name in found["plans_waiting"]
+        ]
+        rows += [
+            ("exchange", f"{one['exchange_id']}: {one['state']}") for one in found["exchanges"]
+        ]
+        rows.append(("log", f"{found['log_entries']} entries"))
+    if "next" in found:
+        rows.append(("next", found["next"]))
+    return Text("\n".join(f"{name:<13}  {value}" for name, value in rows))
 
 
 def _membership(home: Home) -> dict[str, Any]:

@@ -325,6 +325,11 @@ def test_status_tells_the_run_and_whether_an_agent_runs(trained):
     run = _json("status", "--home", trained.path)["run"]
     assert (run["run_id"], run["state"], run["trained_round"]) == ("toy-1", "completed", 2)
     assert run["updates_delivered"] == 2
+    told = _call("status", "--home", trained.path)
+    assert "toy-1: completed, fedpalm, trained round 2 of 2, 2 delivered" in told
+    assert "days left" in told
+    trained.policy.write_text("min_cohort = 1\n")
+    assert "nothing is approved, trained or sent" in _call("status", "--home", trained.path)
     with trained.lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert _json("status", "--home", trained.path)["agent_running"]
