@@ -122,7 +122,10 @@ class Agent:
                     await self._connected()
                 except Ended as end:
                     return end.outcome
-                except (UnavailableError, DeadlineError, ResourceError, HashMismatchError) as error:
+                except (
+                    *(UnavailableError, DeadlineError, ResourceError, HashMismatchError),
+                    PolicyError,
+                ) as error:
                     await self._wait_after(error)
                 except FedPalmError as error:
                     if type(error) is not FedPalmError:
@@ -210,6 +213,8 @@ class Agent:
                     await self._exchanges.answer(link, exchange_id)
                 except RevokedError:
                     raise
+                except PolicyError:
+                    break  # told by the watch on the policy; the answer stays to be sent
                 except (StateError, RefusedError, NotFoundError) as error:
                     self._desk.book.set_answered(exchange_id, True)
                     self._report.line(f"exchange {exchange_id}: answer not taken: {error.what}")

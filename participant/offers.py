@@ -75,6 +75,7 @@ class OfferWorker:
             case "round_closed":
                 self._mentioned.add(instruction.round_closed.ref.run_id)
             case "run_ended":
+                self._mentioned.add(instruction.run_ended.run_id)
                 self._ended.add(instruction.run_ended.run_id)
                 self._open.pop(instruction.run_ended.run_id, None)
 
@@ -133,7 +134,7 @@ class OfferWorker:
         stamp = self._desk.policy.stamp
         if stamp != self._policy_seen:
             self._policy_seen = stamp
-            for run_id in sorted(self._mentioned):
+            for run_id in sorted(self._mentioned - self._ended):
                 if self._desk.book.get(run_id) is not None:
                     self._consider(run_id)
 
@@ -163,6 +164,8 @@ class OfferWorker:
                 await link.answer_plan(run_id, self._desk.answer_to_send(run_id))
             except RevokedError:
                 raise
+            except PolicyError as error:
+                self._tell_once(run_id, f"the {word} is not sent: {error.what}")
             except (
                 StateError,
                 RefusedError,
@@ -189,7 +192,9 @@ class OfferWorker:
             await self._join(link, run_id)
         except PlanNotApprovedError as error:
             await self._not_approved_there(run_id, error)
-        except (StateError, NotFoundError, PolicyError) as error:
+        except PolicyError as error:
+            self._tell_once(run_id, f"not joined: {error.what}")
+        except (StateError, NotFoundError) as error:
             self._open.pop(run_id, None)
             self._report.line(f"run {run_id}: not joined: {error.what}")
 

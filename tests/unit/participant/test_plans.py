@@ -583,6 +583,35 @@ async def test_a_policy_that_becomes_stricter_takes_an_approval_back(world):
     assert (answer.answer, answer.by, answer.number) == ("refuse", "policy", 2)
 
 
+@in_loop
+async def test_a_refusal_that_the_policy_keeps_from_leaving_is_sent_when_it_can_be(world):
+    world.policy = "auto_approve = true\n"
+    coordinator = _coordinator(world)
+    coordinator.expected = ("north", "west")
+    site, home = world.site("north")
+    async with _running(site, coordinator):
+        await _until(lambda: coordinator.deliveries)
+        home.policy.write_text("max_mb_per_day = 'none'\n")
+        person = _person(site)
+        person.desk.plans.refuse(RUN)
+        person.store.close()
+        await _told(site, "policy.toml: max_mb_per_day")
+        home.policy.write_text("auto_approve = true\n")
+        await _told(site, "this site's refusal was sent")
+    assert coordinator.answers["north", RUN].answer == "refuse"
+
+
+@in_loop
+async def test_a_policy_that_was_wrong_from_the_start_is_waited_for(world):
+    world.policy = "auto_approve = 7\n"
+    coordinator = _coordinator(world)
+    site, home = world.site("north")
+    async with _running(site, coordinator) as task:
+        await _told(site, "policy.toml: auto_approve")
+        home.policy.write_text("auto_approve = true\n")
+        assert (await task).completed
+
+
 # --- amended plans --------------------------------------------------------------------------------
 
 
