@@ -1,4 +1,4 @@
-"""The two identities that live in a coordinator's home: its own and its operator's, made and kept by its CA.
+"""The two identities in a coordinator's home: its own and its operator's, made and kept by its CA.
 
 What is issued is registered before it is installed: nobody ever calls with a certificate that the registry
 does not know.

@@ -76,7 +76,7 @@ class Authority:
     anchors: tuple[x509.Certificate, ...]
     handovers: tuple[x509.Certificate, ...]
     issuing: x509.Certificate
-    issuing_key: TlsKey = field(repr=False)
+    issuing_key: TlsKey = field(repr=False, compare=False)
 
     @property
     def trust(self) -> TrustBundle:

@@ -11,9 +11,9 @@ ca.pem        0644  the federation's trust anchors: the pinned trust
 ca.past.pem   0644  anchors that were pinned once: for old statements alone
 ============  ====  =================================================================
 
-A renewal comes into force when ``tls.pem`` is replaced: whoever loads the identity next finds the leaf to be
-that of ``tls.next.key`` and gives that key its name. Anchors are added before a leaf that needs them and
-dropped after a leaf that needed them. So every moment shows a whole identity, and a crash leaves one.
+A renewal comes into force when ``tls.pem`` is replaced: whoever loads the identity next finds the leaf
+to be that of ``tls.next.key`` and gives that key its name. Anchors are added before a leaf that needs
+them and dropped after a leaf that needed them. So a crash at any moment leaves a whole identity.
 """
 
 from __future__ import annotations

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import shutil
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from unittest import mock
 
 import pytest
 from cryptography import x509
@@ -45,6 +50,48 @@ class Federation:
             ip_addresses=[ipaddress.ip_address("127.0.0.1")] if hosts else [],
         )
         return Person(identity, tls_key, signing_key, leaf)
+
+
+class Crash(BaseException):
+    """The process is gone: no handler of errors may run on it."""
+
+
+def crashes(folder: Path, work: Callable[[Path], object], scratch: Path) -> Iterator[Path]:
+    """Copies of ``folder``, each with ``work`` cut off before or after another of its changes.
+
+    A change is what gives a file its name: a link or a replacement. Ends when ``work`` has come to its
+    end undisturbed.
+    """
+    link, replace = os.link, Path.replace
+    for number in range(100):
+        place = scratch / f"crash-{number}"
+        shutil.copytree(folder, place)
+        left = number
+
+        def cut(change: Callable[..., object]) -> Callable[..., object]:
+            def doing(*arguments: object, **options: object) -> object:
+                nonlocal left
+                left -= 1
+                if left == -1:
+                    raise Crash
+                done = change(*arguments, **options)
+                left -= 1
+                if left == -1:
+                    raise Crash
+                return done
+
+            return doing
+
+        with mock.patch("os.link", cut(link)), mock.patch.object(Path, "replace", cut(replace)):
+            try:
+                work(place)
+            except Crash:
+                pass
+            else:
+                assert number > 1, "nothing was changed"
+                return
+        yield place
+    raise AssertionError("the work never comes to its end")
 
 
 @pytest.fixture(scope="session")

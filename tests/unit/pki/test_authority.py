@@ -146,7 +146,10 @@ def test_certificates_of_another_ca_are_refused_on_loading(
 ):
     folder = tmp_path / "ca"
     save_authority(folder, federation.authority, federation.root_key)
-    other = {"anchors.pem": stranger.authority.anchors[0], "issuing.pem": stranger.authority.issuing}
+    other = {
+        "anchors.pem": stranger.authority.anchors[0],
+        "issuing.pem": stranger.authority.issuing,
+    }
     (folder / swapped).write_bytes(pem_of([other[swapped]]))
     with pytest.raises(IdentityError):
         load_authority(folder)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpalm.errors import IdentityError
-from fedpalm.pki.profile import federation_of
 from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.identity import Identity, Role, identity_of
 from fedpalm.pki.keys import new_tls_key
+from fedpalm.pki.profile import federation_of
 
 labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 
@@ -123,4 +123,4 @@ def test_a_leaf_is_not_taken_for_a_ca_of_a_federation(site):
 def test_fingerprints_differ_between_certificates_and_read_in_groups_of_four(federation, site):
     text = fingerprint(site.leaf)
     assert [len(group) for group in text.split(" ")] == [4] * 16
-    assert text == fingerprint(site.leaf) != fingerprint(federation.authority.root)
+    assert text == fingerprint(site.leaf) != fingerprint(federation.authority.anchors[0])
