@@ -105,6 +105,7 @@ class EnrolmentListener:
         self._identity, self._address, self._bound = identity, address, bound
         self._service, self._clock = service, clock
         self._server: EnrolmentServer | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._not_before = 0.0
         if not address.endswith(":0"):
             self._write(address)
@@ -116,26 +117,35 @@ class EnrolmentListener:
         return self._server is not None
 
     async def follow(self, wanted: bool) -> None:
-        """Be open if ``wanted``, and closed if not; an address that is taken is tried again later."""
-        if (
-            wanted
-            and self._server is None
-            and asyncio.get_running_loop().time() >= self._not_before
-        ):
+        """Be open if ``wanted``, and closed if not; an address that is taken is tried again later.
+
+        Does not wait for calls that are under way: whoever holds one open delays nothing else.
+        """
+        if not wanted:
+            self._close()
+        elif self._server is None and self._may_open():
             try:
                 await self._open()
             except (UnavailableError, IdentityError) as error:
                 log.error("enrolment: %s; trying again in %g s", error.what, RETRY_S)
                 self._not_before = asyncio.get_running_loop().time() + RETRY_S
-        elif not wanted and self._server is not None:
-            await self.close()
 
     async def close(self) -> None:
-        """Let calls under way have their answers, then stop listening."""
+        """Let calls under way have their answers, and stop listening."""
+        self._close()
+        if self._closing is not None:
+            await self._closing
+
+    def _close(self) -> None:
         server, self._server = self._server, None
         if server is not None:
-            await server.stop(STOP_GRACE_S)
+            self._closing = asyncio.create_task(server.stop(STOP_GRACE_S))
             log.info("enrolment: closed, no invitation waits for anybody")
+
+    def _may_open(self) -> bool:
+        # While the last listener ends, its port is not free.
+        ended = self._closing is None or self._closing.done()
+        return ended and asyncio.get_running_loop().time() >= self._not_before
 
     async def _open(self) -> None:
         """Raises UnavailableError, IdentityError."""

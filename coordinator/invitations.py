@@ -189,16 +189,17 @@ class Invitations:
         Raises:
             InvitationRefusedError: always with the same words.
         """
+        # Looked at before anything is locked: a stranger's guess holds up nobody.
+        found = self._store.query(
+            "SELECT token_hash FROM invitations WHERE invitation_id = ?", invitation_id
+        )
+        # An unknown invitation is compared with, too: the answer takes as long.
+        right = hmac.compare_digest(found[0][0] if found else bytes(32), token_hash(token))
+        if not found:
+            raise InvitationRefusedError("no such invitation")
+        if not right:
+            raise InvitationRefusedError("the token is wrong")
         with self._store.transaction("claim of an invitation") as db:
-            found = db.execute(
-                "SELECT token_hash FROM invitations WHERE invitation_id = ?", (invitation_id,)
-            ).fetchone()
-            # An unknown invitation is compared with, too: the answer takes as long.
-            right = hmac.compare_digest(found[0] if found else bytes(32), token_hash(token))
-            if found is None:
-                raise InvitationRefusedError("no such invitation")
-            if not right:
-                raise InvitationRefusedError("the token is wrong")
             row = self._row(invitation_id)
             if asks_for.role is not Role.PARTICIPANT or asks_for.name != row.site:
                 raise InvitationRefusedError(f"for site {row.site}, and the request is {asks_for}")

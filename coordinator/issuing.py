@@ -32,5 +32,17 @@ class IssuingDesk:
             ) from error
 
     def trust(self) -> TrustBundle:
-        """The federation's trust anchors at present, and what leads from each to the next."""
-        return load_trust(self._folder)
+        """The federation's trust anchors at present, and what leads from each to the next.
+
+        Raises:
+            StateError: they cannot be read.
+        """
+        try:
+            return load_trust(self._folder)
+        except IdentityError as error:
+            log.error("the trust anchors cannot be told: %s", error.what)
+            raise StateError(
+                "the coordinator cannot read its trust anchors",
+                safe="whoever has pinned them goes on with them",
+                next_step="the coordinator's log says what is wrong with its files",
+            ) from error

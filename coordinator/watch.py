@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from fedpalm.errors import KeyFileError
 from fedpalm.pki.bundle import TLS_CHAIN, chain_from_pem
 from fedpalm.pki.files import read_public
 
@@ -80,8 +81,15 @@ def endings(home: Home, now: float) -> list[str]:
     )
     lines = []
     for path, what, early, command in watched:
-        if path.exists() and (left := _left(path, now)) < early:
-            end = "has ended" if left <= timedelta(0) else f"ends in {max(left.days, 0)} days"
+        if not path.exists():
+            continue
+        try:
+            left = _left(path, now)
+        except KeyFileError as error:
+            lines.append(f"{what} cannot be read: {error.what}")
+            continue
+        if left < early:
+            end = "has ended" if left <= timedelta(0) else f"ends in {left.days} days"
             lines.append(f"{what} {end}: fedpalm-coordinator {command}")
     return lines
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
-from fedpalm.pki.invitation import new_invitation, write_invitation
 from rich.table import Table
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.errors import KeyFileError
 from fedpalm.ids import site_id
 from fedpalm.pki.authority import load_trust
+from fedpalm.pki.invitation import new_invitation, write_invitation
 
 from ..config import Home
 from ..invitations import Invitations
@@ -127,7 +128,7 @@ def _list(place: Home, as_json: bool) -> None:
     now = now_ms()
     with store_of(place) as store:
         found = Invitations(store).all()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "invitation": row.invitation_id,
             "site": row.site,
@@ -143,11 +144,11 @@ def _list(place: Home, as_json: bool) -> None:
     table = Table("site", "state", "made", "until", "invitation", "reason")
     for row in rows:
         table.add_row(
-            str(row["site"]),
-            str(row["state"]),
-            when(int(row["created_ms"])),
-            when(int(row["expires_ms"])),
-            str(row["invitation"]),
-            str(row["reason"]),
+            row["site"],
+            row["state"],
+            when(row["created_ms"]),
+            when(row["expires_ms"]),
+            row["invitation"],
+            row["reason"],
         )
     emit({"invitations": rows}, as_json, table)

@@ -135,7 +135,9 @@ def reject(site: str, reason: str, home: Path, as_json: bool) -> None:
     with store_of(place) as store:
         invitations, now = Invitations(store), now_ms()
         row = invitations.waiting_for(site, now)
-        invitations.reject(row, reason[:500], at_ms=now, operator=operator_name(place))
+        # The contract counts bytes.
+        said = reason.encode()[:500].decode(errors="ignore")
+        invitations.reject(row, said, at_ms=now, operator=operator_name(place))
     emit({"site": site, "state": "rejected", "request_fingerprint": _fingerprint(row)}, as_json)
 
 
@@ -199,8 +201,8 @@ def revoke(site: str, reason: str, home: Path, as_json: bool) -> None:
     """
     place = Home(home)
     with store_of(place) as store:
-        Registry(store).revoke(site, reason[:500], at_ms=now_ms(), operator=operator_name(place))
-    emit({"site": site, "state": "revoked", "reason": reason[:500]}, as_json)
+        Registry(store).revoke(site, reason, at_ms=now_ms(), operator=operator_name(place))
+    emit({"site": site, "state": "revoked", "reason": reason}, as_json)
 
 
 # --- inside ---------------------------------------------------------------------------------------

@@ -392,6 +392,7 @@ async def test_a_newcomer_gets_in_over_the_network_and_the_port_closes_behind_it
         assert between and trust.anchors == ca.authority.anchors
         port.desk.registry.authorise(member, port.now_ms())
         await port.follow()
+        await port.listener.close()
         assert not port.answers()
         with pytest.raises(UnavailableError):
             await port.enrol(invited, amber.request)
@@ -482,6 +483,41 @@ async def test_two_newcomers_at_once_one_of_whom_has_the_invitation(
         winners = [one for one in results if isinstance(one, pb.EnrolReply)]
         assert len(winners) == 1
         assert {type(one) for one in results if one is not winners[0]} == {InvitationError}
+
+
+@in_loop
+async def test_a_newcomer_who_holds_its_call_open_delays_neither_the_watch_nor_the_next_one(
+    tmp_path: Path, ca: TestAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, held = asyncio.Event(), asyncio.Event()
+
+    async def slow(*_: object) -> pb.EnrolReply:
+        entered.set()
+        await held.wait()
+        return pb.EnrolReply(retry_after_ms=1)
+
+    monkeypatch.setattr(EnrolmentService, "Enrol", slow)
+    async with port_of(tmp_path, ca) as port:
+        invited = port.invite("amber")
+        await port.follow()
+        before = port.address
+        call = asyncio.create_task(port.enrol(invited, Newcomer.named("amber").request))
+        await entered.wait()
+        port.desk.invitations.cancel("amber", at_ms=port.now_ms(), operator="olga")
+        async with asyncio.timeout(1):
+            await port.follow()
+        assert not port.listener.is_open
+        port.invite("birch")
+        async with asyncio.timeout(1):
+            await port.follow()
+        assert not port.listener.is_open
+        held.set()
+        assert (await call).retry_after_ms == 1
+        async with asyncio.timeout(20):
+            while not port.listener.is_open:
+                await asyncio.sleep(0.05)
+                await port.follow()
+        assert port.address == before and port.answers()
 
 
 @in_loop

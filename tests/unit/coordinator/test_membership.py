@@ -362,6 +362,10 @@ def test_what_ends_soon_is_named_with_the_command_that_helps(world: World) -> No
     assert "the operator's certificate ends in 12 days" in line and "renew" in line
     lines = endings(world.home, now + timedelta(days=29).total_seconds())
     assert len(lines) == 2 and "the operator's certificate has ended" in lines[1]
+    (world.home.operator / TLS_CHAIN).write_bytes(b"damaged")
+    (line,) = endings(world.home, now)
+    assert "cannot be read" in line
+    (world.home.operator / TLS_CHAIN).unlink()
     ca_end = world.authority.authority.issuing.not_valid_after_utc.timestamp()
     *_, line = endings(world.home, ca_end - timedelta(days=28, minutes=1).total_seconds())
     assert "the issuing CA ends in 28 days" in line and "ca rotate" in line

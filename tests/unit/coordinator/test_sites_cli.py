@@ -293,6 +293,16 @@ def test_a_rejected_request_is_over(home: Home, tmp_path: Path) -> None:
     assert (row["state"], row["reason"]) == ("rejected", "another fingerprint")
 
 
+def test_a_long_reason_is_cut_to_what_the_contract_can_carry(home: Home, tmp_path: Path) -> None:
+    place = Place(tmp_path / "amber", "amber")
+    claim(home, invited(home, tmp_path, "amber")[0], place)
+    reason = "x" + "\N{GREEK SMALL LETTER PI}" * 400
+    done("sites", "reject", "amber", "--reason", reason, "--home", home.root)
+    (row,) = done("invite", "--list", "--home", home.root)["invitations"]
+    assert row["reason"] == reason[:250]
+    assert len(row["reason"].encode()) == 499
+
+
 # --- sign -----------------------------------------------------------------------------------------
 
 

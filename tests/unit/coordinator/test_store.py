@@ -103,6 +103,9 @@ def test_changes_from_outside_are_told_from_ones_own(path: Path) -> None:
         changed = store.outside_changes()
         assert changed != before
         assert store.outside_changes() == changed
+        other.operator_event(3, "olga", "abort", "r")
+        store.operator_event(4, "olga", "start", "r")
+        assert store.outside_changes() != changed
 
 
 def test_every_column_of_the_schema_says_what_it_holds() -> None:
