@@ -36,6 +36,9 @@ from .config import Home
 from .registry import Registry
 from .store import Store
 
+NEW_ANCHOR = "new anchor"
+"""In ``operator_events``: a rotation has added a trust anchor."""
+
 
 def own_folders(place: Home) -> tuple[tuple[Path, Role], ...]:
     """Where the home keeps whose keys."""
@@ -138,7 +141,13 @@ def sites_behind(authority: Authority, store: Store) -> list[str]:
     handed = [one for one in authority.handovers if handed_to(one) == newest]
     if not handed:
         return []
-    since_ms = round((handed[-1].not_valid_before_utc + BACKDATE).timestamp() * 1000)
+    # The handover says it to the second; the record of the rotation, if it was written, to the moment.
+    handed_ms = round((handed[-1].not_valid_before_utc + BACKDATE).timestamp() * 1000)
+    ((since_ms,),) = store.query(
+        "SELECT max(?, coalesce(max(at_ms), 0)) FROM operator_events WHERE action = ?",
+        handed_ms,
+        NEW_ANCHOR,
+    )
     rows = store.query(
         "SELECT site FROM sites WHERE state = 'active' AND NOT EXISTS (SELECT 1 FROM certificates "
         "WHERE role = 'participant' AND name = site AND issued_ms >= ? AND used_ms > 0) "

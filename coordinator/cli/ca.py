@@ -25,7 +25,7 @@ from fedpalm.pki.fingerprint import fingerprint
 
 from ..config import Home
 from ..founding import finish, require_founded, waiting_founding
-from ..own import anchors_behind, follow_anchors, renew_own, sites_behind
+from ..own import NEW_ANCHOR, anchors_behind, follow_anchors, renew_own, sites_behind
 from ..store import Store
 from .local import now_ms, operator_name, store_of
 from .setup import institution_must_sign
@@ -71,9 +71,9 @@ def rotate(root: bool, home: Path, as_json: bool) -> None:
         # An earlier run may have ended between the CA and the identities of this home.
         if not (root and authority.settled and anchors_behind(place, authority)):
             authority = (rotate_root if root else rotate_issuing)(place.authority, now)
+        _record(place, store, NEW_ANCHOR if root else "rotate", fingerprint(authority.issuing))
         follow_anchors(place, authority)
         renew_own(place, authority, store, now)
-        _record(place, store, "rotate", "root" if root else "issuing CA")
         emit({**_shown(place, authority, store), "next": _after(place, authority)}, as_json)
 
 
@@ -97,8 +97,9 @@ def install(issuing: Path, home: Path, as_json: bool) -> None:
     if founding is not None:
         finish(place, founding, authority, now)
     with store_of(place) as store:
+        if anchors_behind(place, authority):
+            _record(place, store, NEW_ANCHOR, fingerprint(authority.issuing))
         follow_anchors(place, authority)
-        _record(place, store, "install issuing CA", fingerprint(authority.issuing))
         emit({**_shown(place, authority, store), "next": _after(place, authority)}, as_json)
 
 
