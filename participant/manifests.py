@@ -14,7 +14,6 @@ from fedpalm.errors import (
     ForkError,
     IdentityError,
     NotOnRosterError,
-    PolicyError,
     ProtocolError,
     StaleRoundError,
     WrongRoleError,
@@ -128,7 +127,7 @@ class ManifestBook:
             ForkError: it contradicts what was accepted before; logged and kept as evidence.
             HashMismatchError, StaleRoundError, NotOnRosterError: as in :func:`follow`; an earlier one
                 again; a cohort without this site.
-            PolicyError: the plan, or the size of the cohort, is beyond this site's limits.
+            PolicyError: the plan, and so the cohort, is beyond this site's limits.
         """
         now = self._store.clock.now()
         at = signed.last_valid(now) if missed else now
@@ -174,22 +173,15 @@ class ManifestBook:
 
         Raises:
             NotOnRosterError: this site is not in the cohort.
-            PolicyError: the plan, or the size of the cohort, is beyond this site's limits.
+            PolicyError: the plan, and so the cohort, is beyond this site's limits.
         """
-        where = f"run {manifest.run}, {manifest.ref}"
         if self._site not in manifest.cohort:
             raise NotOnRosterError(
-                f"{where}: {self._site} is not in the cohort", safe="nothing was trained or sent"
-            )
-        policy = self._policy.current
-        require_allowed(policy, plan)
-        if len(manifest.cohort) < policy.min_cohort:
-            raise PolicyError(
-                f"{where}: a cohort of {len(manifest.cohort)} sites; this site's policy asks for "
-                f"{policy.min_cohort} (min_cohort)",
+                f"run {manifest.run}, {manifest.ref}: {self._site} is not in the cohort",
                 safe="nothing was trained or sent for it",
-                next_step="ask the operator why sites are missing, or change the policy",
             )
+        # That includes min_cohort: the plan's quorum is no smaller, and no cohort is below the quorum.
+        require_allowed(self._policy.current, plan)
 
     def agreed(self, place: Place, plan: Plan) -> RoundManifest:
         """The manifest of an attempt, if an update may leave for it.

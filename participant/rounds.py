@@ -8,6 +8,7 @@ a lost connection does not stop it and a new one finds it again.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from fedpalm.errors import (
     FedPalmError,
@@ -41,6 +42,18 @@ STOP_GRACE_S = 5.0
 COUNTERSIGNATURE_POLL_S = 0.5
 
 
+@dataclass(frozen=True)
+class _Target:
+    """What the coordinator wants at present: a second manifest for the same attempt is something else."""
+
+    place: Place
+    statement: bytes
+
+    @classmethod
+    def of(cls, order: wire.TrainRound) -> _Target:
+        return cls(_place(order.ref), bytes(order.manifest.statement))
+
+
 class RunWorker:
     """Follows the instructions that are about runs and rounds."""
 
@@ -56,7 +69,7 @@ class RunWorker:
         self._config, self._store, self._gate = config, store, gate
         self._trainer, self._report, self._exit_after = trainer, report, exit_after
         self._manifests = gate.manifests
-        self._target: Place | None = None
+        self._target: _Target | None = None
         self._training: tuple[tuple[str, int], asyncio.Task[StoredUpdate]] | None = None
         self.abandoned_training = False
 
@@ -68,7 +81,7 @@ class RunWorker:
         """Take note of an instruction as it arrives, while an earlier one is still followed."""
         kind = instruction.WhichOneof("kind")
         if kind == "train":
-            self._target = _place(instruction.train.ref)
+            self._target = _Target.of(instruction.train)
         elif kind in ("round_closed", "run_ended"):
             self._target = None
 
@@ -95,7 +108,7 @@ class RunWorker:
     async def _on_train(self, link: Link, order: wire.TrainRound) -> None:
         manifest = await self._accepted(link, order)
         if manifest is not None:
-            await self._carry_out(link, _place(order.ref), manifest)
+            await self._carry_out(link, _Target.of(order), manifest)
 
     async def _accepted(self, link: Link, order: wire.TrainRound) -> RoundManifest | None:
         """The manifest that this site is asked to follow; None if it is not one to follow.
@@ -144,10 +157,11 @@ class RunWorker:
             self._refused(place, error)
             return None
 
-    async def _carry_out(self, link: Link, place: Place, manifest: RoundManifest) -> None:
+    async def _carry_out(self, link: Link, target: _Target, manifest: RoundManifest) -> None:
         """Countersign, train if that is to be done, and send once enough sites have signed the same."""
+        place = target.place
         run = self._joined(place.run)
-        if place != self._target:
+        if target != self._target:
             return
         model_hash = bytes.fromhex(manifest.model_hash)
         await link.countersign(place, self._manifests.countersign(manifest))
@@ -159,7 +173,7 @@ class RunWorker:
                 f"round {place.round} was trained from another global model; it is not trained twice",
                 safe="the stored update was not sent",
             )
-        if not await self._countersigned(link, place, manifest, run.plan.draft.quorum):
+        if not await self._countersigned(link, target, manifest, run.plan.draft.quorum):
             self._report.line(f"round {place.round}: over before this site's update was sent")
             return
         payload = await asyncio.to_thread(
@@ -170,21 +184,21 @@ class RunWorker:
         self._report.line(f"round {place.round}: update delivered, {payload.size} bytes")
 
     async def _countersigned(
-        self, link: Link, place: Place, manifest: RoundManifest, quorum: int
+        self, link: Link, target: _Target, manifest: RoundManifest, quorum: int
     ) -> bool:
-        """Wait until ``quorum`` sites have signed this very manifest; False if its attempt is over.
+        """Wait until ``quorum`` sites have signed this very manifest; False if something else is asked.
 
         Raises:
             ForkError: a site has signed another one.
         """
-        while place == self._target:
-            for signed in await link.fetch_countersignatures(place):
+        while target == self._target:
+            for signed in await link.fetch_countersignatures(target.place):
                 self._manifests.take_countersignature(manifest, signed)
             signers = self._manifests.countersigned_by(manifest)
             if len(signers) >= quorum:
-                return place == self._target
+                return target == self._target
             self._report.working(
-                f"round {place.round}: {len(signers)} of {quorum} sites have signed the manifest"
+                f"round {manifest.round}: {len(signers)} of {quorum} sites have signed the manifest"
             )
             await asyncio.sleep(COUNTERSIGNATURE_POLL_S)
         return False
