@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import sys
@@ -10,8 +11,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 import safetensors.numpy
+from rich.console import Console
 
+from coordinator.cli.view import run_line, run_text
 from fedpalm.errors import ConfigError, NotFoundError, RoundAbortedError, StateError
 from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.plan import Plan
@@ -171,3 +175,24 @@ async def test_a_completed_run_cannot_be_amended(tmp_path: Path) -> None:
         why = await desk.fail(StateError, "plan", "amend", said["run_id"], desk.draft(5))
         assert "completed" in why
         assert len(hub.coordinator.conductor.run_ids()) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        ("running", "1 of 3: amber; refused: birch; waiting for cedar"),
+        ("aborted", "1 of 3: amber; refused: birch"),
+    ],
+)
+def test_a_person_sees_who_has_approved_and_who_is_waited_for(state: str, line: str) -> None:
+    status = o.RunStatus(
+        state=state, roster=["amber", "birch", "cedar"], approved=["amber"], refused=["birch"]
+    )
+    console = Console(width=120, file=io.StringIO(), highlight=False)
+    console.print(run_text(status))
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert [one.strip() for one in printed.splitlines() if "approved" in one] == [
+        f"approved  {line}"
+    ]
+    assert "approved 1/3" in run_line(status)
