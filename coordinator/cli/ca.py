@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 from cryptography import x509
+from rich.table import Table
+from rich.text import Text
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
-from fedpalm.errors import RefusedError
+from fedpalm.errors import RefusedError, StateError
 from fedpalm.pki.authority import Authority, load_authority
 from fedpalm.pki.custody import (
     install_issuing,
@@ -48,7 +50,7 @@ def show(home: Path, as_json: bool) -> None:
     place = _founded(home)
     with store_of(place) as store:
         authority = load_authority(place.authority)
-        emit(_shown(place, authority, store), as_json)
+        _emit(_shown(place, authority, store), as_json)
 
 
 @ca.command()
@@ -74,7 +76,7 @@ def rotate(root: bool, home: Path, as_json: bool) -> None:
         _record(place, store, NEW_ANCHOR if root else "rotate", fingerprint(authority.issuing))
         follow_anchors(place, authority)
         renew_own(place, authority, store, now)
-        emit({**_shown(place, authority, store), "next": _after(place, authority)}, as_json)
+        _emit({**_shown(place, authority, store), "next": _after(place, authority)}, as_json)
 
 
 @ca.command()
@@ -100,7 +102,7 @@ def install(issuing: Path, home: Path, as_json: bool) -> None:
         if anchors_behind(place, authority):
             _record(place, store, NEW_ANCHOR, fingerprint(authority.issuing))
         follow_anchors(place, authority)
-        emit({**_shown(place, authority, store), "next": _after(place, authority)}, as_json)
+        _emit({**_shown(place, authority, store), "next": _after(place, authority)}, as_json)
 
 
 @ca.command()
@@ -130,7 +132,7 @@ def retire(cut_off: bool, home: Path, as_json: bool) -> None:
             authority = retire_anchor(place.authority)
         follow_anchors(place, authority)
         _record(place, store, "retire", "cut off" if cut_off else "")
-        emit(_shown(place, authority, store), as_json)
+        _emit(_shown(place, authority, store), as_json)
 
 
 @click.command()
@@ -142,10 +144,16 @@ def renew(home: Path, as_json: bool) -> None:
     place, now = _founded(home), time.time()
     with store_of(place) as store:
         authority = load_authority(place.authority)
+        if authority.external and len(authority.anchors) > 1:
+            raise StateError(
+                "a new certificate would be under the newer anchor, which not every site knows yet",
+                safe="the present certificates stay as they are",
+                next_step="fedpalm-coordinator ca retire, which renews them, too",
+            )
         follow_anchors(place, authority)
         leaves = renew_own(place, authority, store, now)
         _record(place, store, "renew", ", ".join(fingerprint(leaf) for leaf in leaves))
-        emit(
+        _emit(
             {
                 role: {"fingerprint": fingerprint(leaf), "valid_until": _end(leaf)}
                 for role, leaf in zip(("coordinator", "operator"), leaves, strict=True)
@@ -183,6 +191,26 @@ def _shown(place: Home, authority: Authority, store: Store) -> dict[str, Any]:
     if len(authority.anchors) > 1:
         shown["not_renewed_yet"] = sites_behind(authority, store)
     return shown
+
+
+def _emit(shown: dict[str, Any], as_json: bool) -> None:
+    """As JSON, or for people with a certificate's name, end and fingerprint below each other."""
+    table = Table.grid(padding=(0, 2))
+    for key, value in shown.items():
+        title = Text(key.replace("_", " "), style="bold")
+        for line in _lines(value):
+            table.add_row(title, Text(line))
+            title = Text("")
+    emit(shown, as_json, table)
+
+
+def _lines(value: object) -> list[str]:
+    if isinstance(value, dict):
+        name = f"{value['subject']}, " if "subject" in value else ""
+        return [f"{name}until {value['valid_until']}", str(value["fingerprint"])]
+    if isinstance(value, list):
+        return [line for one in value for line in _lines(one)] or ["none"]
+    return [str(value)]
 
 
 def _listed(certificates: Sequence[x509.Certificate]) -> list[dict[str, str]]:

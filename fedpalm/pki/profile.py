@@ -97,6 +97,7 @@ def issuing_request(federation: str, key: TlsKey) -> x509.CertificateSigningRequ
         .add_extension(x509.BasicConstraints(ca=True, path_length=ISSUING_DEPTH), critical=True)
         .add_extension(key_usage(ca=True), critical=True)
         .add_extension(_federation_name(federation), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
 

@@ -335,6 +335,17 @@ def test_sites_connect_before_during_and_after_a_rotation_of_the_root(home: Home
     assert _dial(hub, _pinning(amber, both)) != "ok"
 
 
+def test_people_are_shown_fingerprints_whole(home: Home) -> None:
+    answer("ca", "rotate", "--root", "--home", home.root)
+    text = invoke("ca", "show", "--home", home.root).output
+    authority = load_authority(home.authority)
+    for one in (*authority.anchors, authority.issuing):
+        assert fingerprint(one) in text
+    assert "{" not in text and "root.key" in text
+    assert fingerprint(own(home)[0].leaf) not in text
+    assert "operator" in invoke("renew", "--home", home.root).output
+
+
 # --- an institution's CA -----------------------------------------------------------------------------
 
 
@@ -421,6 +432,8 @@ def test_the_next_issuing_ca_of_an_institution_overlaps_with_the_one_before(tmp_
     hub = own(home)[0]
     # Its certificate stays: no chain leads from a new one to the anchor that sites still pin alone.
     assert hub.leaf == before.leaf and len(hub.anchors) == 2
+    code, said = error("renew", "--home", folder)
+    assert code == StateError.exit_code and "ca retire" in said["next_step"]
     assert _dial(hub, amber) == "ok"
     assert error("ca", "retire", "--home", folder)[0] == RefusedError.exit_code
     renewed = admit(home, "amber")

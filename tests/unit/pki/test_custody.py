@@ -235,6 +235,7 @@ def test_the_request_asks_for_every_extension_that_is_needed(asked):
     find = csr.extensions.get_extension_for_class
     assert find(x509.BasicConstraints).value == x509.BasicConstraints(ca=True, path_length=0)
     assert find(x509.KeyUsage).value.key_cert_sign
+    assert find(x509.SubjectKeyIdentifier).value.digest
     names = find(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["spiffe://palms"]
     assert S_IMODE((folder / "issuing.key").stat().st_mode) == 0o600
