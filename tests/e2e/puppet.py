@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 
 from fedpalm.errors import FedPalmError
-from fedpalm.pki.bundle import load_tls_identity
+from fedpalm.pki.bundle import TlsIdentity, load_tls_identity
 from fedpalm.pki.identity import coordinator_dns_name
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
@@ -44,15 +44,19 @@ class Stream:
 
 
 class Puppet:
-    """A context manager; every method is one step that an agent would take by itself."""
+    """A context manager; every method is one step that an agent would take by itself.
 
-    def __init__(self, home: Path, address: str) -> None:
-        self.home, self._address = home, address
+    Args:
+        identity: left out, that of the home at each connection.
+    """
+
+    def __init__(self, home: Path, address: str, identity: TlsIdentity | None = None) -> None:
+        self.home, self._address, self._given = home, address, identity
         self.number = 0
 
     def __enter__(self) -> Puppet:
         self._background = Background().__enter__()
-        self.identity = load_tls_identity(self.home / "tls", now=time.time())
+        self.identity = self._given or load_tls_identity(self.home / "tls", now=time.time())
         self.name = self.identity.identity.name
         self._connection = self._background.run(
             Connection(self._address, self.identity).__aenter__()
@@ -89,7 +93,7 @@ class Puppet:
                 try:
                     reply = await channel.unary_unary(path)(message, timeout=PATIENCE_S)
                 except grpc.aio.AioRpcError as error:
-                    raise error_of(error, self._address) from error
+                    raise error_of(error, self._address, "") from error
                 return bytes(reply)
 
         return self._background.run(call())
@@ -294,7 +298,7 @@ def parts(header: wire.UpdateHeader, payload: bytes) -> list[wire.UploadRequest]
 
 def _as_ours(error: Exception, address: str) -> FedPalmError:
     if isinstance(error, grpc.aio.AioRpcError):
-        return error_of(error, address)
+        return error_of(error, address, "")
     return FedPalmError(repr(error))
 
 
