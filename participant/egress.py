@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fedpalm.errors import NotFoundError, PolicyError, StaleRoundError
+from fedpalm.errors import NotFoundError, StaleRoundError
 from fedpalm.exchange.consent import SignedConsent, verify_consents
 from fedpalm.exchange.sealing import seal_expert
 from fedpalm.exchange.site import ExpertsSealed, SiteExchange, SiteState
@@ -172,7 +172,6 @@ class EgressGate(MessageGate):
         if exchange is None or exchange.state not in (SiteState.APPROVED, SiteState.SEALED):
             raise refused(f"this site has not approved exchange {exchange_id[:63]!r}")
         plan = self._agreed_plan(exchange.terms.run)
-        self._refuse_forbidden_exchange()
         agreed = plan.released_layout
         if not agreed.only(CLOSED_SET_EXPERT) or _specs(layout) != agreed.tensors:
             raise refused("only the plan's closed_set.expert.* tensors are released in an exchange")
@@ -194,6 +193,7 @@ class EgressGate(MessageGate):
         with self._store.files(), self._store.transaction() as db:
             if self._exchange(exchange_id) != exchange:
                 raise refused("the exchange has changed while this site was sealing")
+            self._agreed_plan(terms.run)
             for recipient in terms.others(self.site):
                 sealed = seal_expert(
                     vector,
@@ -255,7 +255,6 @@ class EgressGate(MessageGate):
             request.refusal = exchange.reason or "no reason given"
             return self._release(PayloadKind.REFUSAL, request, place)
         self._agreed_plan(exchange.terms.run)
-        self._refuse_forbidden_exchange()
         consent = self._book.consent(exchange_id)
         if consent is None or consent.consent.hash != exchange.consent_hash:
             raise refused("the stored consent is not the one that was approved")
@@ -278,14 +277,6 @@ class EgressGate(MessageGate):
 
     def _exchange(self, exchange_id: str) -> SiteExchange | None:
         return self._book.get(exchange_id)
-
-    def _refuse_forbidden_exchange(self) -> None:
-        if not self._policy.current.expert_exchange:
-            raise PolicyError(
-                "egress gate: this site's policy forbids every exchange (expert_exchange)",
-                safe="nothing was sealed or sent",
-                next_step="refuse it: fedpalm-participant exchange refuse",
-            )
 
     def _stored_sealed(self, exchange_id: str) -> list[OutgoingPayload]:
         rows = self._store.rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import stat
 
@@ -14,6 +15,7 @@ from fedpalm.errors import (
     EgressRefusedError,
     IllegalTransitionError,
     NotFoundError,
+    PolicyError,
     RefusedError,
 )
 from fedpalm.exchange.recipient import PRIVATE_BYTES
@@ -293,6 +295,53 @@ def test_a_refusal_while_the_site_was_sealing_stops_the_release(asked, world):
     assert EntryKind.EXPERT_RELEASED not in kinds
     assert not site.store.rows("SELECT * FROM sealed_experts")
     assert not list(site.home.state.glob("*.sealed"))
+
+
+@pytest.mark.parametrize("policy", ["expert_exchange = false", "max_payload_mb = 0.0001", "oops"])
+def test_a_policy_that_forbids_it_stops_the_yes_and_the_sealing_but_not_the_no(
+    asked, world, policy
+):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    consents, expert = _all_consents(site, world), _expert(site)
+    site.home.policy.write_text(policy + "\n")
+    for release in (
+        lambda: site.gate.release_answer(EXCHANGE),
+        lambda: site.gate.release_sealed_experts(EXCHANGE, consents, EXPERT, expert),
+    ):
+        with pytest.raises(PolicyError):
+            release()
+    assert not list(site.home.state.glob("*.sealed"))
+    _refuse(site.desk)
+    site.home.policy.write_text("expert_exchange = false\n")
+    assert site.gate.release_answer(EXCHANGE).kind is PayloadKind.REFUSAL
+
+
+def test_a_days_ceiling_holds_for_sealed_experts_and_leaves_no_half(asked, world):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    consents, expert = _all_consents(site, world), _expert(site)
+    with site.store.transaction() as db:
+        db.execute("UPDATE releases SET payload_bytes = 0")
+        db.execute(
+            "UPDATE releases SET payload_bytes = 50000 WHERE seq IN (SELECT MAX(seq) FROM releases)"
+        )
+
+    def refused(room):
+        """The bytes of the payload for which there was no room, and those before it."""
+        site.home.policy.write_text(f"max_mb_per_day = {(50_000 + room) / 1e6}\n")
+        with pytest.raises(PolicyError, match="last 24 hours") as caught:
+            site.gate.release_sealed_experts(EXCHANGE, consents, EXPERT, expert)
+        return [
+            int(number.replace(",", "")) for number in re.findall(r"[\d,]{3,}", caught.value.what)
+        ]
+
+    one, before, _ = refused(room=0)
+    assert before == 50_000
+    assert refused(room=one)[1] == 50_000 + one
+    assert site.desk.book.get(EXCHANGE).state is SiteState.APPROVED
+    assert not site.store.rows("SELECT * FROM sealed_experts")
+    assert EntryKind.EXPERT_RELEASED not in {entry.kind for entry in site.log.entries()}
 
 
 def test_a_refusal_while_the_yes_was_on_its_way_is_still_to_be_sent(asked):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
+from click.testing import CliRunner
 
 from fedpalm.clock import FakeClock
 from fedpalm.errors import (
@@ -12,6 +14,7 @@ from fedpalm.errors import (
     ForkError,
     HashMismatchError,
     IdentityError,
+    NotFoundError,
     NotOnRosterError,
     PlanNotApprovedError,
     PolicyError,
@@ -22,6 +25,7 @@ from fedpalm.errors import (
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.identity import Role
 from fedpalm.rounds.manifest import Countersignature, RoundManifest
+from participant.cli.manifests import manifests
 from participant.outgoing import Place
 from tests.support.agreement import countersignature
 from tests.support.participant import Site, make_plan
@@ -364,3 +368,47 @@ def test_signatures_of_others_alone_do_not_send_this_sites_update(world, site, c
         _book(site).take_countersignature(manifest, countersignature(world.absent(name), signed))
     with pytest.raises(EgressRefusedError, match="have signed"):
         _book(site).agreed(Place(RUN, 1, 1), make_plan())
+
+
+# --- the command -------------------------------------------------------------------------------------
+
+
+def _command(site, *options):
+    done = CliRunner().invoke(manifests, [*options, "--home", str(site.home.path)])
+    return done.exit_code, done.output
+
+
+def test_the_command_shows_the_chain_and_who_signed_it(site, chain):
+    code, output = _command(site, "--json")
+    assert (code, json.loads(output)["error"]["code"]) == (NotFoundError.exit_code, "not_found")
+    chain.ask(site, signers=("east", "west"))
+    newest = chain.ask(site, 2, model_hash=MODEL_2, cohort=["north", "west"])
+    code, output = _command(site, RUN, "--json")
+    assert code == 0
+    shown = json.loads(output)
+    assert shown["newest_hash"] == newest.hash.hex()
+    assert [one["countersigned_by"] for one in shown["manifests"]] == [
+        ["east", "north", "west"],
+        ["north", "west"],
+    ]
+    assert [(one["seq"], one["round"], one["attempt"]) for one in shown["manifests"]] == [
+        (0, 1, 1),
+        (1, 2, 1),
+    ]
+    assert shown["forks"] == []
+    code, output = _command(site)
+    assert f"newest manifest {newest.hash.hex()}" in output.replace("\n", " ")
+
+
+def test_the_command_shows_both_sides_of_a_fork(world, site, chain):
+    manifest = chain.ask(site)
+    other = chain.say(sealed_ms=7)
+    west = _about(manifest, manifest_hash=other.hash.hex()).sign(world.absent("west"))
+    with pytest.raises(ForkError):
+        _book(site).take_countersignature(manifest, west)
+    _, output = _command(site, "--json")
+    (shown,) = json.loads(output)["forks"]
+    assert shown["open"]
+    assert manifest.hash.hex() in shown["held"]
+    assert shown["other"].startswith(f"west has signed manifest {other.hash.hex()}")
+    assert "the run is held up" in _command(site)[1]
