@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
+from fedpalm.errors import NotFoundError
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.identity import Identity
 from fedpalm.pki.statement import SignedStatement
@@ -55,11 +56,13 @@ def egress(verify: bool, with_coordinator: bool, show_all: bool, home: Path, as_
 
 def _verified(config: ParticipantConfig, desk: Desk, with_coordinator: bool) -> ReceiptReport:
     own = desk.live.current
-    report = verify_receipts(desk.store, desk.log, own.identity, own.anchors)
+    # Receipts are as old as the log: some were signed under an anchor that was retired since.
+    anchors = own.record_anchors
+    report = verify_receipts(desk.store, desk.log, own.identity, anchors)
     if not with_coordinator:
         return report
     lists = asyncio.run(_fetch_lists(config, desk))
-    return compare_with_coordinator(report, desk.store, desk.log, own.identity, own.anchors, lists)
+    return compare_with_coordinator(report, desk.store, desk.log, own.identity, anchors, lists)
 
 
 async def _fetch_lists(config: ParticipantConfig, desk: Desk) -> dict[str, list[SignedStatement]]:
@@ -74,7 +77,13 @@ async def _fetch_lists(config: ParticipantConfig, desk: Desk) -> dict[str, list[
     async with Connection(config.coordinator, desk.live.current) as connection:
         link = Link(connection, gate)
         await link.hello()
-        return {run_id: await link.list_receipts(run_id) for run_id in runs_of(desk.store)}
+        lists: dict[str, list[SignedStatement]] = {}
+        for run_id in runs_of(desk.store):
+            try:
+                lists[run_id] = await link.list_receipts(run_id)
+            except NotFoundError:
+                lists[run_id] = []  # a coordinator that forgot the run has none of its receipts
+        return lists
 
 
 def _receipts(report: ReceiptReport, with_coordinator: bool) -> dict[str, Any]:

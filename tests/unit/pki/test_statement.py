@@ -164,6 +164,27 @@ def test_a_statement_outlives_its_certificate_at_the_time_it_was_logged_alone(fe
         Note.open(old, brief.anchors, now=NOW - DAY_S)
 
 
+def test_an_older_statement_is_looked_at_in_the_last_moment_of_its_certificate(federation):
+    brief = person(federation, lifetime=timedelta(days=1))
+    old = note().sign(brief)
+    assert old.last_valid(NOW + 60) == NOW + 60
+    late = old.last_valid(NOW + 30 * DAY_S)
+    assert late == NOW + DAY_S
+    assert Note.open(old, brief.anchors, now=late) == note()
+
+
+def test_a_logged_statement_is_verified_under_an_anchor_that_was_retired_since(
+    federation, stranger, signed: SignedStatement
+):
+    today = replace(
+        person(stranger), anchors=stranger.authority.anchors,
+        past_anchors=federation.authority.anchors,
+    )  # fmt: skip
+    assert Note.open(signed, today.record_anchors, now=NOW) == note()
+    with pytest.raises(IdentityError, match="CA"):
+        Note.open(signed, today.anchors, now=NOW)
+
+
 @pytest.mark.parametrize(
     "spell",
     [
