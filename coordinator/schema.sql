@@ -166,7 +166,7 @@ CREATE TABLE operator_events (
     at_ms    INTEGER NOT NULL,                   -- when it was asked
     operator TEXT NOT NULL,                      -- name in the operator's certificate
     action   TEXT NOT NULL,                      -- submit, start, abort, resume, exchange start, exchange cancel, invite, cancel invitation,
-                                                 -- approve, reject, sign, revoke, rotate
+                                                 -- approve, reject, sign, revoke, rotate, new anchor, retire, renew
     run_id   TEXT NOT NULL,                      -- table runs, or the site that it is about
     detail   TEXT NOT NULL DEFAULT ''            -- the reason given, if any
 ) STRICT;
