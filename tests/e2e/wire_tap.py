@@ -28,13 +28,19 @@ import grpc  # noqa: E402  (the line above must come first)
 
 
 class WireTap:
-    """A context manager; sites dial ``address``. ``calls`` holds each call's metadata and messages."""
+    """A context manager; sites dial ``address``. ``calls`` holds each call's metadata and messages.
 
-    def __init__(self, site_tls: Path, coordinator_tls: Path, target: str) -> None:
+    Args:
+        site_tls: the site's folder of keys; None for a newcomer's port, where nobody shows a certificate.
+        coordinator_tls: the coordinator's folder of keys.
+        target: ``host:port`` of the coordinator's listener.
+    """
+
+    def __init__(self, site_tls: Path | None, coordinator_tls: Path, target: str) -> None:
         self.calls: list[tuple[str, list[bytes]]] = []
         self.received: list[bytes] = []
         self._target = target
-        self._site = load_tls_identity(site_tls, now=time.time())
+        self._site = load_tls_identity(site_tls, now=time.time()) if site_tls else None
         self._coordinator = load_tls_identity(coordinator_tls, now=time.time())
         self._stack = ExitStack()
 
@@ -72,19 +78,20 @@ class WireTap:
 
         async def listen() -> None:
             ours, theirs = self._coordinator, self._site
+            shown = (theirs.key_pem, theirs.chain_pem) if theirs else (None, None)
             self._channel = grpc.aio.secure_channel(
                 self._target,
-                grpc.ssl_channel_credentials(theirs.ca_pem, theirs.key_pem, theirs.chain_pem),
-                options=client_options(
-                    coordinator_dns_name(theirs.identity.federation), proxy=False
-                ),
+                grpc.ssl_channel_credentials(ours.ca_pem, *shown),
+                options=client_options(coordinator_dns_name(ours.identity.federation), proxy=False),
             )
             self._server = grpc.aio.server(options=SERVER_OPTIONS)
             self._server.add_generic_rpc_handlers((_AnyCall(self),))
             self._port = self._server.add_secure_port(
                 "127.0.0.1:0",
                 grpc.ssl_server_credentials(
-                    [(ours.key_pem, ours.chain_pem)], ours.ca_pem, require_client_auth=True
+                    [(ours.key_pem, ours.chain_pem)],
+                    ours.ca_pem if theirs else None,
+                    require_client_auth=theirs is not None,
                 ),
             )
             await self._server.start()
