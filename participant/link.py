@@ -34,7 +34,7 @@ UPLOAD_DEADLINE_S = 3600.0
 CHUNK_IDLE_S = 60.0
 MISSED_HEARTBEATS = 3
 MAX_MANIFESTS = 10_000
-"""Taken at once; there may be more."""
+"""Of a run, that a site has missed at once."""
 MAX_RECEIPTS = 100_000
 
 

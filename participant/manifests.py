@@ -8,10 +8,12 @@ until a person has taken the approval back (and, the cause being known, given it
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpalm.errors import (
     ForkError,
+    HashMismatchError,
     IdentityError,
     NotOnRosterError,
     ProtocolError,
@@ -131,7 +133,10 @@ class ManifestBook:
         """
         now = self._store.clock.now()
         at = signed.last_valid(now) if missed else now
-        manifest = RoundManifest.open(signed, self._live.current.anchors, now=at)
+        own = self._live.current
+        # A missed one may be signed under an anchor that was retired since: a signed later one vouches.
+        anchors = own.record_anchors if missed else own.anchors
+        manifest = RoundManifest.open(signed, anchors, now=at)
         plan = self._plans.approved(manifest.run)
         contradiction = ""
         with self._store.transaction() as db:
@@ -167,6 +172,26 @@ class ManifestBook:
         if contradiction:
             raise _fork(manifest.run, contradiction)
         return manifest
+
+    def accept_missed(self, missed: Sequence[SignedStatement], newest: SignedStatement) -> None:
+        """Fill the gap before ``newest``, which must vouch for every one of ``missed`` by its hash.
+
+        Raises:
+            HashMismatchError: they do not lead from one to the next up to ``newest``.
+            FedPalmError: as :meth:`accept`, of ``newest`` or of one of them.
+        """
+        anchors, now = self._live.current.anchors, self._store.clock.now()
+        follows = RoundManifest.open(newest, anchors, now=now).previous
+        for signed in reversed(missed):
+            if signed.hash.hex() != follows:
+                raise HashMismatchError(
+                    "the manifests that were missed do not lead to the one that is asked for",
+                    safe="nothing was trained or sent for it",
+                    next_step="ask the operator of the coordinator",
+                )
+            follows = RoundManifest.read(signed).previous
+        for signed in missed:
+            self.accept(signed, missed=True)
 
     def check_asked(self, manifest: RoundManifest, plan: Plan) -> None:
         """What must hold whenever this site acts on a manifest, at the limits of this moment.
@@ -242,6 +267,13 @@ class ManifestBook:
         Raises:
             ForkError: the site was given another manifest for this attempt; logged and kept.
         """
+        known = self._store.row(
+            "SELECT 1 FROM countersignatures WHERE run_id = ? AND round = ? AND attempt = ? "
+            "AND signed = ?",
+            *(manifest.run, manifest.round, manifest.attempt, signed.to_bytes()),
+        )
+        if known is not None:
+            return True
         try:
             said = Countersignature.open(
                 signed, self._live.current.anchors, now=self._store.clock.now()

@@ -127,35 +127,30 @@ class RunWorker:
         except (ProtocolError, HashMismatchError) as error:
             self._refused(place, error)
             return None
-        if not await self._fetch_missed(link, place, said.seq):
-            return None
-        return self._taken(place, signed)
-
-    async def _fetch_missed(self, link: Link, place: Place, seq: int) -> bool:
-        """Bring the manifests between the newest that is stored and the one at ``seq``."""
-        while (size := self._manifests.size(place.run)) < seq:
-            for signed in (await link.fetch_manifests(place.run, size))[: seq - size]:
-                if self._taken(place, signed, missed=True) is None:
-                    return False
-            if self._manifests.size(place.run) == size:
-                raise StateError(
-                    f"run {place.run}: manifest {seq} came without those from {size} on",
-                    safe="nothing was trained or sent for it",
-                )
-        return True
-
-    def _taken(
-        self, place: Place, signed: SignedStatement, *, missed: bool = False
-    ) -> RoundManifest | None:
-        """None, and a line about it, if the coordinator's word does not hold or is not for this site."""
+        missed = await self._missed(link, place.run, said.seq)
         try:
-            return self._manifests.accept(signed, missed=missed)
+            if missed:
+                self._manifests.accept_missed(missed, signed)
+            return self._manifests.accept(signed)
         except (ForkError, PlanNotApprovedError, PolicyError):
             raise
         except (IdentityError, IntegrityError, ProtocolError, RefusedError) as error:
             # Neither the end of this site nor a damaged transfer: a new connection would bring the same.
             self._refused(place, error)
             return None
+
+    async def _missed(self, link: Link, run_id: str, seq: int) -> list[SignedStatement]:
+        """The manifests between the newest that is stored and the one at ``seq``, unchecked."""
+        size = self._manifests.size(run_id)
+        if size >= seq:
+            return []
+        missed = (await link.fetch_manifests(run_id, size))[: seq - size]
+        if len(missed) < seq - size:
+            raise StateError(
+                f"run {run_id}: manifest {seq} came, and {len(missed)} of the {seq - size} before it",
+                safe="nothing was trained or sent for it",
+            )
+        return missed
 
     async def _carry_out(self, link: Link, target: _Target, manifest: RoundManifest) -> None:
         """Countersign, train if that is to be done, and send once enough sites have signed the same."""

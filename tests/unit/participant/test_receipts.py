@@ -19,6 +19,7 @@ from fedpalm.errors import (
     HashMismatchError,
     IdentityError,
     IntegrityError,
+    NotFoundError,
     ProtocolError,
     WrongRoleError,
 )
@@ -436,8 +437,9 @@ def test_the_command_asks_the_coordinator_and_logs_what_it_asks(world, finished,
     with reopened() as site:
         last = [e.body["payload"] for e in site.log.entries() if e.kind is EntryKind.EGRESS][-2:]
     assert last == ["hello", "list_receipts"]
-    finished.receipts.popitem()
     finished.receipts.clear()
-    code, output = _command(world, "--with-coordinator", "--json")
-    assert code == IntegrityError.exit_code
-    assert "does not list 2 receipts" in json.loads(output)["error"]["what"]
+    for error in ({}, {"ListReceipts": NotFoundError("no such run")}):
+        finished.errors = error
+        code, output = _command(world, "--with-coordinator", "--json")
+        assert code == IntegrityError.exit_code
+        assert "does not list 2 receipts" in json.loads(output)["error"]["what"]

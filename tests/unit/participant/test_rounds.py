@@ -257,11 +257,16 @@ async def test_missed_manifests_that_do_not_come_or_do_not_hold_keep_the_site_ou
         coordinator._manifest((1, attempt))
     site, _ = world.site("north")
     async with _running(site, coordinator):
-        await _told(site, "came without those from 0 on")
+        await _told(site, "manifest 1 came, and 0 of the 1 before it")
         true = coordinator.manifests[0]
         coordinator.history = (dataclasses.replace(true, signature=bytes(64)),)
         coordinator.tell("north", coordinator._train())
         await _told(site, "signature does not hold")
+        values = {**RoundManifest.read(true).model_dump(), "sealed_ms": 77}
+        other = RoundManifest.model_validate(values).sign(world.coordinator)
+        coordinator.history = (other,)
+        coordinator.tell("north", coordinator._train())
+        await _told(site, "do not lead to the one that is asked for")
         assert site.gate.manifests.chain(RUN) == []
         assert "countersign" not in _sent(site)
         coordinator.history = (true,)
