@@ -22,11 +22,9 @@ from fedpalm.pki.live import LiveIdentity
 
 from .exchange_book import ExchangeBook
 from .log import SiteLog
-from .plan_desk import PlanDesk
+from .plan_desk import PlanDesk, clip_reason
 from .policy import PolicyFile
 from .store import SiteStore, StoredRun
-
-MAX_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ class Desk:
         terms = exchange.terms
         with self.store.transaction() as db:
             exchange = self._stored(terms)
-            declined = exchange.step(Declined(_clip(reason)))
+            declined = exchange.step(Declined(clip_reason(reason)))
             if declined == exchange:
                 return exchange
             self.book.put(db, declined)
@@ -161,7 +159,7 @@ class Desk:
             if exchange is None or self.book.is_closed(exchange_id):
                 return None
             if not completed:
-                exchange = exchange.step(CancelNoted(_clip(reason)))
+                exchange = exchange.step(CancelNoted(clip_reason(reason)))
             self.book.put(db, exchange)
             self.book.close(db, exchange_id)
         self.store.remove_orphans()
@@ -173,8 +171,3 @@ class Desk:
         if exchange is None or exchange.terms != terms:
             raise NotFoundError(f"no exchange {terms.exchange_id!r} of these terms is stored here")
         return exchange
-
-
-def _clip(reason: str) -> str:
-    """At most MAX_REASON bytes of UTF-8, the limit of the wire."""
-    return reason.encode()[:MAX_REASON].decode(errors="ignore")

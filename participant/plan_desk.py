@@ -211,7 +211,7 @@ class PlanDesk:
                 run_id,
                 state,
                 by=by,
-                reason=_clip(reason),
+                reason=clip_reason(reason),
                 number=answer.number,
                 answer=answer.sign(own),
             )
@@ -236,5 +236,6 @@ class PlanDesk:
 _SAFE = "this site has not joined"
 
 
-def _clip(reason: str) -> str:
+def clip_reason(reason: str) -> str:
+    """At most MAX_REASON bytes of UTF-8, the limit of the wire."""
     return reason.encode()[:MAX_REASON].decode(errors="ignore")
