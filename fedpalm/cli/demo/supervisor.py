@@ -28,6 +28,7 @@ from ...errors import ChildFailedError, FedPalmError, error_codes, error_from_co
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _TAIL_LINES = 12
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Supervisor:
         if name in self._children and self._children[name].running:
             raise RuntimeError(f"{name} is running already")
         log = self.log_of(name)
-        with log.open("a", encoding="utf-8") as stream:
+        with log.open("a", encoding="utf-8") as stream, _interrupts_wait():
             process = subprocess.Popen(  # noqa: S603  (our own programs, argv as a list)
                 [str(part) for part in argv],
                 stdin=subprocess.DEVNULL,
@@ -99,8 +100,8 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=_tether(os.getpid(), nice),
             )
-        child = Child(name, process, log, lasting)
-        self._children[name] = child
+            child = Child(name, process, log, lasting)
+            self._children[name] = child
         return child
 
     def run_json(
@@ -225,6 +226,27 @@ def _hurry_on_interrupt() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Signals that end the demo count once this is over.
+
+    A fork runs handlers of other libraries, and Python drops what is raised in one of those.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in _ENDS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextlib.contextmanager

@@ -72,6 +72,24 @@ def test_an_exception_inside_the_context_ends_the_children(tmp_path: Path):
     assert not alive(child.process.pid)
 
 
+_ctrl_c_in_the_next_fork: list[bool] = []
+
+
+def _press() -> None:
+    if _ctrl_c_in_the_next_fork:
+        _ctrl_c_in_the_next_fork.clear()
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_while_a_process_is_being_started_is_not_lost(tmp_path: Path):
+    os.register_at_fork(before=_press)
+    with pytest.raises(KeyboardInterrupt), Supervisor(tmp_path) as supervisor:
+        _ctrl_c_in_the_next_fork.append(True)
+        supervisor.start("one", python("import time; time.sleep(600)"))
+    assert not _ctrl_c_in_the_next_fork
+    assert supervisor.running() == []
+
+
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path):
     with Supervisor(tmp_path, grace_s=0.2) as supervisor:
         child = supervisor.start("stubborn", python(STUBBORN))
