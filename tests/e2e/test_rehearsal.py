@@ -19,7 +19,7 @@ from fedpalm.methods.rehearsal import RehearsalMethod
 from fedpalm.methods.rules import server_rule
 from fedpalm.plan import Plan
 
-from .harness import RealFederation, run_cli
+from .harness import RealFederation, run_cli, run_json
 
 ROUNDS = 3
 PARAMETERS = 1_000_001
@@ -99,6 +99,22 @@ def test_three_sites_and_a_coordinator_reach_the_model_that_one_process_computes
     assert vector.shape == (PARAMETERS,)
 
     np.testing.assert_array_equal(vector, _expected(*_plan_and_initial(run, model)))
+
+    newest = set()
+    for site in run.sites:
+        home = ("--home", run.site_home(site))
+        receipts = run_json("participant", "egress", "--with-coordinator", *home)["receipts"]
+        assert receipts == {
+            "verified": ROUNDS,
+            "untrusted": [],
+            "without": [],
+            "listed_by_coordinator_only": [],
+        }
+        chain = run_json("participant", "manifests", *home)
+        assert len(chain["manifests"]) == ROUNDS
+        assert chain["manifests"][-1]["countersigned_by"] == list(run.sites)
+        newest.add(chain["newest_hash"])
+    assert len(newest) == 1
 
 
 def test_kills_at_any_moment_on_both_sides_change_no_bit(
