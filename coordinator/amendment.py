@@ -33,6 +33,7 @@ def check_continues(
     if not ended.run.over:
         raise _refused(f"run {named.run} is {ended.run.state.value}")
     before, model = ended.plan, ended.run.model_hash
+    rounds_done += before.rounds_before
     if (named.plan_hash, named.rounds_done, named.model) != (before.hash.hex(), rounds_done, model):
         raise _refused(
             f"run {named.run} ended after round {rounds_done} with model {model[:16]} under plan "

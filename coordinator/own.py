@@ -135,12 +135,12 @@ def anchors_behind(place: Home, authority: Authority) -> bool:
     return any(_anchors(folder) != authority.anchors for folder, _ in own_folders(place))
 
 
-def sites_behind(authority: Authority, store: Store) -> list[str]:
-    """Active sites that have not called yet with a certificate from after the newest anchor, by name."""
+def newest_anchor_since(authority: Authority, store: Store) -> int:
+    """Since when (Unix ms) certificates are issued under the newest anchor; 0 if there is but one."""
     newest = certificate_hash(authority.anchors[-1])
     handed = [one for one in authority.handovers if handed_to(one) == newest]
     if not handed:
-        return []
+        return 0
     # The handover says it to the second; the record of the rotation, if it was written, to the moment.
     handed_ms = round((handed[-1].not_valid_before_utc + BACKDATE).timestamp() * 1000)
     ((since_ms,),) = store.query(
@@ -148,6 +148,14 @@ def sites_behind(authority: Authority, store: Store) -> list[str]:
         handed_ms,
         NEW_ANCHOR,
     )
+    return int(since_ms)
+
+
+def sites_behind(authority: Authority, store: Store) -> list[str]:
+    """Active sites that have not called yet with a certificate from after the newest anchor, by name."""
+    since_ms = newest_anchor_since(authority, store)
+    if not since_ms:
+        return []
     rows = store.query(
         "SELECT site FROM sites WHERE state = 'active' AND NOT EXISTS (SELECT 1 FROM certificates "
         "WHERE role = 'participant' AND name = site AND issued_ms >= ? AND used_ms > 0) "

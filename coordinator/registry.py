@@ -74,6 +74,15 @@ class Registry:
     def revoked_sites(self) -> frozenset[str]:
         return self._named("revoked")
 
+    def breaks(self) -> dict[str, int]:
+        """When each site last lost all its certificates at once, by a revocation or a new admission."""
+        return dict(
+            self._store.query(
+                "SELECT name, max(over_ms) FROM certificates WHERE role = 'participant' "
+                "AND why_over IN ('revoked', 'replaced') GROUP BY name"
+            )
+        )
+
     def authorise(self, peer: Peer, now_ms: int) -> None:
         """Let a caller pass whose certificate is in the registry and not over.
 
@@ -197,6 +206,25 @@ class Registry:
                         next_step="talk to the operator",
                     )
             _insert_certificate(db, identity, leaf, at_ms)
+
+    def end_issued_before(self, moment_ms: int, at_ms: int) -> None:
+        """End every certificate that was issued earlier than that: its trust anchor is retired."""
+        with self._store.transaction("retirement of a trust anchor") as db:
+            db.execute(
+                "UPDATE certificates SET over_ms = ?, why_over = 'replaced' "
+                "WHERE issued_ms < ? AND (over_ms = 0 OR over_ms > ?)",
+                (at_ms, moment_ms, at_ms),
+            )
+
+    def end_predecessors(self, leaf: x509.Certificate, at_ms: int) -> None:
+        """End every other certificate of this one's name and role, without an overlap."""
+        identity = identity_of(leaf)
+        with self._store.transaction("end of earlier certificates") as db:
+            db.execute(
+                "UPDATE certificates SET over_ms = ?, why_over = 'replaced' WHERE role = ? "
+                "AND name = ? AND fingerprint != ? AND (over_ms = 0 OR over_ms > ?)",
+                (at_ms, identity.role.value, identity.name, fingerprint(leaf), at_ms),
+            )
 
     # --- what happens to sites --------------------------------------------------------------------
 

@@ -44,7 +44,12 @@ class RegistryWatch:
         self._c, self._home = coordinator, home
         self._recheck, self._newcomers = recheck, newcomers
         self._seen: int | None = None
-        self._revoked: frozenset[str] = frozenset()
+        # A site that was revoked while nobody served is expelled at the first look.
+        self._breaks = {
+            site: at_ms
+            for site, at_ms in coordinator.registry.breaks().items()
+            if site not in coordinator.registry.revoked_sites()
+        }
         self._remind_at = 0.0
 
     async def run(self) -> None:
@@ -58,11 +63,14 @@ class RegistryWatch:
         changes = self._c.store.outside_changes()
         if changes != self._seen:
             self._seen = changes
+            breaks = self._c.registry.breaks()
             revoked = self._c.registry.revoked_sites()
-            for site in sorted(revoked - self._revoked):
-                log.warning("site %s is revoked: its calls are ended, and it is in no run", site)
-                self._c.conductor.expel(site, "revoked by the operator")
-            self._revoked = revoked
+            for site in sorted(breaks):
+                if breaks[site] > self._breaks.get(site, 0):
+                    why = "revoked by the operator" if site in revoked else "admitted anew"
+                    log.warning("site %s is %s: its calls are ended, it leaves its runs", site, why)
+                    self._c.conductor.expel(site, why)
+            self._breaks = breaks
             await self._recheck()
         await self._newcomers(self._c.invitations.wanted(self._c.now_ms()))
         now = self._c.clock.now()

@@ -89,7 +89,8 @@ class PlanDraft(Settings):
 class Continues(Settings):
     """The run that an amended plan goes on from: its sites keep their private state.
 
-    ``model`` is the hex SHA-256 of the newest global model that the run committed.
+    ``rounds_done`` counts the rounds that it committed and those of the runs that it continued itself;
+    ``model`` is the hex SHA-256 of the newest global model that it committed.
     """
 
     run: Name
@@ -148,6 +149,11 @@ class Plan(Settings):
     def released_layout(self) -> Layout:
         """Layout of the expert that the exchange releases (empty if none)."""
         return Layout.from_json(self.expert_layout)
+
+    @property
+    def rounds_before(self) -> int:
+        """Rounds that were committed before this plan's first, by the runs that it continues."""
+        return self.continues.rounds_done if self.continues is not None else 0
 
     @cached_property
     def hash(self) -> bytes:

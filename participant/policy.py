@@ -117,7 +117,7 @@ def require_allowed(policy: Policy, plan: Plan) -> None:
 
 def total_rounds(plan: Plan) -> int:
     """Rounds of the plan and of the run that it continues."""
-    return plan.draft.rounds + (plan.continues.rounds_done if plan.continues else 0)
+    return plan.draft.rounds + plan.rounds_before
 
 
 def payload_sizes(plan: Plan) -> dict[str, int]:

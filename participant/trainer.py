@@ -87,7 +87,7 @@ class Trainer:
         with self._busy:
             method = self.resume(run_id, plan)
             self._state_round = None
-            done = plan.continues.rounds_done if plan.continues is not None else 0
+            done = plan.rounds_before
             context = RoundContext(done + round_number, done + plan.draft.rounds)
             update = method.train_round(context, shared)
             return update, method.state()

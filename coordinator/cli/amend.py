@@ -125,7 +125,7 @@ async def _amended(
     if settings is None:
         rounds = before.draft.rounds - header.round
     else:
-        rounds = settings.rounds - header.round - await _rounds_before(connection, before)
+        rounds = settings.rounds - header.round - before.rounds_before
     if rounds < 1:
         raise StateError(
             f"run {run_id} has committed round {header.round}: no round is left to do",
@@ -142,7 +142,7 @@ async def _amended(
             "continues": {
                 "run": run_id,
                 "plan_hash": before.hash.hex(),
-                "rounds_done": header.round,
+                "rounds_done": before.rounds_before + header.round,
                 "model": header.model_hash.hex(),
             },
         },
@@ -156,12 +156,3 @@ async def _amended(
         )
     return bound, np.frombuffer(data, dtype="<f4")
 
-
-async def _rounds_before(connection: Connection, plan: Plan) -> int:
-    """Rounds that were committed before this plan's run, if it was an amendment itself."""
-    done = 0
-    while plan.continues is not None:
-        done += plan.continues.rounds_done
-        header, _ = await fetch_model(connection, plan.continues.run)
-        plan = Plan.from_bytes(header.plan)
-    return done

@@ -27,7 +27,15 @@ from fedpalm.pki.fingerprint import fingerprint
 
 from ..config import Home
 from ..founding import finish, require_founded, waiting_founding
-from ..own import NEW_ANCHOR, anchors_behind, follow_anchors, renew_own, sites_behind
+from ..own import (
+    NEW_ANCHOR,
+    anchors_behind,
+    follow_anchors,
+    newest_anchor_since,
+    renew_own,
+    sites_behind,
+)
+from ..registry import Registry
 from ..store import Store
 from .local import now_ms, operator_name, store_of
 from .setup import institution_must_sign
@@ -128,7 +136,9 @@ def retire(cut_off: bool, home: Path, as_json: bool) -> None:
                 )
             if len(authority.anchors) > 1:
                 # Under the newer anchor first: a home must not stand under one that is gone.
+                since_ms = newest_anchor_since(authority, store)
                 renew_own(place, authority, store, now)
+                Registry(store).end_issued_before(since_ms, now_ms())
             authority = retire_anchor(place.authority)
         follow_anchors(place, authority)
         _record(place, store, "retire", "cut off" if cut_off else "")
@@ -136,11 +146,15 @@ def retire(cut_off: bool, home: Path, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--cut-off", is_flag=True, help="End the present ones at once, without an overlap.")
 @home_option("the coordinator")
 @json_option
 @command_errors
-def renew(home: Path, as_json: bool) -> None:
-    """Renew the coordinator's and the operator's own certificates; a running coordinator follows."""
+def renew(cut_off: bool, home: Path, as_json: bool) -> None:
+    """Renew the coordinator's and the operator's own certificates; a running coordinator follows.
+
+    After the theft of an operator's key: --cut-off, and nobody calls with the old certificate any more.
+    """
     place, now = _founded(home), time.time()
     with store_of(place) as store:
         authority = load_authority(place.authority)
@@ -152,6 +166,9 @@ def renew(home: Path, as_json: bool) -> None:
             )
         follow_anchors(place, authority)
         leaves = renew_own(place, authority, store, now)
+        if cut_off:
+            for leaf in leaves:
+                Registry(store).end_predecessors(leaf, now_ms())
         _record(place, store, "renew", ", ".join(fingerprint(leaf) for leaf in leaves))
         _emit(
             {
