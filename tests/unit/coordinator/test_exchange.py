@@ -29,9 +29,9 @@ from fedpalm.errors import (
     StateError,
 )
 from fedpalm.exchange.consent import Agreement, Consent, SignedConsent, sign_consent
-from fedpalm.exchange.recipient import RecipientKey
 from fedpalm.exchange.sealing import SealedExpert, open_expert, seal_expert
 from fedpalm.layout import Layout, TensorSpec
+from fedpalm.pki.hybrid import HybridKey
 from fedpalm.pki.identity import COORDINATOR_NAME, Role
 from fedpalm.plan import Plan
 from fedpalm.rounds.events import Aggregate, RoundRef, TimerKind
@@ -85,7 +85,7 @@ class ExchangeWorld:
         self.identities = {site: self.authority.enrol(Role.PARTICIPANT, site) for site in SITES}
         hub = self.authority.enrol(Role.COORDINATOR, COORDINATOR_NAME)
         self.notary, self.revoked = Notary(Unchanging(hub), self.clock), frozenset[str]()
-        self.keys = {site: RecipientKey.generate() for site in SITES}
+        self.keys = {site: HybridKey.generate() for site in SITES}
         self.experts = {
             site: np.full(50, number, dtype=np.float32) for number, site in enumerate(SITES, 1)
         }

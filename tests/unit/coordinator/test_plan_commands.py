@@ -158,6 +158,7 @@ async def test_an_amended_run_goes_on_from_its_newest_model_with_another_roster(
         again = await desk.ask("plan", "amend", said["run_id"], desk.draft(9))
         assert conductor.plan(again["run_id"]).draft.rounds == 8
         assert conductor.plan(again["run_id"]).roster == (A, C)
+        assert conductor.plan(again["run_id"]).rounds_before == 1
         why = await desk.fail(StateError, "plan", "amend", said["run_id"])
         assert "continued by" in why
 

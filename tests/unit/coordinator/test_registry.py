@@ -280,3 +280,43 @@ def test_a_first_call_that_cannot_be_stored_is_refused(
     ):
         registry.authorise(peer(amber), NOW_MS)
     registry.authorise(peer(amber), NOW_MS)
+
+
+def test_a_site_breaks_with_its_past_by_revocation_and_new_admission_not_by_renewal(
+    registry: Registry, ca: TestAuthority
+) -> None:
+    amber = ca.enrol(Role.PARTICIPANT, "amber")
+    admit(registry, amber)
+    registry.renewed(successor(ca, amber).leaf, NOW_MS + 1)
+    assert registry.breaks() == {}
+    registry.revoke("amber", "lost", at_ms=NOW_MS + 2, operator="olga")
+    assert registry.breaks() == {"amber": NOW_MS + 2}
+    admit(registry, ca.enrol(Role.PARTICIPANT, "amber"), NOW_MS + 3)
+    assert registry.breaks() == {"amber": NOW_MS + 2}
+    admit(registry, ca.enrol(Role.PARTICIPANT, "amber"), NOW_MS + 4)
+    assert registry.breaks() == {"amber": NOW_MS + 4}
+
+
+def test_certificates_end_with_their_trust_anchor(registry: Registry, ca: TestAuthority) -> None:
+    early, late = ca.enrol(Role.PARTICIPANT, "early"), ca.enrol(Role.PARTICIPANT, "late")
+    admit(registry, early, NOW_MS)
+    admit(registry, late, NOW_MS + 10)
+    registry.end_issued_before(NOW_MS + 10, NOW_MS + 20)
+    registry.authorise(peer(late), NOW_MS + 20)
+    with pytest.raises(RefusedError, match="taken the place"):
+        registry.authorise(peer(early), NOW_MS + 20)
+
+
+def test_a_stolen_operators_certificate_is_ended_without_an_overlap(
+    registry: Registry, ca: TestAuthority
+) -> None:
+    stolen = ca.enrol(Role.OPERATOR, "olga")
+    other = ca.enrol(Role.OPERATOR, "oscar")
+    fresh = successor(ca, stolen)
+    for member in (stolen, other, fresh):
+        registry.certificate_issued(member.leaf, NOW_MS)
+    registry.end_predecessors(fresh.leaf, NOW_MS + 1)
+    registry.authorise(peer(fresh), NOW_MS + 1)
+    registry.authorise(peer(other), NOW_MS + 1)
+    with pytest.raises(RefusedError):
+        registry.authorise(peer(stolen), NOW_MS + 1)
