@@ -13,11 +13,11 @@ from functools import cached_property
 
 from fedpalm.errors import NotFoundError, RefusedError
 from fedpalm.exchange.consent import Consent, sign_consent
-from fedpalm.exchange.recipient import RecipientKey
 from fedpalm.exchange.site import Approved, CancelNoted, Declined, SiteExchange, SiteState
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.bundle import TlsIdentity
+from fedpalm.pki.hybrid import HybridKey
 from fedpalm.pki.live import LiveIdentity
 
 from .exchange_book import ExchangeBook
@@ -99,7 +99,7 @@ class Desk:
         Raises:
             IllegalTransitionError: it was declined or cancelled before.
         """
-        key = RecipientKey.generate()
+        key = HybridKey.generate()
         terms, site = exchange.terms, self.identity.identity.name
         consent = Consent(terms, site, key.public_bytes)
         signed = sign_consent(consent, self.identity.signing_key, self.identity.chain)

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedpalm.exchange.consent import SignedConsent
-from fedpalm.exchange.recipient import RecipientKey
 from fedpalm.exchange.site import SiteExchange, SiteState
 from fedpalm.pki.files import read_secret
+from fedpalm.pki.hybrid import HybridKey
 
 from .store import SiteStore
 
@@ -98,12 +98,12 @@ class ExchangeBook:
         texts = json.loads(row["agreed"]) if row and row["agreed"] else []
         return [SignedConsent.from_bytes(text.encode()) for text in texts]
 
-    def key(self, exchange_id: str) -> RecipientKey | None:
+    def key(self, exchange_id: str) -> HybridKey | None:
         """The recipient key, until it is erased. Raises KeyFileError: damaged or open to others."""
         row = self._row(exchange_id)
         if row is None or row["key_file"] is None:
             return None
-        return RecipientKey.from_private_bytes(read_secret(self._key_path(row["key_file"])))
+        return HybridKey.from_private_bytes(read_secret(self._key_path(row["key_file"])))
 
     def is_closed(self, exchange_id: str) -> bool:
         """Whether the coordinator has said that it is over."""

@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..canonical import canonical_json, domain_hash
 from ..errors import ConsentError, FedPalmError, IdentityError, NotOnRosterError, ProtocolError
+from ..pki.hybrid import hybrid_public_key
 from ..pki.identity import PARSE_ERRORS, Identity, Role
 from ..pki.keys import SigningKey, VerifyingKey
 from ..pki.request import signing_key_of
 from ..pki.signing import MAX_INTERMEDIATES, sign, verify_signed_by
-from .recipient import hpke_public_key
 from .terms import ExchangeTerms
 
 SIGNATURE_DOMAIN = "exchange-consent/v1"
@@ -47,7 +47,7 @@ class Consent:
     def __post_init__(self) -> None:
         if self.site not in self.terms.roster:
             raise NotOnRosterError(f"{self.site} is not on the roster of this exchange")
-        hpke_public_key(self.recipient_key)
+        hybrid_public_key(self.recipient_key)
 
     @cached_property
     def signed_bytes(self) -> bytes:

@@ -16,15 +16,20 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from cryptography.exceptions import InvalidTag
 
 from ..canonical import canonical_json, domain_hash
-from ..errors import EgressRefusedError, FedPalmError, IdentityError, SealedExpertError
+from ..errors import (
+    EgressRefusedError,
+    FedPalmError,
+    IdentityError,
+    IntegrityError,
+    SealedExpertError,
+)
 from ..layout import CLOSED_SET_EXPERT, FloatVector, Layout
+from ..pki.hybrid import HybridKey, hybrid_key_id, seal
 from ..pki.keys import SigningKey
 from ..pki.signing import SIGNATURE_BYTES, sign, verify
 from .consent import Agreement
-from .recipient import SUITE, RecipientKey, hpke_public_key, recipient_key_id
 
 MAGIC = b"FPX1"
 SIGNATURE_DOMAIN = "sealed-expert/v1"
@@ -149,9 +154,7 @@ def seal_expert(
         **_expected(agreement, layout, sender, recipient),
         expert_hash=expert_hash(layout, plaintext).hex(),
     )
-    ciphertext = SUITE.encrypt(
-        plaintext, hpke_public_key(party.recipient_key), info=_INFO_LABEL + header.encoded
-    )
+    ciphertext = seal(plaintext, party.recipient_key, _INFO_LABEL + header.encoded)
     signature = sign(signing_key, SIGNATURE_DOMAIN, _signed_bytes(header, ciphertext))
     return SealedExpert(header, ciphertext, signature)
 
@@ -192,7 +195,7 @@ def open_expert(
     *,
     sender: str,
     recipient: str,
-    key: RecipientKey,
+    key: HybridKey,
 ) -> FloatVector:
     """Open what ``sender`` sealed to ``recipient``: signature, header, decryption, hash, in this order.
 
@@ -208,10 +211,8 @@ def open_expert(
     verify_sealed(sealed, layout, agreement, sender=sender, recipient=recipient)
     header = sealed.header
     try:
-        plaintext = SUITE.decrypt(
-            sealed.ciphertext, key.hpke_key(), info=_INFO_LABEL + header.encoded
-        )
-    except (InvalidTag, ValueError) as error:
+        plaintext = key.open(sealed.ciphertext, _INFO_LABEL + header.encoded)
+    except IntegrityError as error:
         raise SealedExpertError(
             f"the expert of {sender} cannot be opened with this site's key for the exchange",
             safe="nothing of it was used",
@@ -250,7 +251,7 @@ def _expected(agreement: Agreement, layout: Layout, sender: str, recipient: str)
         "plan_hash": terms.plan_hash.hex(),
         "sender": sender,
         "recipient": recipient,
-        "recipient_key_id": recipient_key_id(agreement.party(recipient).recipient_key).hex(),
+        "recipient_key_id": hybrid_key_id(agreement.party(recipient).recipient_key).hex(),
         "layout_hash": layout.hash.hex(),
         "expert_bytes": 4 * layout.size,
     }

@@ -19,6 +19,11 @@ SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES
 _MLKEM_PUBLIC, _MLKEM_SEED, _X25519 = 1184, 64, 32
 PUBLIC_BYTES = _MLKEM_PUBLIC + _X25519
 PRIVATE_BYTES = _MLKEM_SEED + _X25519
+SEAL_BYTES = 1136
+"""How much longer a sealed box is than what is in it: 1,120 bytes of KEM and a tag of 16."""
+_CURVE_PRIME = 2**255 - 19
+_PROBE = X25519PrivateKey.from_private_bytes(bytes(range(32)))
+"""Any scalar: all of them are multiples of the cofactor, so each finds a key of small order."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class HybridKey:
 def seal(plaintext: bytes, public: bytes, info: bytes) -> bytes:
     """Seal to a :attr:`HybridKey.public_bytes` for the purpose that ``info`` names.
 
+    Returns:
+        SEAL_BYTES more bytes than ``plaintext`` has.
     Raises:
         ProtocolError: ``public`` is no such key.
     """
@@ -84,10 +91,29 @@ def hybrid_public_key(raw: bytes) -> hpke.MLKEM768X25519PublicKey:
     try:
         return hpke.MLKEM768X25519PublicKey(
             MLKEM768PublicKey.from_public_bytes(raw[:_MLKEM_PUBLIC]),
-            X25519PublicKey.from_public_bytes(raw[_MLKEM_PUBLIC:]),
+            x25519_public_key(raw[_MLKEM_PUBLIC:]),
         )
     except ValueError as error:
         raise ProtocolError(f"not a hybrid public key: {error}") from error
+
+
+def x25519_public_key(raw: bytes) -> X25519PublicKey:
+    """A public key that agrees on a secret, in the one encoding that it has.
+
+    A key of small order gives everybody the same secret, and a second encoding would make one key look
+    like two (RFC 7748, sections 5 and 6.1).
+
+    Raises:
+        ProtocolError: not 32 bytes, not reduced, or of small order.
+    """
+    if len(raw) != _X25519 or int.from_bytes(raw, "little") >= _CURVE_PRIME:
+        raise ProtocolError("not an X25519 public key in its one encoding")
+    key = X25519PublicKey.from_public_bytes(raw)
+    try:
+        _PROBE.exchange(key)
+    except ValueError:
+        raise ProtocolError("an X25519 public key of small order") from None
+    return key
 
 
 def hybrid_key_id(public: bytes) -> bytes:

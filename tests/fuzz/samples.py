@@ -8,7 +8,6 @@ from functools import cache
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedpalm.exchange.consent import Consent, SignedConsent, sign_consent, verify_consents
-from fedpalm.exchange.recipient import RecipientKey
 from fedpalm.exchange.sealing import seal_expert
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.layout import Layout, TensorSpec
@@ -16,6 +15,7 @@ from fedpalm.ledger.bodies import EntryKind
 from fedpalm.ledger.chain import Head, append
 from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.pki.bundle import TlsIdentity
+from fedpalm.pki.hybrid import HybridKey
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.keys import new_signing_key, new_tls_key
 from fedpalm.pki.request import create_request
@@ -133,7 +133,7 @@ def _consents() -> dict[str, SignedConsent]:
     made = {}
     for site in ROSTER:
         member = identity(Role.PARTICIPANT, site)
-        consent = Consent(terms, site, RecipientKey.generate().public_bytes)
+        consent = Consent(terms, site, HybridKey.generate().public_bytes)
         made[site] = sign_consent(consent, member.signing_key, member.chain)
     return made
 

@@ -16,10 +16,10 @@ from fedpalm.exchange import machine as hub
 from fedpalm.exchange import site as member
 from fedpalm.exchange.consent import Agreement, Consent, SignedConsent, sign_consent
 from fedpalm.exchange.machine import ExchangeMachine, ExchangeState
-from fedpalm.exchange.recipient import RecipientKey
 from fedpalm.exchange.site import SiteExchange, SiteState
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.pki.authority import create_authority
+from fedpalm.pki.hybrid import HybridKey
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.keys import new_signing_key, new_tls_key
 from fedpalm.pki.request import create_request
@@ -34,7 +34,7 @@ OVER = (ExchangeState.COMPLETED, ExchangeState.CANCELLED)
 def signed_consent(site: str) -> SignedConsent:
     identity, key = Identity("palms", Role.PARTICIPANT, site), new_signing_key()
     leaf = AUTHORITY.issue(create_request(identity, new_tls_key(), key), identity, now=NOW)
-    consent = Consent(TERMS, site, RecipientKey.generate().public_bytes)
+    consent = Consent(TERMS, site, HybridKey.generate().public_bytes)
     return sign_consent(consent, key, (leaf, AUTHORITY.issuing))
 
 

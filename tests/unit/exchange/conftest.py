@@ -10,10 +10,10 @@ import pytest
 from cryptography import x509
 
 from fedpalm.exchange.consent import Agreement, Consent, SignedConsent, sign_consent
-from fedpalm.exchange.recipient import RecipientKey
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.layout import FloatVector, Layout, TensorSpec
 from fedpalm.pki.authority import Authority, create_authority
+from fedpalm.pki.hybrid import HybridKey
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.keys import SigningKey, new_signing_key, new_tls_key
 from fedpalm.pki.request import create_request
@@ -31,9 +31,9 @@ class Site:
     name: str
     signing_key: SigningKey
     chain: tuple[x509.Certificate, ...]
-    recipient_key: RecipientKey
+    recipient_key: HybridKey
 
-    def consent(self, terms: ExchangeTerms, key: RecipientKey | None = None) -> SignedConsent:
+    def consent(self, terms: ExchangeTerms, key: HybridKey | None = None) -> SignedConsent:
         consent = Consent(terms, self.name, (key or self.recipient_key).public_bytes)
         return sign_consent(consent, self.signing_key, self.chain)
 
@@ -67,7 +67,7 @@ def enrol(authority: Authority, name: str, role: Role = Role.PARTICIPANT) -> Sit
     signing_key = new_signing_key()
     request = create_request(identity, new_tls_key(), signing_key)
     chain = (authority.issue(request, identity, now=NOW), authority.issuing)
-    return Site(name, signing_key, chain, RecipientKey.generate())
+    return Site(name, signing_key, chain, HybridKey.generate())
 
 
 @pytest.fixture(scope="session")

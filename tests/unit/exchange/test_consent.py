@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from fedpalm.errors import ConsentError, NotOnRosterError, ProtocolError
 from fedpalm.exchange.consent import Agreement, Consent, SignedConsent, sign_consent
-from fedpalm.exchange.recipient import PRIVATE_BYTES, PUBLIC_BYTES, RecipientKey
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.pki.authority import create_authority
+from fedpalm.pki.hybrid import PUBLIC_BYTES, HybridKey
 from fedpalm.pki.identity import Role
 
 from .conftest import NOW, ROSTER, Site, World, enrol
@@ -68,7 +68,7 @@ def test_a_yes_to_other_terms_is_none_to_these(world: World, change: dict[str, o
 
 def test_a_coordinator_cannot_put_its_own_recipient_key_in_a_sites_place(world: World):
     east, north, west = world.consents()
-    mine = RecipientKey.generate()
+    mine = HybridKey.generate()
     swapped = replace(north.consent, recipient_key=mine.public_bytes)
     assert "not its own" in refused(world, [east, replace(north, consent=swapped), west])
 
@@ -83,7 +83,7 @@ def test_a_coordinator_cannot_say_yes_for_a_site_with_its_own_certificate(world:
 def test_one_site_cannot_say_yes_for_another(world: World):
     east, _, west = world.consents()
     liar = world.sites["east"]
-    forged = replace(liar, name="north", recipient_key=RecipientKey.generate())
+    forged = replace(liar, name="north", recipient_key=HybridKey.generate())
     assert "signed by" in refused(world, [east, forged.consent(world.terms), west])
 
 
@@ -144,13 +144,6 @@ def test_bytes_that_are_no_consent_are_a_protocol_error(content: bytes):
         SignedConsent.from_bytes(content)
 
 
-def test_a_recipient_key_survives_its_bytes_and_is_fresh_each_time():
-    key = RecipientKey.generate()
-    again = RecipientKey.from_private_bytes(key.private_bytes())
-    assert again.public_bytes == key.public_bytes != RecipientKey.generate().public_bytes
-    assert (len(key.public_bytes), len(key.private_bytes())) == (PUBLIC_BYTES, PRIVATE_BYTES)
-
-
 @pytest.mark.parametrize("length", [0, 32, PUBLIC_BYTES - 1, PUBLIC_BYTES + 1])
 def test_a_recipient_key_of_another_length_is_refused(world: World, length: int):
     with pytest.raises(ProtocolError, match="public key"):
@@ -194,7 +187,7 @@ def test_signing_is_over_every_field(world: World):
         for consent in (
             first,
             replace(first, site="east"),
-            replace(first, recipient_key=RecipientKey.generate().public_bytes),
+            replace(first, recipient_key=HybridKey.generate().public_bytes),
             replace(first, terms=replace(world.terms, run="trial-0002")),
         )
     }

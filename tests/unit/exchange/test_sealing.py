@@ -17,9 +17,10 @@ from fedpalm.errors import (
 )
 from fedpalm.exchange import sealing
 from fedpalm.exchange.consent import Agreement
-from fedpalm.exchange.recipient import SUITE, RecipientKey, hpke_public_key
 from fedpalm.exchange.sealing import SealedExpert, open_expert, seal_expert, verify_sealed
 from fedpalm.layout import Layout, TensorSpec
+from fedpalm.pki import hybrid
+from fedpalm.pki.hybrid import HybridKey
 from fedpalm.pki.signing import sign
 
 from .conftest import EXPERT, LAYOUT, World
@@ -125,7 +126,7 @@ def test_it_is_not_taken_for_another_senders(world, agreement, sealed):
 
 def test_the_key_of_an_earlier_exchange_does_not_open_it(world, agreement, sealed):
     with pytest.raises(SealedExpertError, match="cannot be opened"):
-        unseal(world, agreement, sealed, key=RecipientKey.generate())
+        unseal(world, agreement, sealed, key=HybridKey.generate())
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_it_is_not_replayed_into_another_run_exchange_or_plan(
 
 
 def test_a_fresh_recipient_key_in_the_same_terms_is_another_recipient(world, sealed):
-    renewed = replace(world.sites["east"], recipient_key=RecipientKey.generate())
+    renewed = replace(world.sites["east"], recipient_key=HybridKey.generate())
     agreement = world.agree(
         [renewed.consent(world.terms), *(c for c in world.consents() if c.consent.site != "east")]
     )
@@ -177,9 +178,9 @@ def test_a_signed_header_with_another_expert_hash_does_not_open(world, agreement
 def reencrypted(world: World, sealed: SealedExpert, plaintext: bytes, **changes) -> SealedExpert:
     """A dishonest sender's proper ciphertext of a content of its choice."""
     header = replace(sealed.header, **changes)
-    key = hpke_public_key(world.sites["east"].recipient_key.public_bytes)
-    info = sealing._INFO_LABEL + header.encoded
-    other = replace(sealed, header=header, ciphertext=SUITE.encrypt(plaintext, key, info=info))
+    public = world.sites["east"].recipient_key.public_bytes
+    ciphertext = hybrid.seal(plaintext, public, sealing._INFO_LABEL + header.encoded)
+    other = replace(sealed, header=header, ciphertext=ciphertext)
     return resigned(world, other)
 
 

@@ -15,7 +15,6 @@ from fedpalm.errors import (
 )
 from fedpalm.exchange import site as site_exchange
 from fedpalm.exchange.consent import Agreement
-from fedpalm.exchange.recipient import RecipientKey
 from fedpalm.exchange.site import (
     TABLE,
     Approved,
@@ -26,6 +25,7 @@ from fedpalm.exchange.site import (
     SiteExchange,
     SiteState,
 )
+from fedpalm.pki.hybrid import HybridKey
 
 from .conftest import World
 
@@ -109,7 +109,7 @@ def test_nothing_is_sealed_under_an_agreement_to_other_terms(at, world):
 
 def test_nothing_is_sealed_under_an_agreement_with_another_yes_of_this_site(at, world):
     east, _, west = world.consents()
-    renewed = replace(world.sites["north"], recipient_key=RecipientKey.generate())
+    renewed = replace(world.sites["north"], recipient_key=HybridKey.generate())
     other = world.agree([east, renewed.consent(world.terms), west])
     with pytest.raises(ConsentError, match="not the one that this site consented to"):
         at[SiteState.APPROVED].step(ExpertsSealed(other, HASHES))

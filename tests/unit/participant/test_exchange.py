@@ -18,9 +18,9 @@ from fedpalm.errors import (
     PolicyError,
     RefusedError,
 )
-from fedpalm.exchange.recipient import PRIVATE_BYTES
 from fedpalm.exchange.site import SiteState
 from fedpalm.ledger.bodies import EntryKind
+from fedpalm.pki.hybrid import PRIVATE_BYTES
 from participant.config import Home
 from participant.ending import ExitAfter
 from participant.outgoing import PayloadKind
@@ -385,10 +385,10 @@ def test_nothing_is_sealed_without_every_sites_own_consent(asked, world):
 def _foreign_consent(world, exchange, name):
     """A consent in the name of a site, signed by somebody of another CA."""
     from fedpalm.exchange.consent import Consent, sign_consent
-    from fedpalm.exchange.recipient import RecipientKey
+    from fedpalm.pki.hybrid import HybridKey
 
     impostor = Site(World(world.root / "other-ca").home(name))
-    consent = Consent(exchange.terms, name, RecipientKey.generate().public_bytes)
+    consent = Consent(exchange.terms, name, HybridKey.generate().public_bytes)
     return sign_consent(consent, impostor.identity.signing_key, impostor.identity.chain)
 
 

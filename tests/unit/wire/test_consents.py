@@ -4,9 +4,9 @@ import pytest
 
 from fedpalm.errors import ProtocolError
 from fedpalm.exchange.consent import Consent, SignedConsent, sign_consent
-from fedpalm.exchange.recipient import RecipientKey
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.pki.authority import create_authority
+from fedpalm.pki.hybrid import HybridKey
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.keys import new_signing_key, new_tls_key
 from fedpalm.pki.request import create_request
@@ -21,7 +21,7 @@ def consent() -> SignedConsent:
     authority, _ = create_authority("palms", NOW)
     identity, key = Identity("palms", Role.PARTICIPANT, "north"), new_signing_key()
     leaf = authority.issue(create_request(identity, new_tls_key(), key), identity, now=NOW)
-    words = Consent(TERMS, "north", RecipientKey.generate().public_bytes)
+    words = Consent(TERMS, "north", HybridKey.generate().public_bytes)
     return sign_consent(words, key, (leaf, authority.issuing))
 
 
