@@ -122,6 +122,30 @@ CREATE TABLE countersignatures (
     PRIMARY KEY (run_id, round, attempt, site)
 ) STRICT;
 
+-- What sites said in the steps of a masked attempt: serialised MaskingMessage. Public keys, ciphertexts,
+-- hashes and signatures; the coordinator has no key to any box. Shares of opened secrets come last, and
+-- the rows of an attempt are deleted when it is over.
+CREATE TABLE masking_messages (
+    run_id    TEXT NOT NULL REFERENCES runs,     -- table runs
+    round     INTEGER NOT NULL,                  -- as in table attempts
+    attempt   INTEGER NOT NULL,                  -- as in table attempts
+    step      TEXT NOT NULL,                     -- fedpalm.secagg.unmasking.Step
+    site      TEXT NOT NULL,                     -- who said it
+    recipient TEXT NOT NULL DEFAULT '',          -- of a box
+    message   BLOB NOT NULL,                     -- as it came
+    PRIMARY KEY (run_id, round, attempt, step, site, recipient)
+) STRICT;
+
+-- The step that a masked attempt has come to, and until when it waits.
+CREATE TABLE masking_steps (
+    run_id      TEXT NOT NULL REFERENCES runs,   -- table runs
+    round       INTEGER NOT NULL,                -- as in table attempts
+    attempt     INTEGER NOT NULL,                -- as in table attempts
+    step        TEXT NOT NULL,                   -- fedpalm.secagg.unmasking.Step
+    deadline_ms INTEGER NOT NULL,                -- when it goes on without those who are waited for
+    PRIMARY KEY (run_id, round, attempt)
+) STRICT;
+
 -- Every receipt as it was given; the same bytes are given again to whoever asks again.
 CREATE TABLE receipts (
     run_id       TEXT NOT NULL REFERENCES runs,  -- table runs

@@ -60,8 +60,12 @@ class PlanDraft(Settings):
     join_deadline_s: float = Field(600, gt=0, le=7 * 86400)
     round_deadline_s: float = Field(3600, gt=0, le=7 * 86400)
     max_attempts: int = Field(3, ge=1, le=100)
-    masking: Literal["none"] = "none"
-    """``none``: the coordinator sees every site's update and weight."""
+    masking: Literal["none", "secagg"] = "none"
+    """``none``: the coordinator sees every site's update and weight; ``secagg``: sums only."""
+    colluders: int = Field(1, ge=0, le=MAX_SITES - 2)
+    """Under ``secagg``: sites that may work together with a lying coordinator (n_c)."""
+    masking_step_deadline_s: float = Field(120, gt=0, le=86400)
+    """Under ``secagg``: how long each step after the keys waits for a site before it counts as dropped."""
     privacy: Literal["none"] = "none"
     """``none``: no differential privacy; updates may tell something about training images."""
     expert_exchange: Literal["deployment", "never"] = "never"

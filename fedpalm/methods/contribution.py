@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 
 from ..canonical import domain_hash
+from ..errors import ConfigError
 from ..plan import Plan
 from ..secagg.codec import FixedPointCodec
+from ..secagg.terms import SecAggTerms
 from .rules import server_rule
 
 
@@ -19,6 +21,24 @@ def codec_for(plan: Plan) -> FixedPointCodec:
         max_weight=plan.draft.codec.max_weight,
         stats=server_rule(plan.draft.method).stats,
     )
+
+
+def masking_terms(plan: Plan) -> SecAggTerms | None:
+    """What masking needs of a round of this plan; None for a plan without masking.
+
+    Raises:
+        ConfigError: a roster that masking cannot work with, or a quorum below its own.
+    """
+    if plan.draft.masking != "secagg":
+        return None
+    terms = SecAggTerms(plan.roster, plan.draft.colluders)
+    if plan.draft.quorum < terms.quorum:
+        raise ConfigError(
+            f"quorum {plan.draft.quorum}: masking among {terms.sites} sites with "
+            f"{terms.colluders} colluders needs {terms.quorum}",
+            next_step=f"set quorum = {terms.quorum} or more in the plan",
+        )
+    return terms
 
 
 def rounding_key(plan: Plan, site: str, round_number: int) -> bytes:

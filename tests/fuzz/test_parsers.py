@@ -29,14 +29,14 @@ from fedpalm.plan import Plan
 from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
 from fedpalm.rounds.manifest import Countersignature, RoundManifest
 from fedpalm.rounds.receipt import PayloadReceipt
-from fedpalm.wire import consents, membership, statements
+from fedpalm.wire import consents, masking, membership, statements
 from fedpalm.wire.limits import parse_message
-from fedpalm.wire.v1 import federation_pb2, membership_pb2, operator_pb2
+from fedpalm.wire.v1 import federation_pb2, masking_pb2, membership_pb2, operator_pb2
 
 from . import samples
 from .inputs import COPIES, INPUTS, MAX_GROWTH_MIB, Tally, broken, json_bytes, messages
 
-MODULES = (federation_pb2, membership_pb2, operator_pb2)
+MODULES = (federation_pb2, masking_pb2, membership_pb2, operator_pb2)
 KINDS: list[type[Message]] = [
     getattr(module, name) for module in MODULES for name in module.DESCRIPTOR.message_types_by_name
 ]
@@ -88,6 +88,8 @@ def _use(message: Message) -> None:
             if isinstance(item, federation_pb2.SignedStatement):
                 consents.from_wire(item)
                 statements.from_wire(item)
+            elif isinstance(item, masking_pb2.MaskingMessage):
+                masking.from_wire(item)
             elif isinstance(item, membership_pb2.IssuedCertificate):
                 membership.issued_from_wire(item)
             elif isinstance(item, membership_pb2.TrustBundle):

@@ -1,4 +1,5 @@
 from fedpalm.wire.v1 import limits_pb2 as _limits_pb2
+from fedpalm.wire.v1 import masking_pb2 as _masking_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -90,7 +91,7 @@ class InstructionsRequest(_message.Message):
     def __init__(self, site_id: _Optional[str] = ...) -> None: ...
 
 class Instruction(_message.Message):
-    __slots__ = ("heartbeat", "run_offer", "train", "round_closed", "run_ended", "exchange_proposed", "seal_experts", "fetch_experts", "exchange_closed")
+    __slots__ = ("heartbeat", "run_offer", "train", "round_closed", "run_ended", "exchange_proposed", "seal_experts", "fetch_experts", "exchange_closed", "masking")
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     RUN_OFFER_FIELD_NUMBER: _ClassVar[int]
     TRAIN_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +101,7 @@ class Instruction(_message.Message):
     SEAL_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     FETCH_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_CLOSED_FIELD_NUMBER: _ClassVar[int]
+    MASKING_FIELD_NUMBER: _ClassVar[int]
     heartbeat: Heartbeat
     run_offer: RunOffer
     train: TrainRound
@@ -109,7 +111,8 @@ class Instruction(_message.Message):
     seal_experts: SealExperts
     fetch_experts: FetchExperts
     exchange_closed: ExchangeClosed
-    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., run_offer: _Optional[_Union[RunOffer, _Mapping]] = ..., train: _Optional[_Union[TrainRound, _Mapping]] = ..., round_closed: _Optional[_Union[RoundClosed, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., exchange_proposed: _Optional[_Union[ExchangeProposed, _Mapping]] = ..., seal_experts: _Optional[_Union[SealExperts, _Mapping]] = ..., fetch_experts: _Optional[_Union[FetchExperts, _Mapping]] = ..., exchange_closed: _Optional[_Union[ExchangeClosed, _Mapping]] = ...) -> None: ...
+    masking: MaskingStepOpen
+    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., run_offer: _Optional[_Union[RunOffer, _Mapping]] = ..., train: _Optional[_Union[TrainRound, _Mapping]] = ..., round_closed: _Optional[_Union[RoundClosed, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., exchange_proposed: _Optional[_Union[ExchangeProposed, _Mapping]] = ..., seal_experts: _Optional[_Union[SealExperts, _Mapping]] = ..., fetch_experts: _Optional[_Union[FetchExperts, _Mapping]] = ..., exchange_closed: _Optional[_Union[ExchangeClosed, _Mapping]] = ..., masking: _Optional[_Union[MaskingStepOpen, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -169,6 +172,46 @@ class ListReceiptsRequest(_message.Message):
     run_id: str
     def __init__(self, run_id: _Optional[str] = ...) -> None: ...
 
+class MaskingStepOpen(_message.Message):
+    __slots__ = ("ref", "step")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ref: RoundRef
+    step: _masking_pb2.MaskingStep
+    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., step: _Optional[_Union[_masking_pb2.MaskingStep, str]] = ...) -> None: ...
+
+class MaskingHeader(_message.Message):
+    __slots__ = ("ref", "site_id", "step")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ref: RoundRef
+    site_id: str
+    step: _masking_pb2.MaskingStep
+    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., site_id: _Optional[str] = ..., step: _Optional[_Union[_masking_pb2.MaskingStep, str]] = ...) -> None: ...
+
+class SendMaskingRequest(_message.Message):
+    __slots__ = ("header", "message")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    header: MaskingHeader
+    message: _masking_pb2.MaskingMessage
+    def __init__(self, header: _Optional[_Union[MaskingHeader, _Mapping]] = ..., message: _Optional[_Union[_masking_pb2.MaskingMessage, _Mapping]] = ...) -> None: ...
+
+class SendMaskingReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FetchMaskingRequest(_message.Message):
+    __slots__ = ("ref", "site_id", "step")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ref: RoundRef
+    site_id: str
+    step: _masking_pb2.MaskingStep
+    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., site_id: _Optional[str] = ..., step: _Optional[_Union[_masking_pb2.MaskingStep, str]] = ...) -> None: ...
+
 class RoundClosed(_message.Message):
     __slots__ = ("ref", "committed", "model_hash", "reason")
     REF_FIELD_NUMBER: _ClassVar[int]
@@ -212,20 +255,22 @@ class Chunk(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("ref", "site_id", "plan_hash", "model_hash", "payload_hash", "payload_bytes")
+    __slots__ = ("ref", "site_id", "plan_hash", "model_hash", "payload_hash", "payload_bytes", "masked")
     REF_FIELD_NUMBER: _ClassVar[int]
     SITE_ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
     MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_HASH_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
     ref: RoundRef
     site_id: str
     plan_hash: bytes
     model_hash: bytes
     payload_hash: bytes
     payload_bytes: int
-    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., site_id: _Optional[str] = ..., plan_hash: _Optional[bytes] = ..., model_hash: _Optional[bytes] = ..., payload_hash: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ...) -> None: ...
+    masked: _masking_pb2.MaskedInput
+    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., site_id: _Optional[str] = ..., plan_hash: _Optional[bytes] = ..., model_hash: _Optional[bytes] = ..., payload_hash: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., masked: _Optional[_Union[_masking_pb2.MaskedInput, _Mapping]] = ...) -> None: ...
 
 class OffsetReply(_message.Message):
     __slots__ = ("offset", "receipt")

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from fedpalm.wire.v1 import federation_pb2 as fedpalm_dot_wire_dot_v1_dot_federation__pb2
+from fedpalm.wire.v1 import masking_pb2 as fedpalm_dot_wire_dot_v1_dot_masking__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -93,6 +94,16 @@ class FederationStub:
                 '/fedpalm.wire.v1.Federation/ListReceipts',
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ListReceiptsRequest.SerializeToString,
                 response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.FromString,
+                _registered_method=True)
+        self.SendMasking = channel.stream_unary(
+                '/fedpalm.wire.v1.Federation/SendMasking',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SendMaskingRequest.SerializeToString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SendMaskingReply.FromString,
+                _registered_method=True)
+        self.FetchMasking = channel.unary_stream(
+                '/fedpalm.wire.v1.Federation/FetchMasking',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.FetchMaskingRequest.SerializeToString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_masking__pb2.MaskingMessage.FromString,
                 _registered_method=True)
         self.SendConsent = channel.unary_unary(
                 '/fedpalm.wire.v1.Federation/SendConsent',
@@ -208,6 +219,20 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SendMasking(self, request_iterator, context):
+        """Masked attempts: this site's message of a step (for boxes: all of them), one header first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchMasking(self, request, context):
+        """What a step needs of the others: all keys, the boxes for this site, all inputs, all agreements.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SendConsent(self, request, context):
         """The deployment exchange: every site's signed yes, then one sealed expert per recipient.
         """
@@ -301,6 +326,16 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.ListReceipts,
                     request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ListReceiptsRequest.FromString,
                     response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.SerializeToString,
+            ),
+            'SendMasking': grpc.stream_unary_rpc_method_handler(
+                    servicer.SendMasking,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SendMaskingRequest.FromString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SendMaskingReply.SerializeToString,
+            ),
+            'FetchMasking': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchMasking,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.FetchMaskingRequest.FromString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_masking__pb2.MaskingMessage.SerializeToString,
             ),
             'SendConsent': grpc.unary_unary_rpc_method_handler(
                     servicer.SendConsent,
@@ -652,6 +687,60 @@ class Federation:
             '/fedpalm.wire.v1.Federation/ListReceipts',
             fedpalm_dot_wire_dot_v1_dot_federation__pb2.ListReceiptsRequest.SerializeToString,
             fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendMasking(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/fedpalm.wire.v1.Federation/SendMasking',
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.SendMaskingRequest.SerializeToString,
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.SendMaskingReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchMasking(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedpalm.wire.v1.Federation/FetchMasking',
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.FetchMaskingRequest.SerializeToString,
+            fedpalm_dot_wire_dot_v1_dot_masking__pb2.MaskingMessage.FromString,
             options,
             channel_credentials,
             insecure,
