@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -27,6 +28,7 @@ _INTEGERS = {
     FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
     FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+    FieldDescriptor.CPPTYPE_ENUM: (-(2**31), 2**31 - 1),
 }
 
 
@@ -89,7 +91,7 @@ def json_bytes() -> st.SearchStrategy[bytes]:
         max_leaves=8,
     )
     deep = st.integers(1, 3000).map(lambda n: b"[" * n + b"]" * n)
-    return nested.map(lambda value: __import__("json").dumps(value).encode()) | deep
+    return nested.map(lambda value: json.dumps(value).encode()) | deep
 
 
 def broken(data: bytes, rng: random.Random, copies: int = COPIES) -> Iterator[bytes]:
