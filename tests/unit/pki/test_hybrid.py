@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -121,6 +122,10 @@ def test_what_is_no_usable_public_key_is_refused_before_anything_is_sealed(publi
 def test_a_key_that_gives_everybody_the_same_secret_is_refused(value: int) -> None:
     with pytest.raises(ProtocolError, match="small order"):
         x25519_public_key(value.to_bytes(32, "little"))
+    # The library agrees: the shared secret would be all zero.
+    point = X25519PublicKey.from_public_bytes(value.to_bytes(32, "little"))
+    with pytest.raises(ValueError):
+        KEY.x25519.exchange(point)
 
 
 def test_a_key_has_one_encoding() -> None:
