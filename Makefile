@@ -7,7 +7,7 @@ PACKAGES := coordinator participant fedpalm
 PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit check proto fmt clean bench-round
+.PHONY: env demo test unit check proto fmt clean bench-round bench-secagg bench-peers-secagg
 
 env: $(STAMP)
 
@@ -38,6 +38,12 @@ proto: env
 fmt: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format $(PACKAGES) tests scripts
+
+bench-secagg: env
+	$(BIN)/fedpalm bench secagg $(ARGS)
+
+bench-peers-secagg: env
+	$(BIN)/fedpalm bench peers-secagg $(ARGS)
 
 bench-round: env
 	$(BIN)/fedpalm bench round $(ARGS)

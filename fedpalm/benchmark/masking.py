@@ -260,6 +260,7 @@ def _figures(load: Load, attempt: Attempt, elapsed: float, peak: int) -> dict[st
     return {
         "sites": load.sites,
         "parameters": load.parameters,
+        "drop": load.drop,
         "dropped": load.dropped,
         "threshold": attempt.terms.threshold,
         "colluders": COLLUDERS,
@@ -272,6 +273,7 @@ def _figures(load: Load, attempt: Attempt, elapsed: float, peak: int) -> dict[st
         "client_encode_and_mask_s": statistics.median(
             [one + other for one, other in zip(encode, mask, strict=True)]
         ),
+        "client_all_steps_s": sum(statistics.median(one) for one in clock.site.values()),
         "coordinator_s": sum(clock.coordinator.values()),
         "input_over_4d": upload / model,
         "all_steps_over_4d": {

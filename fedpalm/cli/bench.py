@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 
 from .bench_round import RoundBench
+from .bench_secagg import secagg_command
 from .console import command_errors, emit, err, json_option
 
 
@@ -47,3 +48,6 @@ def round_command(
     for row in rows:
         table.add_row(*row)
     emit(figures, as_json, table)
+
+
+commands.add_command(secagg_command)
