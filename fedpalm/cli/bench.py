@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from .bench_peers import peers_secagg_command
 from .bench_round import RoundBench
 from .bench_secagg import secagg_command
 from .console import command_errors, emit, err, json_option
@@ -51,3 +52,4 @@ def round_command(
 
 
 commands.add_command(secagg_command)
+commands.add_command(peers_secagg_command)

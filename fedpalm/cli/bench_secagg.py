@@ -75,10 +75,10 @@ def secagg_command(
         if grow:
             figures, table = _grow(params or 100_000, drop, seed, out, narrator)
         elif client:
-            figures = measure_client(params or 62_000_000, peers, seed, repeats, _tick(narrator))
+            figures = measure_client(params or 62_000_000, peers, seed, repeats, ticker(narrator))
             table = client_table(figures)
         else:
-            figures = measure_round(Load(sites, params or 1_000_000, drop, seed), _tick(narrator))
+            figures = measure_round(Load(sites, params or 1_000_000, drop, seed), ticker(narrator))
             table = round_table(figures)
     emit({"cores": used, **figures}, as_json, table)
 
@@ -95,7 +95,8 @@ def cores(threads: int | None) -> Iterator[int]:
         os.sched_setaffinity(0, before)
 
 
-def _tick(narrator: Narrator, before: str = "") -> Tick:
+def ticker(narrator: Narrator, before: str = "") -> Tick:
+    """Progress of a measurement: bars on a terminal, a line for each part elsewhere."""
     terminal = err().is_terminal
 
     def tick(what: str, done: int, total: int) -> None:
@@ -115,7 +116,7 @@ def _grow(
     from ..benchmark.masking_plot import plot_growth
 
     rounds = [
-        measure_round(Load(sites, params, drop, seed), _tick(narrator, f"{sites} sites, "))
+        measure_round(Load(sites, params, drop, seed), ticker(narrator, f"{sites} sites, "))
         for sites in GROWTH
     ]
     plot, data = out / "secagg-growth.png", out / "secagg-growth.json"
