@@ -1,8 +1,9 @@
-"""The README's commands and exit codes exist as it says."""
+"""The commands of the README and the guides, and the exit codes, exist as they say."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 
 from fedpalm.errors import error_codes
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = (ROOT / "README.md", ROOT / "certs" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 MODULES = {
     "fedpalm": "fedpalm",
     "fedpalm-coordinator": "coordinator",
@@ -21,15 +24,17 @@ COMMAND = re.compile(r"^(fedpalm(?:-coordinator|-participant)?) +(.*)$", re.MULT
 
 
 def _commands() -> list[tuple[str, ...]]:
-    found = []
-    for program, rest in COMMAND.findall(README.replace("\\\n", " ")):
-        found.append((program, *rest.split("#")[0].split()))
-    return found
+    found = {
+        (program, *shlex.split(rest, comments=True)): None
+        for page in PAGES
+        for program, rest in COMMAND.findall(page.read_text(encoding="utf-8").replace("\\\n", " "))
+    }
+    return list(found)
 
 
 @pytest.mark.parametrize("command", _commands(), ids=" ".join)
-def test_every_command_line_of_the_readme_is_understood(command: tuple[str, ...]) -> None:
-    """Sub-commands must exist and know each option that the README gives them."""
+def test_every_command_line_of_the_pages_is_understood(command: tuple[str, ...]) -> None:
+    """Sub-commands must exist and know each option that the pages give them."""
     program, *words = command
     options = [word for word in words if word.startswith("--")]
     names = []
