@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -71,6 +71,7 @@ def secagg_command(
     """A whole masked round in one process; ends with 10 if its sum is not exact."""
     if grow and client:
         raise click.UsageError("--grow and --client are two measurements; choose one")
+    table: RenderableType
     with cores(threads) as used, Narrator(err()) as narrator:
         if grow:
             figures, table = _grow(params or 100_000, drop, seed, out, narrator)
