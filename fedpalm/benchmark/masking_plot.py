@@ -78,6 +78,7 @@ def _lines(
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(sites, [str(one) for one in sites])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
     axes.set_xlabel("sites")
     axes.grid(axis="y")
