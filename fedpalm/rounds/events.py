@@ -69,6 +69,13 @@ class RoundDeadline:
 
 
 @dataclass(frozen=True)
+class SumReady:
+    """Every step of a masked attempt is done: the masks of these sites' sum can be taken off."""
+
+    survivors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Aggregated:
     """The new global model is durable under this hex SHA-256."""
 
@@ -105,6 +112,7 @@ RoundInput = (
     | CohortPersisted
     | UpdateAccepted
     | RoundDeadline
+    | SumReady
     | Aggregated
     | AggregationFailed
     | Abort
@@ -118,11 +126,15 @@ RoundInput = (
 class TimerKind(StrEnum):
     JOIN = "join"
     ROUND = "round"
+    MASKING = "masking"
 
 
 @dataclass(frozen=True)
 class StartTimer:
-    """Give JoinDeadline or RoundDeadline at this time; replaces an earlier timer of the round."""
+    """Give JoinDeadline or RoundDeadline at this time; replaces an earlier timer of the round.
+
+    MASKING: whoever keeps the steps of a masked attempt begins with them; its first one ends then.
+    """
 
     ref: RoundRef
     kind: TimerKind

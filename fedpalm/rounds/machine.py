@@ -6,6 +6,11 @@
     cohort_sealed, collecting --expelled, fewer than quorum left--> aborted
     aggregating --expelled, and its update is in the sum--> aborted
 
+Under masking the steps of an attempt are kept elsewhere, and the round waits for their end:
+
+    collecting --all steps done, quorum in the sum--> aggregating
+    collecting --expelled, and its masked update has come--> aborted
+
 A round is an immutable value; :func:`step` returns the next one and the effects that its keeper
 carries out *after* it has stored the value. Whatever the table does not name is an error. An update is
 accepted once: again with the same hash it changes nothing, with another hash it is refused, and after
@@ -42,6 +47,7 @@ from .events import (
     SiteJoined,
     SiteLeft,
     StartTimer,
+    SumReady,
     TimerKind,
     UpdateAccepted,
 )
@@ -58,12 +64,21 @@ class RoundState(StrEnum):
 
 @dataclass(frozen=True)
 class RoundTerms:
-    """What the plan says about every round; times in milliseconds."""
+    """What the plan says about every round; times in milliseconds.
+
+    ``masked``: a sum has exactly the survivors that the sites agreed on, and none of them can be left out
+    of it later.
+    """
 
     roster: frozenset[str]
     quorum: int
     join_deadline_ms: int
     round_deadline_ms: int
+    masked: bool = False
+
+    @property
+    def collecting_timer(self) -> TimerKind:
+        return TimerKind.MASKING if self.masked else TimerKind.ROUND
 
 
 @dataclass(frozen=True)
@@ -260,6 +275,12 @@ def _expel_sealed(current: Round, received: SiteExpelled) -> Step:
 
 
 def _expel_collecting(current: Round, received: SiteExpelled) -> Step:
+    """A masked update that has come is in the sum that its peers agree on: the attempt ends with it."""
+    if current.terms.masked and received.site in current.survivors:
+        return _close(
+            _without(current, received.site),
+            f"site {received.site} was expelled ({received.reason}) after its masked update came",
+        )
     rest, effects = _expel_sealed(current, received)
     return _aggregate(rest) if not rest.over and _all_delivered(rest) else (rest, effects)
 
@@ -292,7 +313,7 @@ def _join_deadline(current: Round, _: JoinDeadline) -> Step:
 def _collect(current: Round, received: CohortPersisted) -> Step:
     deadline_ms = received.at_ms + current.terms.round_deadline_ms
     collecting = replace(current, state=RoundState.COLLECTING, deadline_ms=deadline_ms)
-    timer = StartTimer(current.ref, TimerKind.ROUND, deadline_ms)
+    timer = StartTimer(current.ref, current.terms.collecting_timer, deadline_ms)
     return collecting, (timer, _train(collecting, current.remaining))
 
 
@@ -316,7 +337,8 @@ def _accept(current: Round, received: UpdateAccepted) -> Step:
 
 
 def _all_delivered(current: Round) -> bool:
-    return len(current.survivors) == len(current.remaining)
+    """Is there nothing to wait for? Under masking there are steps to come."""
+    return not current.terms.masked and len(current.survivors) == len(current.remaining)
 
 
 def _accept_again(current: Round, received: UpdateAccepted) -> Step:
@@ -337,6 +359,11 @@ def _accept_again(current: Round, received: UpdateAccepted) -> Step:
 
 
 def _round_deadline(current: Round, _: RoundDeadline) -> Step:
+    if current.terms.masked:
+        raise IllegalTransitionError(
+            f"{current.ref}: the steps of a masked attempt have deadlines of their own",
+            safe="the round is unchanged",
+        )
     if len(current.survivors) >= current.terms.quorum:
         return _aggregate(current)
     return _close(
@@ -344,6 +371,22 @@ def _round_deadline(current: Round, _: RoundDeadline) -> Step:
         f"{len(current.survivors)} of {len(current.cohort)} sites delivered in time, "
         f"quorum {current.terms.quorum}",
     )
+
+
+def _sum_ready(current: Round, received: SumReady) -> Step:
+    if not current.terms.masked or received.survivors != current.survivors:
+        raise IllegalTransitionError(
+            f"{current.ref}: no masked sum of {len(received.survivors)} sites can follow; "
+            f"{len(current.survivors)} delivered",
+            safe="the round is unchanged",
+        )
+    if len(current.survivors) < current.terms.quorum:
+        return _close(
+            current,
+            f"{len(current.survivors)} of {len(current.cohort)} sites are in the masked sum, "
+            f"quorum {current.terms.quorum}",
+        )
+    return _aggregate(current)
 
 
 def _commit(current: Round, received: Aggregated) -> Step:
@@ -371,7 +414,7 @@ def _restart_sealed(current: Round, _: Restarted) -> Step:
 def _restart_collecting(current: Round, received: Restarted) -> Step:
     deadline_ms = max(current.deadline_ms, received.at_ms + received.grace_ms)
     waiting = replace(current, present=frozenset(), deadline_ms=deadline_ms)
-    return waiting, (StartTimer(current.ref, TimerKind.ROUND, deadline_ms),)
+    return waiting, (StartTimer(current.ref, current.terms.collecting_timer, deadline_ms),)
 
 
 def _restart_aggregating(current: Round, _: Restarted) -> Step:
@@ -417,6 +460,8 @@ _TABLE: dict[tuple[RoundState, type], _Handler] = {
     (_GONE, UpdateAccepted): _accept_again,
     (_C, RoundDeadline): _round_deadline,
     **{(state, RoundDeadline): _ignore for state in (_A, _DONE, _GONE)},
+    (_C, SumReady): _sum_ready,
+    (_GONE, SumReady): _ignore,
     (_A, Aggregated): _commit,
     (_A, AggregationFailed): _fail,
     (_GONE, CohortPersisted): _ignore,

@@ -60,6 +60,7 @@ class RunTerms:
                 quorum=draft.quorum,
                 join_deadline_ms=round(draft.join_deadline_s * 1000),
                 round_deadline_ms=round(draft.round_deadline_s * 1000),
+                masked=draft.masking != "none",
             ),
         )
 

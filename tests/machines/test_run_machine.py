@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fedpalm.clock import FakeClock
 from fedpalm.errors import IllegalTransitionError, StateError
 from fedpalm.rounds.events import (
+    Abort,
     Aggregate,
     Aggregated,
     AggregationFailed,
@@ -29,6 +31,7 @@ from fedpalm.rounds.events import (
     SiteJoined,
     SiteLeft,
     StartTimer,
+    SumReady,
     TimerKind,
     UpdateAccepted,
 )
@@ -62,10 +65,12 @@ sites = st.sampled_from(ROSTER)
 class RunUnderFire(RuleBasedStateMachine):
     """Plays the keeper of a run: stores every accepted input, then carries out the effects."""
 
+    terms = TERMS
+
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
-        self.fresh = Run(TERMS, "m0")
+        self.fresh = Run(self.terms, "m0")
         self.run = self.fresh
         self.journal: list[RunInput] = []
         self.stored = json.dumps(self.run.to_json())
@@ -204,8 +209,20 @@ class RunUnderFire(RuleBasedStateMachine):
         assert self.timer is not None
         timer, self.timer = self.timer, None
         self.clock.advance(max(0, timer.at_ms - self.now_ms()) / 1000)
+        if timer.kind is TimerKind.MASKING:
+            self.step_ends(timer)
+            return
         deadline = JoinDeadline() if timer.kind is TimerKind.JOIN else RoundDeadline()
         self.feed(self.within(deadline, timer.ref))
+
+    def step_ends(self, timer: StartTimer) -> None:
+        """A step of masking: another one begins, until who has delivered is summed."""
+        if timer.ref != self.current.ref or self.current.state is not RoundState.COLLECTING:
+            return
+        if len(self.current.delivered) < 2:
+            self.feed(self.within(Abort("masking: too few"), timer.ref))
+        else:
+            self.feed(self.within(SumReady(self.current.survivors), timer.ref))
 
     @precondition(lambda self: self.sums)
     @rule(fails=st.booleans())
@@ -242,7 +259,7 @@ class RunUnderFire(RuleBasedStateMachine):
     def crash(self) -> None:
         """Memory, timers and threads are gone; the store and its sites' memories are not."""
         self.timer, self.sums = None, []
-        self.run = Run.from_json(json.loads(self.stored), TERMS)
+        self.run = Run.from_json(json.loads(self.stored), self.terms)
         self.feed(Restarted(self.now_ms(), GRACE_MS))
 
     # --- what must hold ---------------------------------------------------------------------------
@@ -280,7 +297,7 @@ class RunUnderFire(RuleBasedStateMachine):
 
     @invariant()
     def what_is_stored_is_what_is_known(self) -> None:
-        back = Run.from_json(json.loads(self.stored), TERMS)
+        back = Run.from_json(json.loads(self.stored), self.terms)
         assert back.to_json() == self.run.to_json()
 
     @invariant()
@@ -306,8 +323,35 @@ class RunUnderFire(RuleBasedStateMachine):
     def a_run_ends_once(self) -> None:
         assert self.endings == int(self.run.over)
         if self.run.state is RunState.COMPLETED:
-            assert len(self.commits) == TERMS.rounds
+            assert len(self.commits) == self.terms.rounds
 
 
 TestRunUnderFire = RunUnderFire.TestCase
 TestRunUnderFire.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class MaskedRunUnderFire(RunUnderFire):
+    """The same under masking, where a sum is of exactly those that have delivered."""
+
+    terms = replace(TERMS, round=replace(TERMS.round, masked=True))
+
+    @invariant()
+    def nobody_that_delivered_is_left_out_of_the_sum(self) -> None:
+        current = self.run.current
+        if current is not None and not current.over:
+            assert current.survivors == tuple(sorted(current.delivered))
+
+    @rule()
+    def other_survivors(self) -> None:
+        """A sum of others than delivered is refused in every state that is not over."""
+        current = self.current
+        survivors = current.survivors[1:] if current.survivors else ("a",)
+        try:
+            self.feed(self.within(SumReady(survivors)))
+        except IllegalTransitionError:
+            return
+        assert current.over or self.run.current.ref != current.ref  # type: ignore[union-attr]
+
+
+TestMaskedRunUnderFire = MaskedRunUnderFire.TestCase
+TestMaskedRunUnderFire.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -27,6 +27,7 @@ from fedpalm.rounds.events import (
     SiteJoined,
     SiteLeft,
     StartTimer,
+    SumReady,
     TimerKind,
     UpdateAccepted,
 )
@@ -356,3 +357,83 @@ def test_a_restart_keeps_a_deadline_that_is_far_away() -> None:
     current = collecting("a", "b")
     _, effects = step(current, Restarted(at_ms=600, grace_ms=60))
     assert effects == (StartTimer(REF, TimerKind.ROUND, 9_500),)
+
+
+# --- masking --------------------------------------------------------------------------------------
+
+MASKED = RoundTerms(
+    frozenset("abcd"), quorum=3, join_deadline_ms=1_000, round_deadline_ms=9_000, masked=True
+)
+
+
+def masked(*delivered: str) -> Round:
+    """A masked attempt of all four, with these sites' masked updates in."""
+    sealed, _ = open_round(MASKED, REF, "m0", ALL, at_ms=100)
+    updates = [UpdateAccepted(site, f"y-{site}") for site in delivered]
+    return drive(sealed, CohortPersisted(at_ms=500), *updates)[0]
+
+
+def test_under_masking_the_steps_get_the_timer() -> None:
+    sealed, _ = open_round(MASKED, REF, "m0", ALL, at_ms=100)
+    _, effects = step(sealed, CohortPersisted(at_ms=500))
+    assert effects == (
+        StartTimer(REF, TimerKind.MASKING, 9_500),
+        SendTrain(REF, ("a", "b", "c", "d"), "m0", 9_500),
+    )
+    _, owed = step(masked(), Restarted(at_ms=50_000, grace_ms=60))
+    assert owed == (StartTimer(REF, TimerKind.MASKING, 50_060),)
+
+
+def test_under_masking_the_last_update_makes_no_sum() -> None:
+    current = masked("a", "b", "c", "d")
+    assert current.state is RoundState.COLLECTING
+
+
+def test_a_masked_sum_has_exactly_the_survivors() -> None:
+    current, effects = step(masked("d", "a", "c"), SumReady(("a", "c", "d")))
+    assert current.state is RoundState.AGGREGATING
+    assert effects == (Aggregate(REF, ("a", "c", "d"), "m0"),)
+
+
+@pytest.mark.parametrize("survivors", [("a", "c"), ("a", "b", "c", "d"), ("d", "c", "a"), ()])
+def test_no_masked_sum_has_other_survivors_than_delivered(survivors: tuple[str, ...]) -> None:
+    with pytest.raises(IllegalTransitionError):
+        step(masked("a", "c", "d"), SumReady(survivors))
+
+
+def test_without_masking_nobody_says_whose_sum_it_is() -> None:
+    current, _ = drive(
+        collecting("a", "b", "c"), UpdateAccepted("a", "x"), UpdateAccepted("b", "y")
+    )
+    with pytest.raises(IllegalTransitionError):
+        step(current, SumReady(("a", "b")))
+
+
+def test_under_masking_the_round_has_no_deadline_of_its_own() -> None:
+    with pytest.raises(IllegalTransitionError, match="deadlines of their own"):
+        step(masked("a", "b", "c"), RoundDeadline())
+
+
+def test_a_masked_sum_below_the_quorum_ends_the_attempt() -> None:
+    current, _ = step(masked("a", "b"), SumReady(("a", "b")))
+    assert current.state is RoundState.ABORTED
+    assert "2 of 4 sites are in the masked sum, quorum 3" in current.reason
+
+
+def test_a_masked_attempt_goes_on_without_a_site_whose_update_has_not_come() -> None:
+    current, effects = step(masked("a", "b", "c"), SiteExpelled("d", "revoked", at_ms=600))
+    assert (current.state, effects) == (RoundState.COLLECTING, ())
+    done, _ = step(current, SumReady(("a", "b", "c")))
+    assert done.state is RoundState.AGGREGATING
+
+
+def test_a_masked_attempt_ends_with_a_site_whose_update_has_come() -> None:
+    current, effects = step(masked("a", "b", "c"), SiteExpelled("b", "revoked", at_ms=600))
+    assert current.state is RoundState.ABORTED
+    assert "b was expelled (revoked) after its masked update came" in current.reason
+    assert effects == (CloseRound(REF, False, "m0", current.reason),)
+
+
+def test_the_end_of_the_steps_may_come_after_the_attempt_was_aborted() -> None:
+    gone, _ = step(masked("a", "b", "c"), Abort("x"))
+    assert step(gone, SumReady(("a", "b", "c"))) == (gone, ())
