@@ -19,6 +19,7 @@ from .codec import Encoded
 PIECE_VALUES = 1 << 15
 """128 KiB of vector and as much of keystream."""
 _BLOCK_BYTES = 16
+_BLOCK_VALUES = _BLOCK_BYTES // 4
 _ZEROS = bytes(4 * PIECE_VALUES)
 
 
@@ -48,6 +49,21 @@ def apply_masks(
         ]
         for future in done:
             future.result()
+
+
+def mask_block(block: Encoded, begin: int, add: Sequence[bytes], subtract: Sequence[bytes]) -> None:
+    """What :func:`apply_masks` does to a part of a vector, in place, for whoever never holds all of it.
+
+    Args:
+        block: (B,) uint32, values ``begin`` to ``begin + B`` of the vector; any begin.
+    """
+    skipped = begin % _BLOCK_VALUES
+    if not skipped:
+        _mask_range(block, begin, add, subtract)
+        return
+    aligned = np.concatenate((np.zeros(skipped, dtype=np.uint32), block))
+    _mask_range(aligned, begin - skipped, add, subtract)
+    block[:] = aligned[skipped:]
 
 
 def _mask_range(part: Encoded, begin: int, add: Sequence[bytes], subtract: Sequence[bytes]) -> None:

@@ -7,14 +7,22 @@ the second step on, the hash of all keys: so nothing can be moved between attemp
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar, TypeVar
 
 from ..canonical import domain_hash
-from ..errors import IdentityError, MaskingMessageError
+from ..errors import IdentityError, MaskingMessageError, ProtocolError
+from ..pki.hybrid import SEAL_BYTES, hybrid_public_key, x25519_public_key
 from ..pki.keys import SigningKey, VerifyingKey
 from ..pki.signing import sign, verify
+from .shamir import SECRET_BYTES, SHARE_BYTES
+
+SALT_BYTES = 16
+HELD_BYTES = 2 * (SHARE_BYTES + SALT_BYTES)
+"""A share of m and one of b, each with its salt."""
+
+_SAFE = "it was left aside; nothing was revealed for it"
 
 
 @dataclass(frozen=True)
@@ -139,13 +147,13 @@ class OpenedShare:
 
     owner: str
     kind: ShareKind
-    share: bytes
-    salt: bytes
+    share: bytes = field(repr=False)
+    salt: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Reveal:
-    """Step 5: one share for each other site: of b for a survivor, of m for one that dropped."""
+    """Step 5: one share for each site, itself included: of b for a survivor, of m for one that dropped."""
 
     site: str
     shares: tuple[OpenedShare, ...]
@@ -166,9 +174,17 @@ Signed = SiteKeys | Box | MaskedInput | Agreement | Reveal
 S = TypeVar("S", SiteKeys, Box, MaskedInput, Agreement, Reveal)
 
 
-def attempt_context(manifest_hash: bytes) -> bytes:
-    """What step 1 signs under."""
-    return domain_hash("secagg-attempt/v1", manifest_hash)
+def attempt_context(
+    manifest_hash: bytes, terms_hash: bytes, signing_keys: Iterable[tuple[str, bytes]]
+) -> bytes:
+    """What step 1 signs under: the attempt, its terms, and whose signatures count.
+
+    Args:
+        signing_keys: site and Ed25519 public key (32 bytes) of the cohort, sorted. Two sites that were
+            shown different certificates of a third sign under different contexts.
+    """
+    parts = [part for site, raw in signing_keys for part in (site.encode(), raw)]
+    return domain_hash("secagg-attempt/v1", manifest_hash, terms_hash, *parts)
 
 
 def keys_context(context: bytes, keys: Iterable[SiteKeys]) -> bytes:
@@ -211,19 +227,59 @@ def signed(said: S, context: bytes, key: SigningKey) -> S:
     return replace(said, signature=sign(key, said.DOMAIN, said.message(context)))
 
 
+def check_keys(said: SiteKeys) -> None:
+    """Raises MaskingMessageError: keys that nobody can use, whoever signed them."""
+    try:
+        x25519_public_key(said.agreement)
+        hybrid_public_key(said.escrow)
+        hybrid_public_key(said.transport)
+    except ProtocolError as error:
+        raise MaskingMessageError(f"{said.site}: {error.what}", safe=_SAFE) from error
+    if len(said.seed_hash) != 32:
+        raise MaskingMessageError(f"{said.site}: the hash of its seed has 32 bytes", safe=_SAFE)
+
+
+def check_no_key_twice(keys: Iterable[SiteKeys]) -> None:
+    """Raises MaskingMessageError: a key, or half of one, that stands for two sites or two purposes."""
+    seen: set[bytes] = set()
+    for one in keys:
+        parts = (one.agreement, one.seed_hash, *_halves(one.escrow), *_halves(one.transport))
+        if len({*parts}) < len(parts) or not seen.isdisjoint(parts):
+            raise MaskingMessageError(f"the keys of {one.site} are used twice", safe=_SAFE)
+        seen.update(parts)
+
+
+def _halves(public: bytes) -> tuple[bytes, bytes]:
+    return public[:-32], public[-32:]
+
+
+def check_box(box: Box) -> None:
+    """Raises MaskingMessageError: a box that cannot hold what it should, whoever signed it."""
+    pair = SEAL_BYTES + SECRET_BYTES if box.sender < box.recipient else 0
+    if (
+        box.sender == box.recipient
+        or len(box.shares) != SEAL_BYTES + HELD_BYTES
+        or len(box.pair) != pair
+        or (len(box.mask_share_hash), len(box.seed_share_hash)) != (32, 32)
+    ):
+        raise MaskingMessageError(
+            f"the box of {box.sender[:63]} for {box.recipient[:63]} is not of its form", safe=_SAFE
+        )
+
+
 def check_signature(
     said: Signed, by: str, context: bytes, keys: Mapping[str, VerifyingKey]
 ) -> None:
     """Raises MaskingMessageError: not signed by ``by`` in this attempt."""
     if by not in keys:
-        raise MaskingMessageError(f"{by[:63]} is not in this attempt's cohort")
+        raise MaskingMessageError(f"{by[:63]} is not in this attempt's cohort", safe=_SAFE)
     try:
         verify(keys[by], said.DOMAIN, said.message(context), said.signature)
     except IdentityError:
         raise MaskingMessageError(
-            f"the {said.DOMAIN} of {by} is not its own, or of another attempt"
+            f"the {said.DOMAIN} of {by} is not its own, or of another attempt", safe=_SAFE
         ) from None
 
 
 def _names(sites: tuple[str, ...]) -> bytes:
-    return "\n".join(sites).encode()
+    return domain_hash("secagg-names/v1", *(site.encode() for site in sites))

@@ -40,6 +40,11 @@ def split(
     return shares
 
 
+def is_share(share: bytes) -> bool:
+    """Whether ``share`` is an element of the field in its one encoding."""
+    return len(share) == SHARE_BYTES and int.from_bytes(share, "big") < PRIME
+
+
 class Interpolation:
     """Opens secrets from shares at the same positions; the coefficients are computed once.
 
@@ -62,10 +67,9 @@ class Interpolation:
         value = 0
         for at in self.positions:
             share = shares.get(at, b"")
-            number = int.from_bytes(share, "big")
-            if len(share) != SHARE_BYTES or number >= PRIME:
+            if not is_share(share):
                 raise ProtocolError(f"the share at position {at} is missing or malformed")
-            value += self._weights[at] * number
+            value += self._weights[at] * int.from_bytes(share, "big")
         value %= PRIME
         if value >> 256:
             raise ProtocolError("these shares do not belong to one secret")

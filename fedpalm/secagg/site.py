@@ -24,14 +24,17 @@ from ..errors import (
     ContributionReuseError,
     IntegrityError,
     MaskingMessageError,
+    NotOnRosterError,
     SplitViewError,
     TooFewSurvivorsError,
 )
-from ..pki.hybrid import hybrid_public_key, seal
+from ..pki.hybrid import seal
 from ..pki.keys import SigningKey, VerifyingKey
 from .codec import Encoded
 from .masks import apply_masks
 from .messages import (
+    HELD_BYTES,
+    SALT_BYTES,
     Agreement,
     Box,
     MaskedInput,
@@ -40,6 +43,9 @@ from .messages import (
     ShareKind,
     SiteKeys,
     attempt_context,
+    check_box,
+    check_keys,
+    check_no_key_twice,
     check_signature,
     inputs_hash,
     keys_context,
@@ -47,10 +53,9 @@ from .messages import (
     signed,
 )
 from .secrets import AttemptSecrets, PairSecrets, derive, own_stream, seed_hash
-from .shamir import SHARE_BYTES, split
+from .shamir import SHARE_BYTES, is_share, split
 from .terms import SecAggTerms
 
-SALT_BYTES = 16
 _SAFE = "nothing was revealed; this site's update stays masked"
 
 
@@ -68,8 +73,12 @@ class AttemptFacts:
 
     Args:
         manifest_hash: 32 bytes; every countersignature was over the same.
+        site: this site's name; the coordinator's facts name nobody.
         cohort: sites present at the start, sorted; a subset of the roster.
         signing_keys: of each site of the cohort, verified against the trust anchors.
+    Raises:
+        NotOnRosterError: a site of the cohort is not one of the plan.
+        MaskingMessageError: a cohort that is not sorted, or a signing key that is missing or shared.
     """
 
     terms: SecAggTerms
@@ -78,12 +87,29 @@ class AttemptFacts:
     cohort: tuple[str, ...]
     signing_keys: Mapping[str, VerifyingKey] = field(repr=False)
 
+    def __post_init__(self) -> None:
+        if strangers := sorted(set(self.cohort) - set(self.terms.roster)):
+            raise NotOnRosterError(
+                f"not on the roster: {', '.join(site[:63] for site in strangers[:5])}", safe=_SAFE
+            )
+        if list(self.cohort) != sorted(set(self.cohort)):
+            raise MaskingMessageError("a cohort is sorted and names each site once", safe=_SAFE)
+        raw = [
+            self.signing_keys[s].public_bytes_raw() for s in self.cohort if s in self.signing_keys
+        ]
+        if len(set(raw)) < len(self.cohort):
+            raise MaskingMessageError(
+                "a site of the cohort has no signing key, or that of another", safe=_SAFE
+            )
+
     @cached_property
     def context(self) -> bytes:
-        return attempt_context(self.manifest_hash)
+        """What the first step is signed under; sites that were told different things share none."""
+        keys = [(site, self.signing_keys[site].public_bytes_raw()) for site in self.cohort]
+        return attempt_context(self.manifest_hash, self.terms.hash, keys)
 
     def require(self, sites: Iterable[str], what: str) -> tuple[str, ...]:
-        """``sites``, sorted, if they are enough, distinct, and of the cohort.
+        """``sites``, sorted, if they are distinct, of the cohort, and enough, in every group too.
 
         Raises:
             TooFewSurvivorsError, MaskingMessageError
@@ -91,10 +117,8 @@ class AttemptFacts:
         listed = sorted(sites)
         if len(set(listed)) != len(listed) or not set(listed) <= set(self.cohort):
             raise MaskingMessageError(f"{what}: a site twice, or none of the cohort", safe=_SAFE)
-        if len(listed) < self.terms.quorum:
-            raise TooFewSurvivorsError(
-                f"{what}: {len(listed)} sites, masking needs {self.terms.quorum}", safe=_SAFE
-            )
+        if lacking := self.terms.lacks(listed):
+            raise TooFewSurvivorsError(f"{what}: {lacking}", safe=_SAFE)
         return tuple(listed)
 
 
@@ -112,11 +136,16 @@ class HeldShares:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> HeldShares:
-        """Raises MaskingMessageError for another length."""
-        if len(raw) != 2 * (SHARE_BYTES + SALT_BYTES):
-            raise MaskingMessageError("a box does not hold two shares and two salts", safe=_SAFE)
+        """Raises MaskingMessageError for anything but two shares and two salts."""
         cut = SHARE_BYTES + SALT_BYTES
-        return cls(raw[:SHARE_BYTES], raw[SHARE_BYTES:cut], raw[cut:-SALT_BYTES], raw[-SALT_BYTES:])
+        made = cls(raw[:SHARE_BYTES], raw[SHARE_BYTES:cut], raw[cut:-SALT_BYTES], raw[-SALT_BYTES:])
+        if len(raw) != HELD_BYTES or not (is_share(made.mask_share) and is_share(made.seed_share)):
+            raise MaskingMessageError("a box does not hold two shares and two salts", safe=_SAFE)
+        return made
+
+    def without_mask_share(self) -> HeldShares:
+        """A site's own: it survives in its own eyes, so nobody may ever have its share of its m."""
+        return replace(self, mask_share=bytes(SHARE_BYTES), mask_salt=bytes(SALT_BYTES))
 
 
 @dataclass(frozen=True)
@@ -155,9 +184,15 @@ def begin(
     Args:
         fresh: made here if left out; never those of another attempt.
     Raises:
-        MaskingMessageError, TooFewSurvivorsError: a cohort that masking cannot work with.
+        TooFewSurvivorsError: a cohort that masking cannot work with.
+        MaskingMessageError: this site is not of the cohort, or ``key`` not the one it is known by.
     """
     facts.require(facts.cohort, "the cohort")
+    known = facts.signing_keys.get(facts.site)
+    if facts.site not in facts.cohort or known != key.public_key():
+        raise MaskingMessageError(
+            f"{facts.site} is not of the cohort, or is known there by another key", safe=_SAFE
+        )
     made = fresh or AttemptSecrets.generate()
     keys = SiteKeys(
         site=facts.site,
@@ -216,17 +251,10 @@ def _check_keys(attempt: SiteAttempt, keys: tuple[SiteKeys, ...]) -> None:
     facts = attempt.facts
     if attempt.own_keys not in keys:
         raise SplitViewError("this site's own keys are not among the keys that came", safe=_SAFE)
-    seen: set[bytes] = set()
     for one in keys:
         check_signature(one, one.site, facts.context, facts.signing_keys)
-        hybrid_public_key(one.escrow)
-        hybrid_public_key(one.transport)
-        if one.site != facts.site:
-            _secrets(attempt).pairs.agree(one.agreement)
-        parts = {one.agreement, one.escrow, one.transport, one.seed_hash}
-        if len(parts) != 4 or parts & seen or len(one.seed_hash) != 32:
-            raise MaskingMessageError(f"the keys of {one.site} are used twice", safe=_SAFE)
-        seen |= parts
+        check_keys(one)
+    check_no_key_twice(keys)
 
 
 def _box(attempt: SiteAttempt, recipient: str, held: HeldShares, key: SigningKey) -> Box:
@@ -277,7 +305,7 @@ def mask(
         encoded: (L,) uint32, the stored contribution; a copy of it.
     Raises:
         MaskingMessageError: a box that is not its sender's, is missing a pair secret, or does not open.
-        TooFewSurvivorsError: too few peers.
+        TooFewSurvivorsError: too few peers, in all or in a group of parameters.
         ContributionReuseError: the vector of this attempt is masked already.
     """
     if attempt.stage is not Stage.SHARED:
@@ -295,7 +323,7 @@ def mask(
     with_sites = facts.require((*came, facts.site), "boxes")
     if not set(with_sites) <= {one.site for one in attempt.keys}:
         raise MaskingMessageError("a box of a site that gave no keys", safe=_SAFE)
-    held: dict[str, HeldShares] = {facts.site: _own_shares(attempt)}
+    held: dict[str, HeldShares] = {facts.site: _own_shares(attempt).without_mask_share()}
     add: list[bytes] = [own_stream(made.seed_secret)]
     subtract: list[bytes] = []
     for peer, box in came.items():
@@ -319,6 +347,7 @@ def _open_box(attempt: SiteAttempt, box: Box) -> HeldShares:
     if box.recipient != facts.site:
         raise MaskingMessageError(f"a box of {sender} for {box.recipient[:63]}", safe=_SAFE)
     check_signature(box, sender, attempt.context, facts.signing_keys)
+    check_box(box)
     info = box_info(attempt.context, sender, facts.site, "shares")
     try:
         held = HeldShares.from_bytes(_secrets(attempt).transport.open(box.shares, info))
@@ -338,8 +367,6 @@ def _pair_stream(attempt: SiteAttempt, peer: str, box: Box) -> bytes:
     me, pairs = attempt.facts.site, _secrets(attempt).pairs
     agreed = pairs.agree(attempt.keys_of(peer).agreement)
     if me < peer:
-        if box.pair:
-            raise MaskingMessageError(f"a pair secret of {peer}, which gives none", safe=_SAFE)
         ours = next(one for one in attempt.own_boxes if one.recipient == peer)
         return pair_stream(
             attempt.context, attempt.own_keys, attempt.keys_of(peer), agreed,
@@ -349,9 +376,7 @@ def _pair_stream(attempt: SiteAttempt, peer: str, box: Box) -> bytes:
     try:
         secret = pairs.escrow.open(box.pair, info)
     except IntegrityError:
-        raise MaskingMessageError(
-            f"the pair secret of {peer} is missing or does not open", safe=_SAFE
-        ) from None
+        raise MaskingMessageError(f"the pair secret of {peer} does not open", safe=_SAFE) from None
     return pair_stream(
         attempt.context, attempt.keys_of(peer), attempt.own_keys, agreed, secret, box
     )
@@ -391,7 +416,8 @@ def agree(
 
     Raises:
         SplitViewError: an input is masked with other sites than this one's, or this site's is missing.
-        MaskingMessageError, TooFewSurvivorsError
+        TooFewSurvivorsError: too few of them, in all or in a group of parameters.
+        MaskingMessageError: an input that is not its site's own.
         ContributionReuseError: other inputs than those that were signed.
     """
     listed = tuple(sorted(inputs, key=lambda one: one.site))

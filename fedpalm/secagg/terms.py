@@ -6,8 +6,11 @@ With n_c declared colluders, two divergent unmaskings need 2t <= n + n_c; the th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
+from ..canonical import canonical_json, domain_hash
 from ..errors import ConfigError
 
 MAX_MASKED_SITES = 200
@@ -16,17 +19,23 @@ MIN_MASKED_SITES = 3
 
 @dataclass(frozen=True)
 class SecAggTerms:
-    """Parameters of masking in a run.
+    """Parameters of masking in a run; every site derives them from the plan that it approved.
 
     Args:
         roster: every site of the plan, sorted; a site's share has its position, from 1.
         colluders: n_c, sites that may work together with a lying coordinator.
+        smallest_sum: the least number of sites in a sum that the plan wants, if more than masking itself.
+        groups: per group of parameters its name and members, sorted; other sites contribute zeros to it.
+            Empty when every site contributes to every parameter.
     Raises:
-        ConfigError: fewer than 3 or more than 200 sites, or no threshold that they can meet.
+        ConfigError: fewer than 3 or more than 200 sites, too many colluders, or a group too small to hide
+            a member.
     """
 
     roster: tuple[str, ...]
     colluders: int = 1
+    smallest_sum: int = 0
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         if not MIN_MASKED_SITES <= self.sites <= MAX_MASKED_SITES:
@@ -36,15 +45,23 @@ class SecAggTerms:
                 next_step="above that every site would mask with too many peers: see "
                 "docs/adr/0012-complete-graph.md",
             )
+        if list(self.roster) != sorted(set(self.roster)):
+            raise ConfigError("a masked roster is sorted and names each site once")
         if not 0 <= self.colluders <= self.sites - 2:
             raise ConfigError(
                 f"{self.colluders} colluders of {self.sites} sites: at least two must be honest"
             )
-        if self.threshold > self.sites:
-            raise ConfigError(
-                f"{self.sites} sites with {self.colluders} colluders would need "
-                f"{self.threshold} shares"
-            )
+        if not 0 <= self.smallest_sum <= self.sites:
+            raise ConfigError(f"{self.sites} sites cannot make a sum of {self.smallest_sum}")
+        for name, members in self.groups:
+            if list(members) != sorted(set(members)) or not set(members) <= set(self.roster):
+                raise ConfigError(f"group {name}: its members are not sites of the roster, sorted")
+            if len(members) < self.min_survivors:
+                raise ConfigError(
+                    f"group {name} has {len(members)} sites, the smallest sum is "
+                    f"{self.min_survivors}",
+                    next_step="join it with another group in the plan, or train it without masking",
+                )
 
     @property
     def sites(self) -> int:
@@ -59,7 +76,7 @@ class SecAggTerms:
     @property
     def min_survivors(self) -> int:
         """n_min: with n_c colluders in it, a sum still hides at least two honest sites."""
-        return max(3, self.colluders + 2)
+        return max(3, self.colluders + 2, self.smallest_sum)
 
     @property
     def quorum(self) -> int:
@@ -69,3 +86,29 @@ class SecAggTerms:
     def position(self, site: str) -> int:
         """Where a site's share lies: 1 to n."""
         return self.roster.index(site) + 1
+
+    @cached_property
+    def hash(self) -> bytes:
+        """32 bytes of all of these terms: sites that differ in one accept nothing of each other."""
+        return domain_hash(
+            "secagg-terms/v1",
+            canonical_json(
+                {
+                    "roster": list(self.roster),
+                    "colluders": self.colluders,
+                    "threshold": self.threshold,
+                    "min_survivors": self.min_survivors,
+                    "groups": [[name, list(members)] for name, members in self.groups],
+                }
+            ),
+        )
+
+    def lacks(self, sites: Collection[str]) -> str:
+        """What ``sites`` are too few for, in words; empty if a sum over them may be opened."""
+        if len(sites) < self.quorum:
+            return f"{len(sites)} sites, masking needs {self.quorum}"
+        for name, members in self.groups:
+            left = len(set(members) & set(sites))
+            if left < self.min_survivors:
+                return f"{left} sites of group {name}, its sum needs {self.min_survivors}"
+        return ""

@@ -19,11 +19,11 @@ from ..errors import (
     BadShareError,
     ContributionReuseError,
     IllegalTransitionError,
+    IntegrityError,
     MaskingMessageError,
     ProtocolError,
     TooFewSurvivorsError,
 )
-from ..pki.hybrid import hybrid_public_key
 from .messages import (
     Agreement,
     Box,
@@ -31,6 +31,9 @@ from .messages import (
     Reveal,
     ShareKind,
     SiteKeys,
+    check_box,
+    check_keys,
+    check_no_key_twice,
     check_signature,
     inputs_hash,
     keys_context,
@@ -91,7 +94,9 @@ class Collection:
         return tuple(sorted(self.inputs))
 
     def boxes_for(self, site: str) -> tuple[Box, ...]:
-        """What is relayed to a site: the boxes of all who gave theirs."""
+        """What is relayed to a site, once it is settled whose boxes came: those of all others."""
+        if self.step in (Step.KEYS, Step.BOXES):
+            raise IllegalTransitionError("boxes are relayed when it is settled whose came")
         return tuple(boxes[site] for sender, boxes in sorted(self.boxes.items()) if sender != site)
 
     # --- taking -----------------------------------------------------------------------------------
@@ -102,24 +107,23 @@ class Collection:
             return self._again(known, said)
         self._expect(Step.KEYS, said.site, self.facts.cohort)
         check_signature(said, said.site, self.facts.context, self.facts.signing_keys)
-        for public in (said.escrow, said.transport):
-            try:
-                hybrid_public_key(public)
-            except ProtocolError as error:
-                raise MaskingMessageError(f"{said.site}: {error.what}", safe=_SAFE) from error
+        check_keys(said)
+        check_no_key_twice((*self.keys.values(), said))
         return replace(self, keys={**self.keys, said.site: said})
 
     def take_boxes(self, sender: str, boxes: Iterable[Box]) -> Collection:
         """Step 2: one box for each other site with keys, all at once."""
-        listed = {box.recipient: box for box in boxes}
+        given = tuple(boxes)
+        listed = {box.recipient: box for box in given}
         if (known := self.boxes.get(sender)) is not None:
             return self._again(known, listed)
         self._expect(Step.BOXES, sender, self.keys)
-        if set(listed) != set(self.keys) - {sender}:
+        if len(given) != len(listed) or set(listed) != set(self.keys) - {sender}:
             raise MaskingMessageError(f"{sender} gave no box, or too many, to some", safe=_SAFE)
-        for recipient, box in listed.items():
-            if box.sender != sender or bool(box.pair) != (sender < recipient):
-                raise MaskingMessageError(f"a box of {sender} is not of its form", safe=_SAFE)
+        for box in given:
+            if box.sender != sender:
+                raise MaskingMessageError(f"{sender} gave a box of {box.sender[:63]}", safe=_SAFE)
+            check_box(box)
             check_signature(box, sender, self.context, self.facts.signing_keys)
         return replace(self, boxes={**self.boxes, sender: listed})
 
@@ -177,7 +181,8 @@ class Collection:
         """Go on without those who are waited for.
 
         Raises:
-            TooFewSurvivorsError: fewer than the quorum (after agreements: the threshold) are left.
+            TooFewSurvivorsError: fewer than the quorum (of agreements and reveals: the threshold) are
+                left, or fewer of a group than its sum needs.
             IllegalTransitionError: the attempt is done.
         """
         order = list(Step)
@@ -185,11 +190,14 @@ class Collection:
             raise IllegalTransitionError("a masked attempt that is done has no further step")
         came: Mapping[str, object] = getattr(self, self.step.value)
         terms = self.facts.terms
-        late = self.step in (Step.AGREEMENTS, Step.REVEALS)
-        needed = terms.threshold if late else terms.quorum
-        if len(came) < needed:
+        if self.step in (Step.AGREEMENTS, Step.REVEALS):
+            short = len(came) < terms.threshold
+            lacking = f"{len(came)} sites, {terms.threshold} are needed" if short else ""
+        else:
+            lacking = terms.lacks(came)
+        if lacking:
             raise TooFewSurvivorsError(
-                f"{self.step.value}: {len(came)} sites, {needed} are needed", safe=_SAFE,
+                f"{self.step.value}: {lacking}", safe=_SAFE,
                 next_step="wait for the sites (fedpalm-coordinator sites); the next attempt begins",
             )  # fmt: skip
         return replace(self, step=order[order.index(self.step) + 1])
@@ -198,7 +206,8 @@ class Collection:
         """Stream keys to add to, and to subtract from, the sum of the survivors' vectors.
 
         Raises:
-            BadShareError: the shares give a secret that its owner did not publish.
+            BadShareError: the shares give a secret that its owner did not publish, or a survivor gave
+                one that dropped a pair secret that does not open.
         """
         if self.step is not Step.DONE:
             raise IllegalTransitionError(f"nothing is opened in step {self.step.value}")
@@ -246,7 +255,12 @@ class Collection:
                 # The survivor added this stream, and had chosen the pair secret.
                 box = self.boxes[survivor][owner]
                 info = box_info(self.context, survivor, owner, "pair")
-                secret = pairs.escrow.open(box.pair, info)
+                try:
+                    secret = pairs.escrow.open(box.pair, info)
+                except IntegrityError:
+                    raise BadShareError(
+                        f"the pair secret that {survivor} gave {owner} does not open", safe=_SAFE
+                    ) from None
                 stream = pair_stream(self.context, self.keys[survivor], keys, agreed, secret, box)
                 subtract.append(stream)
             else:
