@@ -58,7 +58,7 @@ class OpenCall:
         self.caller: Caller | None = None
         self.over = False
         self._context, self._confidential = context, confidential
-        self._headers, self._headers_sent = asyncio.Lock(), False
+        self._headers: asyncio.Task[None] | None = None
 
     def refusal(self, failure: Exception) -> FedPalmError:
         """What the caller is told of ``failure``; the log has more."""
@@ -81,12 +81,14 @@ class OpenCall:
         """Send the initial metadata, unless that is done.
 
         gRPC would send them with the first message. A status that comes while that is on its way would
-        bring them again, and fail; so they go alone, and :meth:`cut` waits for them.
+        bring them again, and fail; so they go alone, and :meth:`abort` waits for them. Whoever is
+        cancelled while it waits here does not stop them half-way.
         """
-        if not self._headers_sent:
-            async with self._headers:
-                await self._context.send_initial_metadata(())
-            self._headers_sent = True
+        if self._headers is None:
+            self._headers = asyncio.create_task(self._send_headers())
+            self._headers.add_done_callback(_take_note)
+        if not self._headers.done():
+            await asyncio.shield(self._headers)
 
     async def abort(self, error: FedPalmError) -> None:
         """Send ``error`` as the status, unless there is one already.
@@ -98,6 +100,8 @@ class OpenCall:
         if self.over:
             return
         self.over = True
+        if self._headers is not None and not self._headers.done():
+            await asyncio.wait({self._headers})
         status, details, value = status_of(error)
         await self._context.abort(status, details, ((ERROR_METADATA_KEY, value),))
 
@@ -106,7 +110,7 @@ class OpenCall:
         if self.over:
             return
         try:
-            async with asyncio.timeout(CUT_PATIENCE_S), self._headers:
+            async with asyncio.timeout(CUT_PATIENCE_S):
                 await self.abort(error)
         except grpc.aio.AbortError:
             pass
@@ -116,6 +120,9 @@ class OpenCall:
             log.warning("%s: the caller does not take its status", self.method)
         finally:
             self.task.cancel()
+
+    async def _send_headers(self) -> None:
+        await self._context.send_initial_metadata(())
 
     def _log(self, error: FedPalmError) -> None:
         level = logging.WARNING if isinstance(error, _SUSPICIOUS) else logging.INFO
@@ -136,6 +143,12 @@ class OpenCall:
             error.code,
             clean_text(error.what).replace("\n", "; "),
         )
+
+
+def _take_note(sending: asyncio.Task[None]) -> None:
+    """A failure is raised where it is waited for; if nobody does, the caller has left."""
+    if not sending.cancelled():
+        sending.exception()
 
 
 class OpenCalls:
