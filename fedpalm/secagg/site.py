@@ -351,7 +351,7 @@ def _open_box(attempt: SiteAttempt, box: Box) -> HeldShares:
     info = box_info(attempt.context, sender, facts.site, "shares")
     try:
         held = HeldShares.from_bytes(_secrets(attempt).transport.open(box.shares, info))
-    except IntegrityError as error:
+    except (IntegrityError, MaskingMessageError) as error:
         raise MaskingMessageError(f"the box of {sender}: {error.what}", safe=_SAFE) from None
     for kind, share_bytes, salt, promised in (
         (ShareKind.MASK, held.mask_share, held.mask_salt, box.mask_share_hash),
