@@ -41,16 +41,17 @@ def measure_client(
     delta, weight = load.update(0)
     del attempt
     gc.collect()
-    encode_s, mask_s, over = [], [], []
+    encode_s, mask_s, cpu_s, over = [], [], [], []
     for number in range(1 + repeats):
         tick("encode and mask", number, 1 + repeats)
         reset_peak()
-        idle, begun = resident_bytes(), time.perf_counter()
+        idle, cpu, begun = resident_bytes(), time.process_time(), time.perf_counter()
         encoded = codec.encode(delta, weight, {}, rounding)
         between = time.perf_counter()
         site.mask(state, boxes, encoded, signer)
         mask_s.append(time.perf_counter() - between)
         encode_s.append(between - begun)
+        cpu_s.append(time.process_time() - cpu)
         over.append(peak_resident_bytes() - idle - encoded.nbytes)
         del encoded
     tick("encode and mask", 1 + repeats, 1 + repeats)
@@ -63,6 +64,7 @@ def measure_client(
         "encode_s": _spread(encode_s),
         "mask_s": _spread(mask_s),
         "encode_and_mask_s": _spread(both),
+        "cpu_s": _spread(cpu_s[1:]),
         "peak_over_vectors_bytes": max(over),
     }
 

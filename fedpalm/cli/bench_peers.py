@@ -53,6 +53,7 @@ def comparison_table(figures: dict[str, Any]) -> Group:
     flower, numpy = figures["against"]
     table = Table(
         "which", "encode", "mask", "both (min-max)", "times faster (min-max)", "target",
+        "times less CPU (min-max)",
         title=f"{figures['parameters']:,} parameters, {figures['peers']} peers, "
         f"{figures['repeats']} repetitions in turn",
     )  # fmt: skip
@@ -64,13 +65,18 @@ def comparison_table(figures: dict[str, Any]) -> Group:
     )
     for label, key in rows:
         one = figures[key]
-        both, ratio = one["encode_and_mask_s"], one.get("times_faster")
+        both = one["encode_and_mask_s"]
         table.add_row(
             label,
             f"{one['encode_s']['median'] * 1e3:.0f} ms",
             f"{one['mask_s']['median'] * 1e3:.0f} ms",
             f"{both['median'] * 1e3:.0f} ms ({both['min'] * 1e3:.0f}-{both['max'] * 1e3:.0f})",
-            f"{ratio['median']:.1f} ({ratio['min']:.1f}-{ratio['max']:.1f})" if ratio else "",
+            _ratio(one.get("times_faster")),
             f"{TARGET:g}" if key == "core" else "",
+            _ratio(one.get("times_less_cpu")),
         )
     return Group(table, Text(_NOTE))
+
+
+def _ratio(one: dict[str, float] | None) -> str:
+    return f"{one['median']:.1f} ({one['min']:.1f}-{one['max']:.1f})" if one else ""

@@ -190,6 +190,7 @@ def client_table(figures: dict[str, Any]) -> Table:
         ("encode_s", "encode"),
         ("mask_s", "mask"),
         ("encode_and_mask_s", "encode and mask"),
+        ("cpu_s", "  the same, CPU of all threads"),
     ):
         one = figures[key]
         table.add_row(

@@ -44,7 +44,7 @@ def main() -> None:
     for _ in sys.stdin:
         rd_seed = os.urandom(32)
         keys = [os.urandom(KEY_BYTES) for _ in range(peers)]
-        begun = time.perf_counter()
+        cpu, begun = time.process_time(), time.perf_counter()
         q_ratio = round(WEIGHT / MAX_WEIGHT * TARGET_RANGE)
         parameters = parameters_multiply([vector], q_ratio / TARGET_RANGE)
         quantized = quantize(parameters, CLIPPING_RANGE, TARGET_RANGE)
@@ -58,7 +58,11 @@ def main() -> None:
             quantized = combine(quantized, mask)
         quantized = parameters_mod(quantized, MOD_RANGE)
         ended = time.perf_counter()
-        answer = {"encode_s": encoded - begun, "mask_s": ended - encoded}
+        answer = {
+            "encode_s": encoded - begun,
+            "mask_s": ended - encoded,
+            "cpu_s": time.process_time() - cpu,
+        }
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

@@ -161,7 +161,7 @@ def test_threads_are_bounded_while_it_measures_and_free_again_after() -> None:
 OTHER_SIDE = """
 import sys
 for _ in sys.stdin:
-    print('{"encode_s": 100.0, "mask_s": 300.0}', flush=True)
+    print('{"encode_s": 100.0, "mask_s": 300.0, "cpu_s": 500.0}', flush=True)
 """
 
 
@@ -183,6 +183,8 @@ def test_a_ratio_is_their_seconds_over_ours_with_its_spread(
         ours, ratio = figures[which]["encode_and_mask_s"], figures[which]["times_faster"]
         assert ratio["max"] == pytest.approx(400.0 / ours["min"])
         assert ratio["min"] == pytest.approx(400.0 / ours["max"])
+        least = 500.0 / figures[which]["cpu_s"]["max"]
+        assert figures[which]["times_less_cpu"]["min"] == pytest.approx(least)
 
 
 def test_a_side_that_fails_is_an_error_and_not_a_figure(
