@@ -215,7 +215,7 @@ def measure_round(load: Load, tick: Tick) -> dict[str, Any]:
     """
     codec = load.codec
     reset_peak()
-    idle, begun = resident_bytes(), time.perf_counter()
+    idle, cpu, begun = resident_bytes(), time.process_time(), time.perf_counter()
     attempt = Attempt(load, tick)
     attempt.share_keys()
     leavers = load.leavers(attempt.terms)
@@ -239,11 +239,15 @@ def measure_round(load: Load, tick: Tick) -> dict[str, Any]:
             safe="this was a measurement; no federation was touched",
             next_step="run it again with the same --seed, and report the defect",
         )
-    elapsed = time.perf_counter() - begun
-    return _figures(load, attempt, elapsed, peak_resident_bytes() - idle)
+    measured = {
+        "elapsed_s": time.perf_counter() - begun,
+        "elapsed_cpu_s": time.process_time() - cpu,
+        "peak_over_idle_bytes": peak_resident_bytes() - idle,
+    }
+    return _figures(load, attempt) | measured
 
 
-def _figures(load: Load, attempt: Attempt, elapsed: float, peak: int) -> dict[str, Any]:
+def _figures(load: Load, attempt: Attempt) -> dict[str, Any]:
     clock, model = attempt.clock, BYTES_PER_VALUE * load.parameters
     encode, mask = clock.site["encode"], clock.site["inputs"]
     steps = {
@@ -267,7 +271,6 @@ def _figures(load: Load, attempt: Attempt, elapsed: float, peak: int) -> dict[st
         "seed": load.seed,
         "exact": True,
         "round_s": sum(step["all_s"] for step in steps.values()),
-        "elapsed_s": elapsed,
         "steps": steps,
         "client_mask_s": statistics.median(mask),
         "client_encode_and_mask_s": statistics.median(
@@ -280,7 +283,6 @@ def _figures(load: Load, attempt: Attempt, elapsed: float, peak: int) -> dict[st
             "mean": (upload + sum(statistics.mean(attempt.sent[one]) for one in others)) / model,
             "max": (upload + sum(max(attempt.sent[one]) for one in others)) / model,
         },
-        "peak_over_idle_bytes": peak,
     }
 
 

@@ -158,6 +158,7 @@ def round_table(figures: dict[str, Any]) -> Group:
         ("the sum", "exact", "exact"),
         ("round, work of all in one process", f"{figures['round_s']:.2f} s", "10 s"),
         ("  with making and checking the vectors", f"{figures['elapsed_s']:.2f} s", ""),
+        ("  the same, CPU of all threads", f"{figures['elapsed_cpu_s']:.2f} s", ""),
         ("one site: mask (median)", f"{figures['client_mask_s'] * 1e3:.0f} ms", ""),
         (
             "one site: encode and mask (median)",
