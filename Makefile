@@ -7,7 +7,7 @@ PACKAGES := coordinator participant fedpalm
 PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit check proto fmt clean bench-round bench-secagg bench-peers-secagg
+.PHONY: env demo test unit check proto fmt clean fuzz-secagg bench-round bench-secagg bench-peers-secagg
 
 env: $(STAMP)
 
@@ -24,6 +24,9 @@ test: env
 
 unit: env
 	$(BIN)/python -m pytest tests/unit tests/machines $(ARGS)
+
+fuzz-secagg: env
+	SECAGG_FUZZ_STEPS=100000 $(BIN)/python -m pytest tests/machines/test_secagg_machine.py -s --timeout 0 $(ARGS)
 
 check: env
 	$(BIN)/ruff check .

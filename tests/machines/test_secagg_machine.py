@@ -83,8 +83,8 @@ class MaskingUnderFire(RuleBasedStateMachine):
         self.masked_by_key: dict[tuple[str, bytes], str] = {}
         self.shares: defaultdict[tuple[bytes, str, ShareKind], set[str]] = defaultdict(set)
         self.revealed: dict[tuple[str, AttemptRef], Reveal] = {}
-        self.sums: defaultdict[tuple[str, int], set[tuple[bytes, Any]]] = defaultdict(set)
         self.views: dict[tuple[bytes, str], Any] = {}
+        self.opened: dict[bytes, Any] = {}
         self.sent: dict[tuple[str, str, bytes], Any] = {}
         self.masking: tuple[str, str] | None = None
         self.apply_masks = core.apply_masks
@@ -179,6 +179,9 @@ class MaskingUnderFire(RuleBasedStateMachine):
             facts, reveal = self.sites[name].given.pop(0)
             ref = next(one.ref for one in self.stories if one.manifest == facts.manifest_hash)
             assert self.revealed.setdefault((name, ref), reveal) == reveal
+            survivors = tuple(o.owner for o in reveal.shares if o.kind is ShareKind.SEED)
+            view = (tuple(one.owner for one in reveal.shares), survivors)
+            assert self.opened.setdefault(facts.context, view) == view, "two unmaskings"
             for one in reveal.shares:
                 self.shares[facts.context, one.owner, one.kind].add(name)
 
@@ -312,6 +315,28 @@ class MaskingUnderFire(RuleBasedStateMachine):
             return
         said = MaskedInput(CORRUPT, story.cohort[:some], bytes(32))
         story.add("inputs", signed(said, collected_context(story), signing_key(CORRUPT)))
+
+    @precondition(lambda self: len(self.stories[-1].inputs) >= 3)
+    @rule(data=st.data())
+    def split_the_survivors(self, data: st.DataObject) -> None:
+        """Two survivor sets, each honest site shown one of them; the corrupt site signs both."""
+        story = self.stories[-1]
+        every = newest_of_each(story.inputs)
+        left_out = data.draw(st.tuples(st.sampled_from([*every, None]), st.sampled_from(every)))
+        sides = [[said for said in every if said is not out] for out in left_out]
+        shown = {name: data.draw(st.integers(0, 1)) for name in story.cohort if name != CORRUPT}
+        views: dict[int, list[Any]] = {0: [], 1: []}
+        for name, side in shown.items():
+            if (said := self.ask(name, "agree", story, sides[side])) is not None:
+                story.add("agreements", said)
+                views[side].append(said)
+        for side in (0, 1):
+            if views[side] and CORRUPT in story.cohort:
+                forged = replace(views[side][0], site=CORRUPT)
+                context = collected_context(story)
+                views[side].append(signed(forged, context, signing_key(CORRUPT)))
+        for name, side in shown.items():
+            self.ask(name, "reveal", story, views[side])
 
     # --- sums ---------------------------------------------------------------------------------------
 
