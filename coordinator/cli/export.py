@@ -62,7 +62,10 @@ async def fetch_model(
 def export(
     home: Path, run_id: str, round_number: int, out: Path, address: str | None, as_json: bool
 ) -> None:
-    """Write a committed global model as safetensors, with its layout, plan and hash."""
+    """Write a committed global model as safetensors, with its layout, plan and hash.
+
+    `plan submit --model` takes the file: a new run goes on from it, with fresh state at the sites.
+    """
     header, data = with_operator(
         home, address, lambda connection: fetch_model(connection, run_id, round_number)
     )
@@ -70,6 +73,7 @@ def export(
     tensors = bound.model_layout.unflatten(np.frombuffer(data, dtype="<f4"))
     metadata = {
         "layout": canonical_json(bound.model_layout.to_json()).decode(),
+        "expert_layout": canonical_json(bound.released_layout.to_json()).decode(),
         "plan_hash": bound.hash.hex(),
         "model_hash": header.model_hash.hex(),
         "run_id": header.run_id,

@@ -164,7 +164,9 @@ async def test_an_amended_run_goes_on_from_its_newest_model_with_another_roster(
 
 
 @in_loop
-async def test_a_completed_run_cannot_be_amended(tmp_path: Path) -> None:
+async def test_a_completed_run_is_not_amended_but_its_exported_model_starts_another(
+    tmp_path: Path,
+) -> None:
     world = World(tmp_path / "home", A, B)
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(world.running())
@@ -176,6 +178,13 @@ async def test_a_completed_run_cannot_be_amended(tmp_path: Path) -> None:
         why = await desk.fail(StateError, "plan", "amend", said["run_id"], desk.draft(5))
         assert "completed" in why
         assert len(hub.coordinator.conductor.run_ids()) == 1
+
+        out = tmp_path / "global.safetensors"
+        exported = await desk.ask("export", "--run", said["run_id"], "--out", out)
+        again = await desk.ask("plan", "submit", desk.draft(5), "--model", out)
+        began = hub.coordinator.conductor.plan(again["run_id"])
+        assert began.initial_model == exported["model_hash"] != plan.initial_model
+        assert began.continues is None and began.expert_layout == plan.expert_layout
 
 
 @pytest.mark.parametrize(
