@@ -3,6 +3,9 @@
 Block by block from the spooled files, so that memory does not grow with the model or the number of
 sites; addition modulo 2**32, so that order does not matter; the result is on disk before its hash is
 told. Files are read with ``preadv`` into one buffer: mapped pages would count as memory in use.
+
+Of masked updates only the sum is ever opened: the masks that are left in it are taken off each block as it
+is summed, and what a single file says stays masked.
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ from fedpalm.errors import (
 )
 from fedpalm.methods.rules import ServerRule
 from fedpalm.secagg.codec import BYTES_PER_VALUE, Encoded, FixedPointCodec, add_into
+from fedpalm.secagg.masks import mask_block
 
 from .spool import sync_folder
 
+Corrections = tuple[Sequence[bytes], Sequence[bytes]]
 BLOCK_VALUES = 1 << 16
 """Values added at a time: three blocks of 256 KiB stay in a core's cache."""
 
@@ -38,6 +43,7 @@ def aggregate(
     model: Path,
     updates: Sequence[Path],
     result: Callable[[str], Path],
+    corrections: Corrections = ((), ()),
 ) -> str:
     """Step a global model by the sum of ``updates`` and store the new one.
 
@@ -45,6 +51,7 @@ def aggregate(
         model: (P,) little-endian float32, the global model that the updates start from.
         updates: (P + k,) little-endian uint32 each, the survivors' payloads in any order.
         result: where a model of this hex SHA-256 belongs.
+        corrections: of masked updates: stream keys to add to their sum, and to subtract from it.
 
     Returns:
         Hex SHA-256 of the new model, which is durable then.
@@ -59,7 +66,7 @@ def aggregate(
         with ExitStack() as stack:
             base = _open(stack, model, codec.parameters * BYTES_PER_VALUE)
             parts = [_open_update(stack, path, codec.payload_bytes) for path in updates]
-            tail = _sum_block(parts, codec.parameters, codec.length)
+            tail = _sum_block(parts, codec.parameters, codec.length, corrections)
             stats = codec.decode_stats(tail)
             partial = model.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.partial")
             stack.callback(partial.unlink, missing_ok=True)
@@ -67,7 +74,8 @@ def aggregate(
             with partial.open("wb") as out:
                 for begin, end in _blocks(codec.parameters):
                     params = _read(base, begin, end).view("<f4")
-                    total = codec.decode_deltas(_sum_block(parts, begin, end))
+                    summed = _sum_block(parts, begin, end, corrections)
+                    total = codec.decode_deltas(summed)
                     block = rule.step(params, total, stats).astype("<f4", copy=False)
                     if not np.isfinite(block).all():
                         raise NonFiniteUpdateError("the step makes a parameter NaN or infinite")
@@ -133,12 +141,14 @@ def _open_update(stack: ExitStack, path: Path, size: int) -> int:
         ) from None
 
 
-def _sum_block(parts: Sequence[int], begin: int, end: int) -> Encoded:
+def _sum_block(parts: Sequence[int], begin: int, end: int, corrections: Corrections) -> Encoded:
     total = np.zeros(end - begin, dtype=np.uint32)
     buffer = np.empty(end - begin, dtype="<u4")
     for descriptor in parts:
         _read_into(descriptor, buffer, begin)
         add_into(total, buffer)
+    if any(corrections):
+        mask_block(total, begin, *corrections)
     return total
 
 

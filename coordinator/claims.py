@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedpalm.errors import (
     HashMismatchError,
+    MaskingMessageError,
     NotOnRosterError,
     ProtocolError,
     StaleRoundError,
@@ -15,12 +16,17 @@ from fedpalm.rounds.events import RoundRef
 from fedpalm.rounds.machine import RoundState
 from fedpalm.rounds.run import Run
 from fedpalm.secagg.codec import FixedPointCodec
+from fedpalm.secagg.messages import MaskedInput
+from fedpalm.wire.masking import input_from_wire
 from fedpalm.wire.v1 import federation_pb2 as pb
 
 
 @dataclass(frozen=True)
 class UpdateClaim:
-    """What a site says of an update that it wants to send. Hashes are hex SHA-256."""
+    """What a site says of an update that it wants to send. Hashes are hex SHA-256.
+
+    ``masked``: its signed masked input, which names the same payload; None if nothing is masked.
+    """
 
     run_id: str
     ref: RoundRef
@@ -29,6 +35,7 @@ class UpdateClaim:
     model_hash: str
     payload_hash: str
     payload_bytes: int
+    masked: MaskedInput | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ def check_claim(claim: UpdateClaim, plan: Plan, codec: FixedPointCodec, run: Run
         NotOnRosterError: the site is not in the cohort.
         HashMismatchError: another plan or global model.
         ProtocolError: not exactly the bytes that the codec makes.
+        MaskingMessageError: an update that is not masked where the plan masks, or the other way round.
     """
     current = run.current
     if current is None or claim.ref != current.ref or current.state is not RoundState.COLLECTING:
@@ -79,6 +87,26 @@ def check_claim(claim: UpdateClaim, plan: Plan, codec: FixedPointCodec, run: Run
             f"an update of this run has {codec.payload_bytes} bytes, not {claim.payload_bytes}",
             safe="nothing was stored",
         )
+    _check_masked(claim, plan)
+
+
+def _check_masked(claim: UpdateClaim, plan: Plan) -> None:
+    wanted, said = plan.draft.masking != "none", claim.masked
+    if wanted != (said is not None):
+        raise MaskingMessageError(
+            f"run {claim.run_id} is {'' if wanted else 'not '}masked, the update of site {claim.site} "
+            f"is {'not' if wanted else 'said to be'}",
+            safe="nothing was stored",
+            next_step="install the same version of fedpalm on both sides",
+        )
+    if said is not None and (said.site, said.payload_hash.hex()) != (
+        claim.site,
+        claim.payload_hash,
+    ):
+        raise MaskingMessageError(
+            f"site {claim.site} signed another masked vector than it sends",
+            safe="nothing was stored",
+        )
 
 
 def update_claim(header: pb.UpdateHeader, site: str) -> UpdateClaim:
@@ -90,6 +118,7 @@ def update_claim(header: pb.UpdateHeader, site: str) -> UpdateClaim:
         model_hash=header.model_hash.hex(),
         payload_hash=header.payload_hash.hex(),
         payload_bytes=header.payload_bytes,
+        masked=input_from_wire(header.masked) if header.HasField("masked") else None,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fedpalm.errors import NotOnRosterError, PlanNotApprovedError, StateError
-from fedpalm.methods.contribution import codec_for
+from fedpalm.methods.contribution import codec_for, masking_terms
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.rounds.agreement import PlanAnswer
 from fedpalm.rounds.manifest import ManifestHead, RoundManifest
 from fedpalm.rounds.run import Run
 from fedpalm.secagg.codec import FixedPointCodec
+from fedpalm.secagg.terms import SecAggTerms
 
 from .run_records import StoredRun
 
@@ -20,6 +21,7 @@ class ConductedRun:
         self.run_id, self.plan = stored.run_id, stored.plan
         self.run: Run = stored.run
         self.codec: FixedPointCodec = codec_for(stored.plan)
+        self.masking: SecAggTerms | None = masking_terms(stored.plan)
         self.roster = frozenset(stored.plan.roster)
         self.offer = stored.offer
         self.answers = {site: PlanAnswer.read(one) for site, one in stored.answers.items()}

@@ -135,12 +135,14 @@ class Driver:
 
     async def _aggregate(self, run_id: str, effect: Aggregate) -> None:
         ref, plan = effect.ref, self.conductor.plan(run_id)
+        masked = self.conductor.masking.collection(run_id, ref)
         receipts = self._records.updates(run_id, ref)
         updates = [
             self._spool.update(run_id, ref, site, receipts[site].payload_hash)
             for site in effect.survivors
         ]
         try:
+            corrections = await asyncio.to_thread(masked.corrections) if masked else ((), ())
             model_hash = await asyncio.to_thread(
                 aggregate,
                 self.conductor.codec(run_id),
@@ -148,6 +150,7 @@ class Driver:
                 self._spool.model(effect.model_hash),
                 updates,
                 self._spool.model,
+                corrections,
             )
         except FedPalmError as error:
             log.error("%s: %s: %s", run_id, ref, error.what)

@@ -6,6 +6,8 @@ from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.rounds.events import CloseRound, RoundRef
 from fedpalm.rounds.run import EndRun
+from fedpalm.secagg.unmasking import Step
+from fedpalm.wire.masking import step_to_wire
 from fedpalm.wire.statements import to_wire
 from fedpalm.wire.v1 import federation_pb2 as pb
 
@@ -36,6 +38,12 @@ def run_offer(run_id: str, plan_hash: bytes) -> pb.Instruction:
 def train(run_id: str, ref: RoundRef, manifest: SignedStatement) -> pb.Instruction:
     return pb.Instruction(
         train=pb.TrainRound(ref=round_ref(run_id, ref), manifest=to_wire(manifest))
+    )
+
+
+def masking_step(run_id: str, ref: RoundRef, step: Step) -> pb.Instruction:
+    return pb.Instruction(
+        masking=pb.MaskingStepOpen(ref=round_ref(run_id, ref), step=step_to_wire(step))
     )
 
 

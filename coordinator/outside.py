@@ -19,7 +19,10 @@ class Outside(Protocol):
         """Call ``Conductor.timer_rang`` then; replaces the run's earlier timer."""
 
     def aggregate(self, run_id: str, effect: Aggregate) -> None:
-        """Form the sum, then call ``Conductor.aggregated`` or ``aggregation_failed``."""
+        """Form the sum, then call ``Conductor.aggregated`` or ``aggregation_failed``.
+
+        Of a masked attempt, take off what ``MaskingDesk.collection`` gives (``Collection.corrections``).
+        """
 
     def try_again(self, action: Callable[[], None]) -> None:
         """Call it after a while, and again while it raises ResourceError; a restart forgets it."""

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from fedpalm.errors import ConfigError, NotFoundError
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
-from fedpalm.rounds.events import CloseRound, PersistCohort, PublishModel, RoundRef
+from fedpalm.rounds.events import Aggregate, CloseRound, PersistCohort, PublishModel, RoundRef
 from fedpalm.rounds.run import RoundOpened, Run, RunEffect, RunTerms
 
 from .facts import Fact, UpdateRow
+from .masking_records import MaskingRecords, forget
 from .store import Store
 
 PAGE_ROWS = 100
@@ -36,10 +37,14 @@ class StoredRun:
 
 
 class RunRecords:
-    """The tables of runs: their state, history, updates, models, and the statements about them."""
+    """The tables of runs: their state, history, updates, models, and the statements about them.
+
+    ``masking`` has what was said in their masked attempts.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.masking = MaskingRecords(store)
 
     def create(self, run_id: str, plan: Plan, offer: SignedStatement, at_ms: int) -> StoredRun:
         """A new run whose initial model is durable already."""
@@ -105,6 +110,15 @@ class RunRecords:
                             run_id, effect.ref.round, effect.ref.attempt,
                         ),
                     )  # fmt: skip
+                elif isinstance(effect, Aggregate):
+                    db.execute(
+                        "UPDATE attempts SET survivors = ? "
+                        "WHERE (run_id, round, attempt) = (?, ?, ?)",
+                        (
+                            json.dumps(effect.survivors),
+                            run_id, effect.ref.round, effect.ref.attempt,
+                        ),
+                    )  # fmt: skip
                 elif isinstance(effect, PublishModel):
                     db.execute(
                         "INSERT INTO models VALUES (?, ?, ?)",
@@ -119,6 +133,7 @@ class RunRecords:
                             run_id, effect.ref.round, effect.ref.attempt,
                         ),
                     )  # fmt: skip
+                    forget(db, run_id, effect.ref)
 
     def write(self, fact: Fact) -> None:
         """Store one fact that moves no run."""

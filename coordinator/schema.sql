@@ -54,13 +54,15 @@ CREATE TABLE runs (
 
 -- One row an attempt, written in the same transaction as runs.state. The program shows the current
 -- attempt out of runs.state; this is the history, which an operator reads with
---   sqlite3 -readonly store.sqlite3 "SELECT round, attempt, cohort, reason FROM attempts WHERE run_id = '...'"
+--   sqlite3 -readonly store.sqlite3 "SELECT round, attempt, cohort, survivors, reason FROM attempts WHERE run_id = '...'"
 CREATE TABLE attempts (
     run_id     TEXT NOT NULL REFERENCES runs,    -- table runs
     round      INTEGER NOT NULL,                 -- from 1
     attempt    INTEGER NOT NULL,                 -- from 1 in each round
     opened_ms  INTEGER NOT NULL,                 -- when it began to wait for sites
     cohort     TEXT NOT NULL DEFAULT '[]',       -- JSON list of sites; empty until sealed
+    survivors  TEXT NOT NULL DEFAULT '[]',       -- JSON list of those whose updates were summed; others of the cohort dropped out
+    masking_step TEXT NOT NULL DEFAULT '',       -- the step that masking came to: fedpalm.secagg.unmasking.Step; empty: keys, or not masked
     closed_ms  INTEGER NOT NULL DEFAULT 0,       -- 0: not over
     model_hash TEXT NOT NULL DEFAULT '',         -- committed model; empty if aborted or not over
     reason     TEXT NOT NULL DEFAULT '',         -- why it was aborted

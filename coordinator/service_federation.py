@@ -11,6 +11,7 @@ from typing import Any
 from fedpalm import __version__
 from fedpalm.errors import (
     FedPalmError,
+    MaskingMessageError,
     NotFoundError,
     ProtocolError,
     SenderMismatchError,
@@ -22,10 +23,11 @@ from fedpalm.secagg.codec import BYTES_PER_VALUE
 from fedpalm.transport.chunks import SpoolWriter, partial_bytes, send_file
 from fedpalm.transport.peer import Context, current_peer
 from fedpalm.transport.status import clean_text
-from fedpalm.wire import consents
+from fedpalm.wire import consents, masking
 from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as pb
 from fedpalm.wire.v1.federation_pb2_grpc import FederationServicer
+from fedpalm.wire.v1.masking_pb2 import MaskingMessage
 
 from .aggregate import check_values
 from .claims import SealedClaim, UpdateClaim, sealed_claim, update_claim
@@ -118,7 +120,7 @@ class FederationService(FederationServicer):
 
     async def UpdateOffset(self, request: pb.UpdateHeader, context: Context) -> pb.OffsetReply:
         claim = update_claim(request, _sender(context, request.site_id))
-        known = self._c.conductor.check_update(claim)
+        known = self._c.conductor.updates.check(claim)
         if known is not None:
             return pb.OffsetReply(offset=claim.payload_bytes, receipt=_receipt(known))
         path = self._update_path(claim)
@@ -131,7 +133,7 @@ class FederationService(FederationServicer):
     ) -> pb.Receipt:
         header = await _header(requests)
         claim = update_claim(header, _sender(context, header.site_id))
-        known = self._c.conductor.check_update(claim)
+        known = self._c.conductor.updates.check(claim)
         if known is not None:
             return _receipt(known)
         try:
@@ -140,7 +142,7 @@ class FederationService(FederationServicer):
             )
         except FedPalmError:
             # If the round closed meanwhile, that is the reason, and not what came of it.
-            self._c.conductor.check_update(claim)
+            self._c.conductor.updates.check(claim)
             raise
         return _receipt(receipt)
 
@@ -173,6 +175,39 @@ class FederationService(FederationServicer):
     ) -> AsyncIterator[pb.SignedStatement]:
         for signed in self._c.statements.receipts(request.run_id, _caller(context)):
             yield to_wire(signed)
+
+    # --- masked attempts --------------------------------------------------------------------------
+
+    async def SendMasking(
+        self, requests: AsyncIterator[pb.SendMaskingRequest], context: Context
+    ) -> pb.SendMaskingReply:
+        header = await _header(requests)
+        site, ref, run_id = _sender(context, header.site_id), header.ref, header.ref.run_id
+        conductor = self._c.conductor
+        conductor.require_on_roster(run_id, site)
+        most = len(conductor.plan(run_id).roster)
+        said = []
+        async for request in requests:
+            if request.WhichOneof("part") != "message":
+                raise ProtocolError("a masking message has one header, then what is said")
+            said.append(masking.from_wire(request.message))
+            if len(said) > most:
+                raise MaskingMessageError(
+                    f"site {site} says more than {most} things in one step",
+                    safe="nothing was stored",
+                )
+        step = masking.step_from_wire(header.step)
+        conductor.masking.take(run_id, _round_ref(ref), site, step, said)
+        return pb.SendMaskingReply()
+
+    async def FetchMasking(
+        self, request: pb.FetchMaskingRequest, context: Context
+    ) -> AsyncIterator[MaskingMessage]:
+        site, ref = _sender(context, request.site_id), request.ref
+        self._c.conductor.require_on_roster(ref.run_id, site)
+        step = masking.step_from_wire(request.step)
+        for one in self._c.conductor.masking.fetch(ref.run_id, _round_ref(ref), site, step):
+            yield masking.to_wire(one)
 
     # --- the deployment exchange ------------------------------------------------------------------
 
@@ -238,22 +273,25 @@ class FederationService(FederationServicer):
     ) -> SignedStatement:
         """Receive an update, unless a crash came between its last byte and its receipt; count it.
 
+        The values of a masked one say nothing, so nothing can be said about them.
+
         Runs alone for its site, and the earlier stream may have been counted while this one waited:
         so it asks again before it deletes anything.
         """
-        known = self._c.conductor.check_update(claim)
+        known = self._c.conductor.updates.check(claim)
         if known is not None:
             return known
         path = self._update_path(claim)
         self._c.spool.drop_other_parts(path)
         if not path.exists():
             await self._receive(claim.run_id, claim.site, path, header, requests)
-        try:
-            await asyncio.to_thread(check_values, self._c.conductor.codec(claim.run_id), path)
-        except ProtocolError:
-            path.unlink(missing_ok=True)
-            raise
-        return self._c.conductor.accept_update(claim)
+        if claim.masked is None:
+            try:
+                await asyncio.to_thread(check_values, self._c.conductor.codec(claim.run_id), path)
+            except ProtocolError:
+                path.unlink(missing_ok=True)
+                raise
+        return self._c.conductor.updates.accept(claim)
 
     async def _take_sealed(
         self, claim: SealedClaim, header: pb.SealedExpertHeader, requests: AsyncIterator[Any]
@@ -279,11 +317,11 @@ class FederationService(FederationServicer):
             await writer.receive(_chunks(requests))
 
     def _patience_s(self, run_id: str) -> float:
-        """A transfer of a round waits until the round's deadline at most."""
-        current = self._c.conductor.run(run_id).current
-        if current is None or not current.deadline_ms:
+        """A transfer of a round waits until the round's deadline, or its step's, at most."""
+        deadline_ms = self._c.conductor.deadline_ms(run_id)
+        if not deadline_ms:
             return PATIENCE_S
-        return max(1.0, (current.deadline_ms - self._c.now_ms()) / 1000)
+        return max(1.0, (deadline_ms - self._c.now_ms()) / 1000)
 
 
 def _receipt(signed: SignedStatement) -> pb.Receipt:

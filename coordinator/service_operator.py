@@ -12,7 +12,7 @@ import numpy as np
 from fedpalm.errors import ConfigError, NotFoundError, ProtocolError, StateError
 from fedpalm.ids import new_run_id
 from fedpalm.layout import check_finite
-from fedpalm.methods.contribution import codec_for
+from fedpalm.methods.contribution import codec_for, masking_terms
 from fedpalm.plan import Plan
 from fedpalm.rounds.run import AbortRun, Resume, RunInput, Start
 from fedpalm.secagg.codec import BYTES_PER_VALUE
@@ -190,6 +190,7 @@ class OperatorService(OperatorServicer):
                 next_step="fedpalm-coordinator invite",
             )
         codec_for(plan)
+        masking_terms(plan)
         return plan
 
     async def _receive_model(

@@ -27,13 +27,17 @@ def run_status(run_id: str, conductor: Conductor, exchanges: ExchangeDesk) -> pb
         model_hash=bytes.fromhex(run.model_hash),
         reason=clip(run.reason),
         exchange=_exchange_status(run_id, exchanges),
+        masking=plan.draft.masking,
     )
     if current is not None:
         status.round, status.attempt = current.ref.round, current.ref.attempt
         status.round_state = current.state.value
         status.cohort.extend(current.cohort)
         status.delivered.extend(current.survivors)
-        status.deadline_ms = current.deadline_ms
+        status.deadline_ms = conductor.deadline_ms(run_id)
+        attempt = conductor.masking.attempt(run_id, current.ref)
+        if attempt is not None:
+            status.masking_step = attempt.step.value
     return status
 
 

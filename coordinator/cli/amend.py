@@ -155,4 +155,3 @@ async def _amended(
             next_step="fedpalm-coordinator plan submit",
         )
     return bound, np.frombuffer(data, dtype="<f4")
-

@@ -45,6 +45,8 @@ def run_json(status: pb.RunStatus) -> dict[str, Any]:
         "delivered": list(status.delivered),
         "deadline_ms": status.deadline_ms,
         "model_hash": status.model_hash.hex(),
+        "masking": status.masking,
+        "masking_step": status.masking_step,
         "reason": status.reason,
         "exchange": {
             "exchange_id": status.exchange.exchange_id,
@@ -68,6 +70,10 @@ def run_text(status: pb.RunStatus) -> RenderableType:
             ("round", f"{status.round} of {status.rounds}, attempt {status.attempt}, "
              f"{status.round_state.replace('_', ' ')}")
         )  # fmt: skip
+    if status.masking_step:
+        rows.append(("masking", f"{status.masking}, waiting for {status.masking_step}"))
+    elif status.masking != "none":
+        rows.append(("masking", status.masking))
     rows.append(("approved", _agreement(status)))
     rows.append(("joined", ", ".join(status.joined) or "nobody yet"))
     if status.cohort:
@@ -101,6 +107,8 @@ def run_line(status: pb.RunStatus) -> str:
     parts = [f"{status.run_id} {status.state}"]
     if status.round:
         parts.append(f"round {status.round}/{status.rounds}.{status.attempt} {status.round_state}")
+    if status.masking_step:
+        parts.append(f"masking {status.masking_step}")
     if status.cohort:
         parts.append(f"delivered {len(status.delivered)}/{len(status.cohort)}")
     if status.state == "created" or len(status.approved) < len(status.roster):

@@ -263,11 +263,11 @@ class SimulatedFederation:
         """Check, spool and accept an update, as the service does."""
         payload = self.payload(site) if payload is None else payload
         claim = self.claim(site, payload)
-        known = self.conductor.check_update(claim)
+        known = self.conductor.updates.check(claim)
         if known is not None:
             return known
         self.spool.update(RUN, claim.ref, site, claim.payload_hash).write_bytes(payload)
-        return self.conductor.accept_update(claim)
+        return self.conductor.updates.accept(claim)
 
     def deliver_all(self) -> None:
         for site in self.asked():

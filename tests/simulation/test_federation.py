@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.conductor import RESTART_GRACE_MS
+from coordinator.run_loop import RESTART_GRACE_MS
 from fedpalm.errors import (
     HashMismatchError,
     NotOnRosterError,
@@ -156,7 +156,7 @@ def test_an_update_that_is_not_of_this_round_is_refused_by_name(simulate) -> Non
     federation.connect()
     payload = federation.payload(plan.roster[0])
     good = federation.claim(plan.roster[0], payload)
-    check = federation.conductor.check_update
+    check = federation.conductor.updates.check
     for changed, error in (
         ({"payload_bytes": len(payload) - 4}, ProtocolError),
         ({"plan_hash": "00" * 32}, HashMismatchError),

@@ -284,7 +284,7 @@ async def test_a_stream_that_waited_deletes_nothing_that_was_counted_meanwhile(
         await ending.wait()
         path = hub.coordinator.spool.update(run_id, claim.ref, SITES[0], claim.payload_hash)
         path.write_bytes(first)
-        hub.coordinator.conductor.accept_update(claim)
+        hub.coordinator.conductor.updates.accept(claim)
         release.set()
         await earlier
         with pytest.raises(StateError, match="already delivered"):

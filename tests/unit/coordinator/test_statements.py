@@ -271,7 +271,7 @@ def test_a_receipt_says_what_came_and_each_site_lists_its_own(world: World) -> N
     world.deliver(B)
     world.clock.advance(5)
     world.kill()
-    assert world.conductor.check_update(claim) == receipt
+    assert world.conductor.updates.check(claim) == receipt
     assert list(world.desk.receipts(RUN, A)) == [receipt]
     assert list(world.desk.receipts(RUN, C)) == []
 
