@@ -26,7 +26,7 @@ CREATE TABLE manifests (
   PRIMARY KEY (run_id, seq)
 ) STRICT;
 
--- What the other sites of the cohort signed about the same attempt.
+-- What the cohort signed about an attempt, this site's own countersignature included.
 CREATE TABLE countersignatures (
   run_id TEXT NOT NULL,
   round INTEGER NOT NULL,
