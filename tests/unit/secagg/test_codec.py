@@ -238,3 +238,115 @@ def test_a_value_that_encode_cannot_have_made_is_refused(
     if at >= begin:
         with pytest.raises(ProtocolError):
             codec.check_encoded(encoded[begin:], begin)
+
+
+# --- accuracy -------------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(3, 40),
+    st.floats(0.01, 8.0),
+    st.integers(1, 10_000),
+    st.integers(0, 2**32 - 1),
+    st.data(),
+)
+def test_the_weighted_mean_is_within_n_steps_over_the_weights_of_float64(
+    n: int, clip: float, max_weight: int, seed: int, data: st.DataObject
+) -> None:
+    """|mean - float64 mean| <= n * step / sum(w), the weights as they were decoded or as they were."""
+    codec = FixedPointCodec(n, 20, clip, max_weight)
+    rng = np.random.default_rng(seed)
+    least = data.draw(st.sampled_from([1e-3, 0.5, 1.0]))
+    weights = rng.uniform(least, 1, n) * max_weight
+    deltas = rng.uniform(-clip, clip, (n, 20)).astype(np.float32)
+    deltas = np.clip(deltas, -np.float32(clip * 0.999), np.float32(clip * 0.999))
+    total = np.zeros(codec.length, dtype=np.uint32)
+    for delta, weight in zip(deltas, weights, strict=True):
+        add_into(total, codec.encode(delta, float(weight), {}, rng.bytes(32)))
+    sums, stats = _decode(codec, total)
+    exact = (weights[:, None] * deltas.astype(np.float64)).sum(axis=0)
+    step, weight_step = 1 / codec.delta_scale, 1 / codec.stat_scale
+    room = 1 + 1e-9
+    assert (
+        np.abs(sums / weights.sum() - exact / weights.sum()) <= room * n * step / weights.sum()
+    ).all()
+    # The weight has its own scale and its own share of the error.
+    assert abs(stats["weight"] - weights.sum()) <= room * n * weight_step
+    mean = sums / stats["weight"]
+    shifted = np.abs(exact / weights.sum()) * n * weight_step / stats["weight"]
+    assert (
+        np.abs(mean - exact / weights.sum()) <= room * n * step / stats["weight"] + shifted
+    ).all()
+
+
+@pytest.mark.parametrize("value", [0.37, -0.37, 0.4999, -1e-4, 3e-7])
+def test_the_bias_is_below_three_standard_errors_over_ten_thousand_repetitions(
+    value: float,
+) -> None:
+    """Each repetition rounds once under a key of its own; their mean has no bias to see."""
+    repetitions = 10_000
+    codec = _codec(sites=50, parameters=1, clip_abs=0.5, max_weight=1000)
+    delta, weight = _vector(value), 612.7
+    wanted = weight * float(delta[0]) * codec.delta_scale
+    rng = np.random.default_rng(20260101)
+    encoded = np.array(
+        [codec.encode(delta, weight, {}, rng.bytes(32)).view(np.int32) for _ in range(repetitions)]
+    )
+    for values, expected in (
+        (encoded[:, 0], wanted),
+        (encoded[:, 1], weight * codec.stat_scale),
+    ):
+        fraction = expected - math.floor(expected)
+        assert set(np.unique(values)) <= {math.floor(expected), math.floor(expected) + 1}
+        error = math.sqrt(fraction * (1 - fraction) / repetitions)
+        assert abs(values.mean() - expected) <= 3 * error + 1e-9
+
+
+@given(
+    st.integers(1, 200),
+    st.floats(1e-30, 1e30),
+    st.integers(1, 2**53),
+    st.sampled_from([1, -1]),
+    st.floats(0, 1),
+    st.binary(min_size=32, max_size=32),
+)
+def test_no_parameters_at_all_let_a_sum_wrap(
+    n: int, clip: float, max_weight: int, sign: int, share: float, key: bytes
+) -> None:
+    """Whatever the plan says: either there is no codec, or the largest contributions of all sites fit."""
+    try:
+        codec = FixedPointCodec(n, 3, clip, max_weight)
+    except CodecOverflowError:
+        return
+    largest = sign * np.finfo(np.float32).max
+    one = codec.encode(np.full(3, largest, np.float32), share * max_weight, {}, key)
+    assert n * int(np.abs(one.view(np.int32).astype(np.int64)).max()) < 2**31
+    codec.check_encoded(one, 0)
+    # Products are exact integers of float64 far beyond what is rounded.
+    assert max_weight * clip * codec.delta_scale <= 2**53
+    assert max_weight * codec.stat_scale <= 2**53
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True), st.integers(-5, 5))
+def test_a_clip_bound_that_is_no_positive_number_makes_no_codec(clip: float, n: int) -> None:
+    if n >= 1 and 0 < clip < math.inf:
+        return
+    with pytest.raises(CodecOverflowError):
+        FixedPointCodec(n, 3, clip, 10)
+
+
+@given(st.lists(st.floats(width=32), min_size=5, max_size=5), st.floats())
+def test_an_update_is_encoded_within_its_bounds_or_refused(
+    values: list[float], weight: float
+) -> None:
+    codec = _codec()
+    delta = _vector(*values)
+    try:
+        encoded = codec.encode(delta, weight, {}, KEY)
+    except NonFiniteUpdateError:
+        assert not np.isfinite(delta).all()
+    except CodecOverflowError:
+        assert not 0 <= weight <= 100
+    else:
+        assert np.isfinite(delta).all() and 0 <= weight <= 100
+        codec.check_encoded(encoded, 0)
