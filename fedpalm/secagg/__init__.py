@@ -1,6 +1,6 @@
 """Secure aggregation, sans I/O: the fixed-point codec, and masked attempts of sites and coordinator.
 
-``terms`` who may take part, ``site`` a site's five steps, ``unmasking`` the coordinator's, ``messages`` what is
-said and signed, ``secrets``, ``shamir`` and ``masks`` what these are made of, ``memory`` what no retry may
-forget, ``stored`` a site's state as one secret file. Whoever drives them stores a new state before it sends.
+``terms``: who may take part. ``site``: a site's five steps; ``unmasking``: the coordinator's. ``messages``:
+what is said and signed. ``secrets``, ``shamir``, ``masks``: what that is made of. ``memory``: what no retry
+may forget. ``stored``: a site's state as one secret file. Whoever drives them stores, then sends.
 """
