@@ -242,8 +242,9 @@ class Conductor:
 
     def _joined(self, run_id: str, site: str) -> None:
         """The site is there: it hears of what is waited for in the current attempt."""
-        self.feed(run_id, SiteJoined(site))
-        self.masking.tell_again(run_id, site)
+        if site not in self.run(run_id).present:
+            self.feed(run_id, SiteJoined(site))
+            self.masking.tell_again(run_id, site)
 
     # --- what time and threads do -----------------------------------------------------------------
 

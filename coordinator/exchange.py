@@ -42,7 +42,7 @@ from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES, SealedExpert, verify_s
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.rounds.run import RunState
-from fedpalm.transport.status import clean_text
+from fedpalm.text import clean_text
 from fedpalm.wire.v1 import federation_pb2 as pb
 
 from . import instructions

@@ -22,7 +22,7 @@ from fedpalm.rounds.events import RoundRef
 from fedpalm.secagg.codec import BYTES_PER_VALUE
 from fedpalm.transport.chunks import SpoolWriter, partial_bytes, send_file
 from fedpalm.transport.peer import Context, current_peer
-from fedpalm.transport.status import clean_text
+from fedpalm.text import clean_text
 from fedpalm.wire import consents, masking
 from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as pb

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from coordinator.run_records import RunRecords
 from coordinator.spool import Spool
 from coordinator.store import Store
 from fedpalm.clock import FakeClock
-from fedpalm.errors import ResourceError
+from fedpalm.errors import FedPalmError, ResourceError
 from fedpalm.layout import FloatVector, Layout, TensorSpec
 from fedpalm.methods.base import RoundContext
 from fedpalm.methods.contribution import codec_for, rounding_key
@@ -56,8 +57,10 @@ def identity(name: str = COORDINATOR_NAME) -> TlsIdentity:
     return AUTHORITY.enrol(role, name, now=BEGIN)
 
 
-def rehearsal_plan(sites: int, rounds: int, *, quorum: int = 2, parameters: int = 97) -> Plan:
-    """A reproducible rehearsal of small vectors."""
+def rehearsal_plan(
+    sites: int, rounds: int, *, quorum: int = 2, parameters: int = 97, **draft: Any
+) -> Plan:
+    """A reproducible rehearsal of small vectors, with these settings of its draft changed."""
     layout = Layout((TensorSpec("open_set.rehearsal.vector", (parameters,)),))
     initial = rehearsal_vector(layout, seed=11)
     return Plan.model_validate(
@@ -73,6 +76,7 @@ def rehearsal_plan(sites: int, rounds: int, *, quorum: int = 2, parameters: int 
                 "max_attempts": 3,
                 "join_deadline_s": 60,
                 "round_deadline_s": 600,
+                **draft,
             },
             "roster": [f"site-{number:03}" for number in range(sites)],
             "layout": layout.to_json(),
@@ -289,12 +293,19 @@ class SimulatedFederation:
             for site in effect.survivors
         ]
         self.order.shuffle(paths)
+        masked = self.conductor.masking.collection(RUN, effect.ref)
+        try:
+            corrections = masked.corrections() if masked is not None else ((), ())
+        except FedPalmError as error:
+            self.conductor.aggregation_failed(RUN, effect.ref, error)
+            return
         model_hash = aggregate(
             codec_for(self.plan),
             server_rule(self.plan.draft.method),
             self.spool.model(effect.model_hash),
             paths,
             self.spool.model,
+            corrections,
         )
         if self.kill_after_sum:
             self.kill_after_sum = False
