@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from coordinator.claims import UpdateClaim
+from coordinator.facts import CountersignatureRow
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.events import RoundRef
@@ -30,8 +28,6 @@ from tests.simulation.federation import (
 )
 from tests.support.agreement import countersignature
 from tests.support.masking_sites import BEFORE, MaskedSite, over_the_wire
-
-STEP_S = 120
 
 
 def masked_plan(sites: int = 5, rounds: int = 1, **draft: Any) -> Plan:
@@ -111,10 +107,15 @@ class MaskedFederation(SimulatedFederation):
             )
         return self.sites[sealed.ref, site]
 
+    def begin_all(self) -> None:
+        """Every site that is asked to train has done so, and says nothing yet."""
+        for site, inbox in self.inbox.items():
+            for one in inbox:
+                if one.WhichOneof("kind") == "train":
+                    self.begin(site, from_wire(one.train.manifest))
+
     def countersign(self, site: str, manifest: SignedStatement) -> None:
         sealed = RoundManifest.read(manifest)
-        from coordinator.facts import CountersignatureRow
-
         signed = countersignature(identity(site), manifest)
         self.records.write(CountersignatureRow(RUN, sealed.ref, site, signed))
 
@@ -172,18 +173,3 @@ class MaskedFederation(SimulatedFederation):
             self.play()
             if not self.run.over and not self.sums:
                 self.deadline()
-
-    def forget_site(self, site: str) -> None:
-        """A site restarts where it may not go on with its secrets."""
-        for ref, name in [key for key in self.sites if key[1] == site]:
-            del self.sites[ref, name]
-        self.inbox[site] = deque()
-
-
-def plain_sum(federation: MaskedFederation, survivors: tuple[str, ...]) -> np.ndarray:
-    """The modular sum of what the survivors encoded, before any of it was masked."""
-    total = np.zeros(len(federation.sites[federation.ref, survivors[0]].payload) // 4, np.uint32)
-    for site in survivors:
-        payload = federation.sites[federation.ref, site].payload
-        total += np.frombuffer(payload, dtype="<u4")
-    return total
