@@ -17,6 +17,7 @@ from coordinator.spool import Spool
 from fedpalm.errors import IntegrityError, NonFiniteUpdateError, ResourceError, UnavailableError
 from fedpalm.methods.rules import WeightedMean
 from fedpalm.secagg.codec import FixedPointCodec
+from fedpalm.secagg.masks import apply_masks
 
 
 class Bench:
@@ -146,3 +147,76 @@ def test_too_many_open_files_are_a_matter_of_the_moment(  # type: ignore[no-unty
         patch.setattr(os, "open", refused)
         bench.run()
     bench.run()
+
+
+# --- masked updates -------------------------------------------------------------------------------
+
+
+def mask_files(bench: Bench, kept: list[int]) -> tuple[list[bytes], list[bytes]]:
+    """Mask every update with all others and with a stream of its own, in whole, as sites do.
+
+    Returns:
+        what takes the masks off the sum of ``kept``: stream keys to add, and to subtract.
+    """
+    count = len(bench.updates)
+    own = [bytes([number]) * 32 for number in range(count)]
+    pair = {(i, j): bytes([64 + i, j]) * 16 for i in range(count) for j in range(i + 1, count)}
+    for number, path in enumerate(bench.updates):
+        vector = bench.encoded[number].copy()
+        adds = [own[number]] + [key for (i, _), key in pair.items() if i == number]
+        apply_masks(vector, adds, [key for (_, j), key in pair.items() if j == number])
+        path.write_bytes(vector.astype("<u4").tobytes())
+    left = [(i, j) for i, j in pair if (i in kept) != (j in kept)]
+    add = [pair[i, j] for i, j in left if j in kept]
+    return add, [own[number] for number in kept] + [pair[i, j] for i, j in left if i in kept]
+
+
+@pytest.mark.parametrize("parameters", [1, 2, 3, BLOCK_VALUES - 1, 2 * BLOCK_VALUES + 3])
+@pytest.mark.parametrize("kept", [[0, 1, 2, 3, 4], [1, 2, 3, 4], [0, 2, 3], [0, 1, 2]])
+def test_a_masked_sum_is_the_plain_sum_of_exactly_the_survivors(
+    make,  # type: ignore[no-untyped-def]
+    parameters: int,
+    kept: list[int],
+) -> None:
+    bench = make(sites=5, parameters=parameters)
+    plain = bench.run([bench.updates[number] for number in kept])
+    corrections = mask_files(bench, kept)
+    masked = aggregate(
+        bench.codec,
+        WeightedMean(),
+        bench.model,
+        [bench.updates[number] for number in kept],
+        bench.spool.model,
+        corrections,
+    )
+    assert masked == plain
+
+
+def test_a_masked_sum_without_its_corrections_is_another_one(make) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=3, parameters=100)
+    plain = bench.run()
+    mask_files(bench, [0, 1, 2])
+    assert bench.run() != plain
+
+
+def test_a_masked_sum_needs_no_more_memory(make) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=6, parameters=20 * BLOCK_VALUES)
+    corrections = mask_files(bench, [0, 1, 2, 3, 4])
+
+    def summed() -> str:
+        return aggregate(
+            bench.codec,
+            WeightedMean(),
+            bench.model,
+            bench.updates[:5],
+            bench.spool.model,
+            corrections,
+        )
+
+    summed()
+    tracemalloc.start()
+    summed()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    block = 8 * BLOCK_VALUES
+    assert peak < 8 * block < bench.model.stat().st_size
