@@ -14,6 +14,7 @@ from pydantic import AfterValidator
 
 from fedpalm.errors import ConfigError, StateError
 from fedpalm.pki.authority import Authority, IpAddress
+from fedpalm.pki.custody import ISSUING_REQUEST
 from fedpalm.pki.files import write_public
 from fedpalm.settings import load_toml, parse_settings
 
@@ -136,7 +137,7 @@ def _toml(founding: Founding, names: Sequence[str]) -> bytes:
 def _waiting(place: Home) -> StateError:
     return StateError(
         f"{place.root}: the CA waits for its institution's signature on "
-        f"{place.authority / 'issuing.csr'}",
+        f"{place.authority / ISSUING_REQUEST}",
         safe="nothing was changed",
         next_step="fedpalm-coordinator ca install ISSUING.pem",
     )

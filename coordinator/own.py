@@ -20,13 +20,12 @@ from fedpalm.pki.bundle import (
     TLS_CHAIN,
     TLS_KEY,
     begin_renewal,
-    chain_from_pem,
     create_keys,
     install_certificates,
     load_tls_identity,
+    read_certificates,
     replace_anchors,
 )
-from fedpalm.pki.files import read_public
 from fedpalm.pki.identity import Identity, Role, coordinator_dns_name
 from fedpalm.pki.keys import read_signing_key, read_tls_key
 from fedpalm.pki.profile import BACKDATE, certificate_hash, handed_to
@@ -99,7 +98,7 @@ def renew_own(
     registry = Registry(store)
     leaves = []
     for folder, role in own_folders(place):
-        present = _leaf(folder)
+        present = read_certificates(folder / TLS_CHAIN)[0]
         end = present.not_valid_after_utc.timestamp()
         identity = load_tls_identity(folder, now=min(now, end))
         if identity.identity.role is not role:
@@ -118,21 +117,27 @@ def renew_own(
     return leaves
 
 
-def follow_anchors(place: Home, authority: Authority) -> bool:
-    """Pin the CA's present anchors in both folders; whether that changed anything.
+def follow_anchors(place: Home, authority: Authority) -> None:
+    """Pin the CA's present anchors in both folders.
 
     Raises:
         IdentityError: a certificate is under an anchor that is gone; it has to be renewed first.
     """
-    behind = [folder for folder, _ in own_folders(place) if _anchors(folder) != authority.anchors]
-    for folder in behind:
+    for folder in _behind(place, authority):
         replace_anchors(folder, authority.anchors)
-    return bool(behind)
 
 
 def anchors_behind(place: Home, authority: Authority) -> bool:
     """Whether a rotation has changed the CA and not come as far as the identities of this home."""
-    return any(_anchors(folder) != authority.anchors for folder, _ in own_folders(place))
+    return bool(_behind(place, authority))
+
+
+def _behind(place: Home, authority: Authority) -> list[Path]:
+    return [
+        folder
+        for folder, _ in own_folders(place)
+        if read_certificates(folder / CA) != authority.anchors
+    ]
 
 
 def newest_anchor_since(authority: Authority, store: Store) -> int:
@@ -163,14 +168,6 @@ def sites_behind(authority: Authority, store: Store) -> list[str]:
         since_ms,
     )
     return [site for (site,) in rows]
-
-
-def _leaf(folder: Path) -> x509.Certificate:
-    return chain_from_pem(read_public(folder / TLS_CHAIN), str(folder / TLS_CHAIN))[0]
-
-
-def _anchors(folder: Path) -> tuple[x509.Certificate, ...]:
-    return chain_from_pem(read_public(folder / CA), str(folder / CA))
 
 
 def _hosts(leaf: x509.Certificate, identity: Identity) -> tuple[list[str], list[IpAddress]]:

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fedpalm.errors import KeyFileError
-from fedpalm.pki.bundle import TLS_CHAIN, chain_from_pem
-from fedpalm.pki.files import read_public
+from fedpalm.pki.authority import ISSUING
+from fedpalm.pki.bundle import TLS_CHAIN, read_certificates
 
 from .config import Home
 from .state import Coordinator
@@ -85,7 +85,7 @@ def endings(home: Home, now: float) -> list[str]:
     watched = (
         (home.tls / TLS_CHAIN, "the coordinator's certificate", LEAF_WARNING, "renew"),
         (home.operator / TLS_CHAIN, "the operator's certificate", LEAF_WARNING, "renew"),
-        (home.authority / "issuing.pem", "the issuing CA", CA_WARNING, "ca rotate"),
+        (home.authority / ISSUING, "the issuing CA", CA_WARNING, "ca rotate"),
     )
     lines = []
     for path, what, early, command in watched:
@@ -104,5 +104,5 @@ def endings(home: Home, now: float) -> list[str]:
 
 def _left(path: Path, now: float) -> timedelta:
     """Raises KeyFileError: the file is damaged."""
-    certificate = chain_from_pem(read_public(path), str(path))[0]
+    certificate = read_certificates(path)[0]
     return certificate.not_valid_after_utc - datetime.fromtimestamp(now, UTC)

@@ -13,7 +13,6 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from cryptography import x509
@@ -39,16 +38,17 @@ from fedpalm.pki.bundle import (
     TLS_KEY,
     TlsIdentity,
     begin_renewal,
-    chain_from_pem,
     create_keys,
     install_certificates,
     load_tls_identity,
+    read_certificates,
 )
 from fedpalm.pki.files import read_public, write_public
 from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.identity import COORDINATOR_NAME, Identity, Role, identity_of
 from fedpalm.pki.invitation import Invitation
-from fedpalm.pki.keys import read_signing_key, read_tls_key
+from fedpalm.pki.keys import key_of, read_signing_key, read_tls_key
+from fedpalm.pki.profile import certificate_hash
 from fedpalm.pki.request import create_request, parse_request, verify_request
 from fedpalm.pki.trust import TrustBundle, accept_trust
 from fedpalm.transport.backoff import Backoff
@@ -138,7 +138,7 @@ def check_invitation(home: Home, invitation: Invitation, now: float) -> None:
             )
     pinned_file = home.tls / CA
     if pinned_file.exists():
-        pinned = chain_from_pem(read_public(pinned_file), str(pinned_file))
+        pinned = read_certificates(pinned_file)
         if not set(pinned) & set(invitation.anchors):
             raise IdentityError(
                 f"the invitation is of another CA than {pinned_file}, which this site trusts",
@@ -200,7 +200,9 @@ async def claim(
         InvitationError: the coordinator does not take the invitation, or it expired meanwhile.
         IdentityError: whoever answers is not this federation's coordinator.
     """
-    backoff = Backoff(backoff_base_s, max(BACKOFF_CAP_S, backoff_base_s), rng or random.SystemRandom())
+    backoff = Backoff(
+        backoff_base_s, max(BACKOFF_CAP_S, backoff_base_s), rng or random.SystemRandom()
+    )
     message = wire.EnrolRequest(
         invitation_id=invitation.invitation_id,
         token=invitation.token,
@@ -287,7 +289,7 @@ def record_certificate(store: SiteStore, log: SiteLog, identity: TlsIdentity) ->
     Called after every installation and again when the agent starts, so that a crash between the
     files and the log leaves no gap.
     """
-    digest = hashlib.sha256(identity.leaf.public_bytes(Encoding.DER)).hexdigest()
+    digest = certificate_hash(identity.leaf).hex()
     with store.transaction() as db:
         known = [e for e in log.entries() if e.kind is EntryKind.CERTIFICATE]
         if known and known[-1].body["certificate_hash"] == digest:
@@ -368,15 +370,10 @@ def _is_ours(request: x509.CertificateSigningRequest, home: Home, identity: Iden
     signing = home.tls / SIGNING_KEY
     if not signing.exists() or asked.signing_key != read_signing_key(signing).public_key():
         return False
-    return any(read_tls_key(path).public_key() == asked.tls_key for path in _tls_keys(home.tls))
-
-
-def _tls_keys(folder: Path) -> list[Path]:
-    return [path for path in (folder / TLS_KEY, folder / "tls.next.key") if path.exists()]
+    return key_of(home.tls / TLS_KEY, asked.tls_key) is not None
 
 
 def _present_identity(home: Home) -> TlsIdentity:
     """The identity that the home holds, also if it has expired."""
-    path = home.tls / TLS_CHAIN
-    leaf = chain_from_pem(read_public(path), str(path))[0]
+    leaf = read_certificates(home.tls / TLS_CHAIN)[0]
     return load_tls_identity(home.tls, now=leaf.not_valid_before_utc.timestamp() + 1)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.errors import RefusedError, StateError
-from fedpalm.pki.authority import Authority, load_authority
+from fedpalm.pki.authority import ROOT_KEY, Authority, load_authority
 from fedpalm.pki.custody import (
     install_issuing,
     request_issuing,
@@ -199,7 +199,7 @@ def _shown(place: Home, authority: Authority, store: Store) -> dict[str, Any]:
         "handovers": len(authority.handovers),
     }
     if not authority.external:
-        root_key = place.authority / "root.key"
+        root_key = place.authority / ROOT_KEY
         shown["root_key"] = (
             f"HERE, in {root_key}: move it to a medium that stays offline"
             if root_key.exists()
@@ -249,7 +249,7 @@ def _after(place: Home, authority: Authority) -> str:
         )
     if authority.external:
         return f"fedpalm-coordinator serve --home {place.root}"
-    return f"take {place.authority / 'root.key'} offline again"
+    return f"take {place.authority / ROOT_KEY} offline again"
 
 
 def _end(certificate: x509.Certificate) -> str:

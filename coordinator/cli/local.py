@@ -11,8 +11,7 @@ import click
 
 from fedpalm.cli.console import err
 from fedpalm.errors import IdentityError, RefusedError
-from fedpalm.pki.bundle import TLS_CHAIN, chain_from_pem
-from fedpalm.pki.files import read_public
+from fedpalm.pki.bundle import TLS_CHAIN, read_certificates
 from fedpalm.pki.identity import identity_of
 
 from ..config import Home
@@ -33,8 +32,7 @@ def operator_name(place: Home) -> str:
     Raises:
         KeyFileError, IdentityError: this home has no operator.
     """
-    path = place.operator / TLS_CHAIN
-    return identity_of(chain_from_pem(read_public(path), str(path))[0]).name
+    return identity_of(read_certificates(place.operator / TLS_CHAIN)[0]).name
 
 
 def now_ms() -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
-from fedpalm.pki.authority import create_authority, save_authority
-from fedpalm.pki.custody import request_issuing
+from fedpalm.pki.authority import ROOT_KEY, create_authority, save_authority
+from fedpalm.pki.custody import ISSUING_REQUEST, request_issuing
 from fedpalm.pki.fingerprint import fingerprint
 
 from ..config import Home
@@ -87,7 +87,7 @@ def init(
             "root_fingerprint": fingerprint(authority.anchors[0]),
             "sites_dial": founding.advertise,
             "newcomers_dial": founding.enrol_advertise,
-            "offline": f"move {place.authority / 'root.key'} to a medium that stays offline",
+            "offline": f"move {place.authority / ROOT_KEY} to a medium that stays offline",
             "next": f"fedpalm-coordinator serve --home {home}",
         },
         as_json,
@@ -108,7 +108,7 @@ def _ask_institution(place: Home, founding: Founding) -> dict[str, str]:
 def institution_must_sign(place: Home, federation: str, mark: str) -> dict[str, str]:
     """What to tell whoever runs the institution's CA."""
     return {
-        "request": str(place.authority / "issuing.csr"),
+        "request": str(place.authority / ISSUING_REQUEST),
         "request_fingerprint": mark,
         "must_be_signed_as": "basic constraints (critical): CA, path length 0; key usage (critical): "
         f"certificate sign; subject alternative name: URI spiffe://{federation}; with a subject "

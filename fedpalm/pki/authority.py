@@ -35,19 +35,19 @@ from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 
 from ..errors import FedPalmError, IdentityError
 from ..ids import federation_id
-from .bundle import chain_from_pem, pem_of
-from .files import locked, make_private_folder, read_public, write_public
-from .identity import PARSE_ERRORS, Identity, Role, coordinator_dns_name
+from .bundle import pem_of, read_certificates
+from .files import locked, make_private_folder, write_public
+from .identity import Identity, Role, coordinator_dns_name
 from .keys import TlsKey, new_tls_key, take_key_of, write_private_key
 from .profile import (
     BACKDATE,
     authority_key,
     federation_of,
+    is_issued_by,
     issuing_certificate,
     key_usage,
     root_certificate,
@@ -233,7 +233,7 @@ def load_trust(folder: Path) -> TrustBundle:
 def load_locked(folder: Path) -> Authority:
     """:func:`load_authority` for a caller that holds the folder's lock."""
     trust = _trust(folder)
-    (issuing, *_) = _certificates(folder / ISSUING)
+    issuing = read_certificates(folder / ISSUING)[0]
     issuing_key = take_key_of(folder / ISSUING_KEY, issuing.public_key())
     if issuing_key is None:
         raise IdentityError(f"{folder}: {ISSUING} is not the certificate of {ISSUING_KEY}")
@@ -245,21 +245,9 @@ def load_locked(folder: Path) -> Authority:
     return Authority(federation, trust.anchors, trust.handovers, issuing, issuing_key)
 
 
-def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Whether ``issuer``'s key has signed this, under its name."""
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (*PARSE_ERRORS, InvalidSignature):
-        return False
-    return True
-
-
 def _trust(folder: Path) -> TrustBundle:
     handovers = folder / HANDOVERS
     return TrustBundle(
-        _certificates(folder / ANCHORS), _certificates(handovers) if handovers.exists() else ()
+        read_certificates(folder / ANCHORS),
+        read_certificates(handovers) if handovers.exists() else (),
     )
-
-
-def _certificates(path: Path) -> tuple[x509.Certificate, ...]:
-    return chain_from_pem(read_public(path), str(path))

@@ -31,13 +31,12 @@ from .identity import PARSE_ERRORS, Identity, identity_of
 from .keys import (
     SigningKey,
     TlsKey,
+    key_of,
     new_signing_key,
     new_tls_key,
-    next_key_path,
     prepare_next_key,
     private_key_pem,
     read_signing_key,
-    read_tls_key,
     take_key_of,
     write_private_key,
 )
@@ -103,7 +102,7 @@ def begin_renewal(folder: Path, identity: TlsIdentity) -> x509.CertificateSignin
     """
     with locked(folder):
         # A key whose certificate is in force already is none that waits: give it its name first.
-        _matching_key(folder, _read_chain(folder)[0])
+        _matching_key(folder, read_certificates(folder / TLS_CHAIN)[0])
         key = prepare_next_key(folder / TLS_KEY)
     return create_request(identity.identity, key, identity.signing_key)
 
@@ -152,7 +151,7 @@ def replace_anchors(folder: Path, anchors: Sequence[x509.Certificate]) -> None:
         IdentityError: the present certificate is under an anchor that would be dropped.
     """
     with locked(folder):
-        chain, pinned = _read_chain(folder), _pinned(folder)
+        chain, pinned = read_certificates(folder / TLS_CHAIN), _pinned(folder)
         moment = chain[0].not_valid_after_utc.timestamp()
         key = _matching_key(folder, chain[0])
         try:
@@ -194,8 +193,13 @@ def chain_from_pem(pem: bytes, origin: str) -> tuple[x509.Certificate, ...]:
         raise KeyFileError(f"{origin}: damaged, or not PEM certificates") from error
 
 
+def read_certificates(path: Path) -> tuple[x509.Certificate, ...]:
+    """At least one certificate of a file. Raises KeyFileError: it is missing or damaged."""
+    return chain_from_pem(read_public(path), str(path))
+
+
 def _checked(folder: Path, now: float) -> TlsIdentity:
-    chain, anchors = _read_chain(folder), _read_anchors(folder)
+    chain, anchors = read_certificates(folder / TLS_CHAIN), read_certificates(folder / CA)
     return _identity(folder, _matching_key(folder, chain[0]), chain, anchors, now)
 
 
@@ -244,34 +248,23 @@ def _matching_key(folder: Path, leaf: x509.Certificate) -> TlsKey:
 
 def _key_that_fits(folder: Path, leaf: x509.Certificate) -> TlsKey:
     """The key of a leaf that is not in force yet, whatever its name; no file changes."""
-    path = folder / TLS_KEY
-    for candidate in (path, next_key_path(path)):
-        if candidate == path or candidate.exists():
-            key = read_tls_key(candidate)
-            if key.public_key() == leaf.public_key():
-                return key
-    raise _not_for_these_keys(folder)
+    key = key_of(folder / TLS_KEY, leaf.public_key())
+    if key is None:
+        raise _not_for_these_keys(folder)
+    return key
 
 
 def _not_for_these_keys(folder: Path) -> IdentityError:
     return IdentityError(f"{folder}: {TLS_CHAIN} is not the certificate of {TLS_KEY}")
 
 
-def _read_chain(folder: Path) -> tuple[x509.Certificate, ...]:
-    return chain_from_pem(read_public(folder / TLS_CHAIN), str(folder / TLS_CHAIN))
-
-
-def _read_anchors(folder: Path) -> tuple[x509.Certificate, ...]:
-    return chain_from_pem(read_public(folder / CA), str(folder / CA))
-
-
 def _pinned(folder: Path) -> tuple[x509.Certificate, ...]:
-    return _read_anchors(folder) if (folder / CA).exists() else ()
+    return read_certificates(folder / CA) if (folder / CA).exists() else ()
 
 
 def _past(folder: Path) -> tuple[x509.Certificate, ...]:
     path = folder / PAST_ANCHORS
-    return chain_from_pem(read_public(path), str(path)) if path.exists() else ()
+    return read_certificates(path) if path.exists() else ()
 
 
 def _remember(folder: Path, dropped: Sequence[x509.Certificate]) -> None:

@@ -27,6 +27,7 @@ from .files import locked, make_private_folder, read_public, write_public
 from .identity import COORDINATOR_NAME, PARSE_ERRORS, Identity, Role
 from .keys import (
     TlsKey,
+    key_of,
     new_signing_key,
     new_tls_key,
     next_key_path,
@@ -248,16 +249,14 @@ def _require_one_anchor(authority: Authority) -> None:
 
 def _key_for(folder: Path, issuing: x509.Certificate) -> TlsKey:
     path = folder / ISSUING_KEY
-    for candidate in (path, next_key_path(path)):
-        if candidate.exists() and (key := read_tls_key(candidate)).public_key() == (
-            issuing.public_key()
-        ):
-            return key
-    raise KeyFileError(
-        f"the certificate is for another key than {path} or {next_key_path(path).name}",
-        safe="nothing was changed",
-        next_step=f"have {folder / ISSUING_REQUEST} signed as it is",
-    )
+    key = key_of(path, issuing.public_key())
+    if key is None:
+        raise KeyFileError(
+            f"the certificate is for another key than {path} or {next_key_path(path).name}",
+            safe="nothing was changed",
+            next_step=f"have {folder / ISSUING_REQUEST} signed as it is",
+        )
+    return key
 
 
 def _check_external(issuing: x509.Certificate, federation: str, now: float) -> None:

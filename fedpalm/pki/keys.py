@@ -108,23 +108,34 @@ def prepare_next_key(path: Path) -> TlsKey:
     return key
 
 
-def take_key_of(path: Path, public: object) -> TlsKey | None:
+def key_of(path: Path, public: object) -> TlsKey | None:
     """The private key of ``public``, at ``path`` or prepared to replace it; None if it is neither.
-
-    A prepared one whose certificate is in force takes its place here: that may be what a crash has
-    left to do. Call it with the folder locked.
 
     Raises:
         KeyFileError: a key is damaged or open to others, or none is there.
     """
+    return _find_key_of(path, public)[1]
+
+
+def take_key_of(path: Path, public: object) -> TlsKey | None:
+    """:func:`key_of` a certificate that is in force.
+
+    A prepared key takes its place here: that may be what a crash has left to do. Call it with the
+    folder locked.
+
+    Raises:
+        KeyFileError: a key is damaged or open to others, or none is there.
+    """
+    found, key = _find_key_of(path, public)
+    if key is not None and found != path:
+        take_place(path, found)
+    return key
+
+
+def _find_key_of(path: Path, public: object) -> tuple[Path, TlsKey | None]:
     successor = next_key_path(path)
-    if path.exists() or not successor.exists():
-        key = read_tls_key(path)
+    for candidate in [one for one in (path, successor) if one.exists()] or [path]:
+        key = read_tls_key(candidate)
         if key.public_key() == public:
-            return key
-    if successor.exists():
-        key = read_tls_key(successor)
-        if key.public_key() == public:
-            take_place(path, successor)
-            return key
-    return None
+            return candidate, key
+    return path, None

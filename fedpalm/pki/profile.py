@@ -18,6 +18,7 @@ import hashlib
 from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -131,6 +132,15 @@ def federation_of(ca: x509.Certificate | x509.CertificateSigningRequest) -> str:
         raise IdentityError(error.what) from None
 
 
+def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether ``issuer``'s key has signed this, under its name."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (*PARSE_ERRORS, InvalidSignature):
+        return False
+    return True
+
+
 def check_ca(certificate: x509.Certificate, federation: str, now: float) -> None:
     """Whether this is a CA certificate of the federation, valid now.
 
@@ -161,10 +171,10 @@ def check_ca(certificate: x509.Certificate, federation: str, now: float) -> None
         public.curve, ec.SECP256R1
     ):
         raise IdentityError("the CA certificate's key is not P-256")
-    check_time(certificate, now)
+    _check_time(certificate, now)
 
 
-def check_time(certificate: x509.Certificate, now: float) -> None:
+def _check_time(certificate: x509.Certificate, now: float) -> None:
     """Raises IdentityError: the CA certificate is not valid at ``now``."""
     moment = at_time(now)
     for over, limit, word in (

@@ -14,8 +14,7 @@ from cryptography import x509
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.clock import SystemClock
 from fedpalm.errors import IdentityError, StateError
-from fedpalm.pki.bundle import CA, TLS_CHAIN, chain_from_pem
-from fedpalm.pki.files import read_public
+from fedpalm.pki.bundle import CA, TLS_CHAIN, read_certificates
 from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.profile import federation_of
 
@@ -45,8 +44,7 @@ def install(bundle: Path, told: tuple[str, ...], home: Path, as_json: bool) -> N
 
     place, clock = Home(home), SystemClock()
     config = place.load()
-    certificates = chain_from_pem(read_public(bundle), str(bundle))
-    chain, anchors = split_bundle(certificates)
+    chain, anchors = split_bundle(read_certificates(bundle))
     if not anchors:
         raise IdentityError(
             f"{bundle}: a bundle holds the certificate, what lies above it, and the trust anchors"
@@ -81,10 +79,7 @@ def split_bundle(
 def member_summary(home: Home) -> dict[str, Any]:
     """What a home that holds a certificate has."""
     config = home.load()
-    chain, anchors = (
-        chain_from_pem(read_public(home.tls / name), str(home.tls / name))
-        for name in (TLS_CHAIN, CA)
-    )
+    chain, anchors = (read_certificates(home.tls / name) for name in (TLS_CHAIN, CA))
     return {
         "site": config.site,
         "federation": config.federation,

@@ -10,8 +10,7 @@ import click
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.clock import SystemClock
 from fedpalm.errors import IdentityError
-from fedpalm.pki.bundle import TLS_CHAIN, TlsIdentity, chain_from_pem
-from fedpalm.pki.files import read_public
+from fedpalm.pki.bundle import TLS_CHAIN, TlsIdentity, read_certificates
 from fedpalm.pki.fingerprint import fingerprint
 
 from ..config import Home
@@ -37,8 +36,7 @@ def renew(home: Path, as_json: bool) -> None:
 
     place, clock = Home(home), SystemClock()
     require_member(place)
-    path = place.tls / TLS_CHAIN
-    leaf = chain_from_pem(read_public(path), str(path))[0]
+    leaf = read_certificates(place.tls / TLS_CHAIN)[0]
     if seconds_left(leaf, clock.now()) <= 0:
         raise IdentityError(
             expiry_words(leaf, clock.now()),

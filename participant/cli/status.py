@@ -11,8 +11,7 @@ from rich.text import Text
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.clock import SystemClock
 from fedpalm.errors import ConfigError
-from fedpalm.pki.bundle import CA, TLS_CHAIN, chain_from_pem
-from fedpalm.pki.files import read_public
+from fedpalm.pki.bundle import CA, TLS_CHAIN, read_certificates
 from fedpalm.pki.fingerprint import fingerprint
 
 from ..config import Home
@@ -109,10 +108,7 @@ def _membership(home: Home) -> dict[str, Any]:
             "next": "read the fingerprint to the operator, then run join INVITATION again (or, by "
             "files, install BUNDLE)",
         }
-    chain, anchors = (
-        chain_from_pem(read_public(home.tls / name), str(home.tls / name))
-        for name in (TLS_CHAIN, CA)
-    )
+    chain, anchors = (read_certificates(home.tls / name) for name in (TLS_CHAIN, CA))
     now = SystemClock().now()
     left_s = seconds_left(chain[0], now)
     return {

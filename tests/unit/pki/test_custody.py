@@ -15,7 +15,6 @@ from fedpalm.errors import IdentityError, KeyFileError, StateError
 from fedpalm.pki.authority import (
     Authority,
     create_authority,
-    is_issued_by,
     load_authority,
     load_trust,
     save_authority,
@@ -30,7 +29,7 @@ from fedpalm.pki.custody import (
 )
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.keys import new_signing_key, new_tls_key
-from fedpalm.pki.profile import key_usage
+from fedpalm.pki.profile import is_issued_by, key_usage
 from fedpalm.pki.request import create_request
 from fedpalm.pki.signing import at_time, verify_chain
 from fedpalm.pki.trust import TrustBundle, accept_trust
