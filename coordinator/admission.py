@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 from fedpalm.errors import DeadlineError, ResourceError, UnavailableError
@@ -24,6 +24,42 @@ class Transfers:
     def __init__(self, limit: int) -> None:
         self._limit, self._slots = limit, asyncio.Semaphore(limit)
         self._newest: dict[object, asyncio.Timeout] = {}
+
+    async def relayed(
+        self, holder: object, patience_s: float, size: int, chunks: AsyncIterator[T]
+    ) -> AsyncGenerator[T, None]:
+        """``chunks`` while a place is held, for a handler that passes them on.
+
+        A task of its own holds the place, one chunk ahead of the handler. What ends the place cancels
+        whoever waits inside :meth:`slot`; gRPC would take that for the end of the call while it sends a
+        chunk, and its caller would never hear of it.
+
+        Raises: as :meth:`slot`, and whatever ``chunks`` raises.
+        """
+        ready: asyncio.Queue[T | Exception | None] = asyncio.Queue(1)
+
+        async def fill() -> None:
+            try:
+                async with (
+                    self.slot(holder, patience_s, size),
+                    aclosing(chunks),  # type: ignore[type-var]  # it is a generator
+                ):
+                    async for chunk in chunks:
+                        await ready.put(chunk)
+                last: Exception | None = None
+            except Exception as error:
+                last = error
+            await ready.put(last)
+
+        filling = asyncio.create_task(fill())
+        try:
+            while (item := await ready.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            filling.cancel()
+            await asyncio.wait({filling})
 
     @asynccontextmanager
     async def slot(self, holder: object, patience_s: float, size: int) -> AsyncIterator[None]:

@@ -20,9 +20,9 @@ from fedpalm.errors import (
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.rounds.events import RoundRef
 from fedpalm.secagg.codec import BYTES_PER_VALUE
+from fedpalm.text import clean_text
 from fedpalm.transport.chunks import SpoolWriter, partial_bytes, send_file
 from fedpalm.transport.peer import Context, current_peer
-from fedpalm.text import clean_text
 from fedpalm.wire import consents, masking
 from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as pb
@@ -112,11 +112,12 @@ class FederationService(FederationServicer):
             raise NotFoundError(f"run {run_id} has no model {model_hash[:16]}")
         path = self._c.spool.existing_model(model_hash)
         size = self._c.conductor.codec(run_id).parameters * BYTES_PER_VALUE
-        async with self._c.transfers.slot(("down", site), self._patience_s(run_id), size):
-            chunks = send_file(path, request.offset, size)
-            async with aclosing(chunks):  # type: ignore[type-var]  # it is a generator
-                async for chunk in chunks:
-                    yield chunk
+        chunks = self._c.transfers.relayed(
+            ("down", site), self._patience_s(run_id), size, send_file(path, request.offset, size)
+        )
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
 
     async def UpdateOffset(self, request: pb.UpdateHeader, context: Context) -> pb.OffsetReply:
         claim = update_claim(request, _sender(context, request.site_id))
@@ -250,11 +251,12 @@ class FederationService(FederationServicer):
         path, size = self._c.exchanges.deliverable(
             ref.run_id, ref.exchange_id, request.sender, site
         )
-        async with self._c.transfers.slot(("down", site), PATIENCE_S, size):
-            chunks = send_file(path, 0, size)
-            async with aclosing(chunks):  # type: ignore[type-var]  # it is a generator
-                async for chunk in chunks:
-                    yield chunk
+        chunks = self._c.transfers.relayed(
+            ("down", site), PATIENCE_S, size, send_file(path, 0, size)
+        )
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
 
     async def ConfirmExperts(
         self, request: pb.ConfirmExpertsRequest, context: Context
