@@ -7,7 +7,7 @@ PACKAGES := coordinator participant fedpalm
 PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit check proto fmt clean fuzz-secagg bench-round bench-secagg bench-peers-secagg
+.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg bench-round bench-secagg bench-peers-secagg
 
 env: $(STAMP)
 
@@ -24,6 +24,14 @@ test: env
 
 unit: env
 	$(BIN)/python -m pytest tests/unit tests/machines $(ARGS)
+
+# At least 100,000 messages, 100,000 documents and 100,000 calls; prints how many, and what they cost.
+fuzz-wire: env
+	FEDPALM_FUZZ_INPUTS=300000 $(BIN)/python -m pytest tests/fuzz -s --timeout 0 --show-capture no $(ARGS)
+
+# Half-open connections held for three minutes while honest sites keep training.
+soak-hostile: env
+	FEDPALM_HALF_OPEN_S=180 $(BIN)/python -m pytest tests/e2e/test_hostile_client.py -s $(ARGS)
 
 fuzz-secagg: env
 	SECAGG_FUZZ_STEPS=100000 $(BIN)/python -m pytest tests/machines/test_secagg_machine.py -s --timeout 0 $(ARGS)
