@@ -361,6 +361,25 @@ def test_a_call_ends_with_a_status_that_means_something(name: str, target: Targe
     target.hello()
 
 
+@pytest.mark.parametrize("name", ["Federation/UploadUpdate", "Federation/DownloadModel"])
+def test_calls_that_take_over_from_each_other_all_end(name: str, target: Target) -> None:
+    channel, good = target.channel("Federation"), target.samples[name]
+
+    async def together(number: int) -> list[grpc.StatusCode]:
+        parts = [one.SerializeToString() for one in good]
+        if name.endswith("UploadUpdate"):
+            # Another payload each time, so that none is there already.
+            header = f.UploadRequest.FromString(parts[0])
+            header.header.payload_hash = number.to_bytes(32, "big")
+            parts[0] = header.SerializeToString()
+        return list(await asyncio.gather(*(_status(channel, name, parts) for _ in range(COPIES))))
+
+    for number in range(10):
+        statuses = set(target.background.run(together(number), 2 * PATIENCE_S))
+        assert grpc.StatusCode.DEADLINE_EXCEEDED not in statuses, "a call did not hear of its end"
+        assert not statuses & NEVER
+
+
 def test_every_method_has_a_good_message(target: Target) -> None:
     """What has none starts from an empty message, which goes nowhere: only calls without content may."""
     without = {name for name in METHODS if name not in target.samples}
