@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fedpalm.methods.contribution import sites_to_spare
+from fedpalm.plan import Plan
 from fedpalm.wire.v1 import operator_pb2 as pb
 
 from .conductor import Conductor
@@ -28,6 +30,7 @@ def run_status(run_id: str, conductor: Conductor, exchanges: ExchangeDesk) -> pb
         reason=clip(run.reason),
         exchange=_exchange_status(run_id, exchanges),
         masking=plan.draft.masking,
+        warnings=[] if run.over else warnings(plan),
     )
     if current is not None:
         status.round, status.attempt = current.ref.round, current.ref.attempt
@@ -39,6 +42,16 @@ def run_status(run_id: str, conductor: Conductor, exchanges: ExchangeDesk) -> pb
         if attempt is not None:
             status.masking_step = attempt.step.value
     return status
+
+
+def warnings(plan: Plan) -> list[str]:
+    """What an operator should know before a run of this plan fails."""
+    if sites_to_spare(plan) == 0:
+        return [
+            f"masking needs all {len(plan.roster)} sites in every round: one that drops out ends the "
+            "attempt. A larger roster, or a lower quorum, has sites to spare."
+        ]
+    return []
 
 
 def _exchange_status(run_id: str, exchanges: ExchangeDesk) -> pb.ExchangeStatus:

@@ -18,7 +18,7 @@ from fedpalm.wire.v1 import operator_pb2 as pb
 
 from .export import fetch_model
 from .link import UNARY_DEADLINE_S, coordinator_option, with_operator
-from .plans import admitted_sites, check_admitted, send_plan
+from .plans import admitted_sites, check_admitted, check_sums, send_plan
 
 
 @click.command()
@@ -113,6 +113,7 @@ async def _amended(
         NotFoundError: a removed site is not on the roster, an added one is not admitted.
         StateError: no round is left.
         ConfigError: the plan that it makes is wrong.
+        CodecOverflowError, ConfigError: its rounds could not be summed.
     """
     header, data = await fetch_model(connection, run_id)
     before = Plan.from_bytes(header.plan)
@@ -154,4 +155,5 @@ async def _amended(
             safe="nothing was changed",
             next_step="fedpalm-coordinator plan submit",
         )
+    check_sums(bound)
     return bound, np.frombuffer(data, dtype="<f4")

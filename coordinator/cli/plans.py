@@ -13,13 +13,14 @@ from safetensors import SafetensorError, safe_open
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.errors import ConfigError, NotFoundError
 from fedpalm.layout import FloatVector, Layout
-from fedpalm.methods.contribution import codec_for
+from fedpalm.methods.contribution import codec_for, masking_terms
 from fedpalm.plan import Plan, PlanDraft
 from fedpalm.settings import load_toml, parse_settings
 from fedpalm.transport.channel import Connection
 from fedpalm.transport.chunks import send_buffer
 from fedpalm.wire.v1 import operator_pb2 as pb
 
+from ..status import warnings
 from .link import UNARY_DEADLINE_S, coordinator_option, with_operator
 from .runs import follow_run
 
@@ -100,6 +101,7 @@ def submit(
             "plan_hash": reply.plan_hash.hex(),
             "roster": list(bound.roster),
             "parameters": layout.size,
+            **({"warning": " ".join(found)} if (found := warnings(bound)) else {}),
             "next": f"fedpalm-coordinator {then} --run {reply.run_id}",
         },
         as_json,
@@ -136,14 +138,25 @@ def check_admitted(wanted: Iterable[str], admitted: Iterable[str]) -> None:
         )
 
 
+def check_sums(bound: Plan) -> None:
+    """Raises for a plan whose rounds could not be summed, before anybody is asked about it.
+
+    Raises:
+        CodecOverflowError: its sums do not fit.
+        ConfigError: its roster or quorum is not one that masking works with.
+    """
+    codec_for(bound)
+    masking_terms(bound)
+
+
 async def send_plan(connection: Connection, bound: Plan, vector: FloatVector) -> pb.SubmitPlanReply:
     """Submit a plan with its (P,) initial model.
 
     Raises:
-        CodecOverflowError: its sums do not fit.
+        CodecOverflowError, ConfigError: as :func:`check_sums`.
         FedPalmError: whatever the coordinator answers.
     """
-    codec_for(bound)
+    check_sums(bound)
 
     async def parts() -> AsyncIterator[pb.SubmitPlanRequest]:
         yield pb.SubmitPlanRequest(plan=bound.to_bytes())

@@ -47,6 +47,7 @@ def run_json(status: pb.RunStatus) -> dict[str, Any]:
         "model_hash": status.model_hash.hex(),
         "masking": status.masking,
         "masking_step": status.masking_step,
+        "warnings": list(status.warnings),
         "reason": status.reason,
         "exchange": {
             "exchange_id": status.exchange.exchange_id,
@@ -81,6 +82,7 @@ def run_text(status: pb.RunStatus) -> RenderableType:
     if status.deadline_ms:
         rows.append(("deadline", when(status.deadline_ms)))
     rows.append(("model", status.model_hash.hex()))
+    rows.extend(("warning", one) for one in status.warnings)
     if status.exchange.state:
         exchange = status.exchange
         said = f"{exchange.state}, yes from {', '.join(exchange.consented) or 'nobody yet'}"

@@ -41,6 +41,16 @@ def masking_terms(plan: Plan) -> SecAggTerms | None:
     return terms
 
 
+def sites_to_spare(plan: Plan) -> int | None:
+    """How many sites of the roster a round can do without under masking; None without masking.
+
+    Raises:
+        ConfigError: as :func:`masking_terms`.
+    """
+    terms = masking_terms(plan)
+    return None if terms is None else terms.sites - max(terms.quorum, plan.draft.quorum)
+
+
 def rounding_key(plan: Plan, site: str, round_number: int) -> bytes:
     """32 bytes for the stochastic rounding of one contribution.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,12 @@ from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.manifest import RoundManifest
 from fedpalm.rounds.receipt import PayloadReceipt
+from fedpalm.secagg.messages import Signed
+from fedpalm.secagg.unmasking import Step
 from fedpalm.transport.channel import Connection
 from fedpalm.transport.chunks import send_buffer
+from fedpalm.wire import masking
+from fedpalm.wire.masking import step_to_wire
 from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as f
 from fedpalm.wire.v1 import operator_pb2 as o
@@ -147,6 +151,28 @@ class Site:
             payload_hash=hashlib.sha256(payload).digest(),
             payload_bytes=len(payload),
         )
+
+    async def send_masking(
+        self, ref: f.RoundRef, step: Step, said: Sequence[Signed], /, **wrong: Any
+    ) -> None:
+        """All that this site says in a step, under a header with these fields changed."""
+        header = {"ref": ref, "site_id": self.name, "step": step_to_wire(step), **wrong}
+
+        async def parts() -> AsyncIterator[f.SendMaskingRequest]:
+            yield f.SendMaskingRequest(header=f.MaskingHeader(**header))
+            for one in said:
+                yield f.SendMaskingRequest(message=masking.to_wire(one))
+
+        await self.connection.upload(
+            self.connection.federation.SendMasking, parts(), deadline_s=DEADLINE_S
+        )
+
+    async def fetch_masking(self, ref: f.RoundRef, step: Step) -> list[Signed]:
+        request = f.FetchMaskingRequest(ref=ref, site_id=self.name, step=step_to_wire(step))
+        stream = self.connection.stream(
+            self.connection.federation.FetchMasking, request, idle_s=DEADLINE_S
+        )
+        return [masking.from_wire(one) async for one in stream]
 
     async def upload(
         self, header: f.UpdateHeader, payload: bytes, offset: int = 0, until: int | None = None
