@@ -16,6 +16,7 @@ from fedpalm.errors import NotFoundError, RefusedError, ResourceError, RevokedEr
 from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.identity import Identity, Role, identity_of
 from fedpalm.pki.request import signing_key_of
+from fedpalm.pki.validity import end_ms
 from fedpalm.transport.peer import Peer
 
 from .store import Store, record_operator_event
@@ -329,7 +330,7 @@ def _insert_certificate(
             identity.name,
             f"{leaf.serial_number:x}",
             at_ms,
-            round(leaf.not_valid_after_utc.timestamp() * 1000),
+            end_ms(leaf),
         ),
     )
 

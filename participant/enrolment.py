@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,7 +50,8 @@ from fedpalm.pki.invitation import Invitation
 from fedpalm.pki.keys import key_of, read_signing_key, read_tls_key
 from fedpalm.pki.profile import certificate_hash
 from fedpalm.pki.request import create_request, parse_request, verify_request
-from fedpalm.pki.trust import TrustBundle, accept_trust
+from fedpalm.pki.trust import TrustBundle
+from fedpalm.pki.validity import end_ms
 from fedpalm.transport.backoff import Backoff
 from fedpalm.wire.membership import issued_from_wire
 from fedpalm.wire.v1 import membership_pb2 as wire
@@ -59,6 +60,7 @@ from .config import Home, ParticipantConfig
 from .files import write_durably
 from .incoming import one_line
 from .log import SiteLog
+from .outgoing import PayloadKind
 from .reporter import Reporter
 from .store import SiteStore
 
@@ -260,27 +262,10 @@ def install_member(
             safe="nothing was installed",
         )
     identity = install_certificates(home.tls, chain, anchors, now=clock.now())
-    store = SiteStore(home, clock=clock)
-    try:
+    with closing(SiteStore(home, clock=clock)) as store:
         record_certificate(store, SiteLog(store, identity.signing_key), identity)
-    finally:
-        store.close()
     home.request.unlink(missing_ok=True)
     return identity
-
-
-def accept_issued(
-    config: ParticipantConfig,
-    pinned: Sequence[x509.Certificate],
-    trust: TrustBundle,
-    clock: Clock,
-) -> Chain:
-    """The anchors to pin with a certificate that came over the network.
-
-    Raises:
-        IdentityError: the coordinator offers an anchor that no pinned one vouches for.
-    """
-    return accept_trust(tuple(pinned), trust, config.federation, clock.now())
 
 
 def record_certificate(store: SiteStore, log: SiteLog, identity: TlsIdentity) -> bool:
@@ -300,7 +285,7 @@ def record_certificate(store: SiteStore, log: SiteLog, identity: TlsIdentity) ->
             {
                 "serial": f"{identity.leaf.serial_number:x}",
                 "certificate_hash": digest,
-                "expires_ms": round(identity.leaf.not_valid_after_utc.timestamp() * 1000),
+                "expires_ms": end_ms(identity.leaf),
             },
         )
     return True
@@ -312,8 +297,8 @@ def record_request(
     """Log that the request leaves, before it does: the first thing that ever left this site."""
     content = request.public_bytes(Encoding.PEM)
     digest = hashlib.sha256(content).hexdigest()
-    store = SiteStore(home, clock=clock)
-    try:
+    recipient = Identity(config.federation, Role.COORDINATOR, COORDINATOR_NAME)
+    with closing(SiteStore(home, clock=clock)) as store:
         log = SiteLog(store, read_signing_key(home.tls / SIGNING_KEY))
         with store.transaction() as db:
             if any(e.body.get("payload_hash") == digest for e in log.entries()):
@@ -322,16 +307,12 @@ def record_request(
                 db,
                 EntryKind.EGRESS,
                 {
-                    "payload": "enrol",
+                    "payload": PayloadKind.ENROL.value,
                     "payload_hash": digest,
                     "bytes": len(content),
-                    "recipient": Identity(
-                        config.federation, Role.COORDINATOR, COORDINATOR_NAME
-                    ).uri,
+                    "recipient": recipient.uri,
                 },
             )
-    finally:
-        store.close()
 
 
 def request_summary(home: Home) -> dict[str, str] | None:

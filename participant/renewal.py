@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Protocol
 
 from cryptography import x509
@@ -27,6 +28,7 @@ from fedpalm.pki.identity import identity_of
 from fedpalm.pki.live import LiveIdentity
 from fedpalm.pki.signing import verify_chain
 from fedpalm.pki.trust import TrustBundle, accept_trust
+from fedpalm.pki.validity import end_of
 
 from .config import Home
 from .enrolment import record_certificate
@@ -160,11 +162,8 @@ class Renewal:
             self._report.line(f"warning: {expiry_words(self._live.current.leaf, now)}")
 
     def _record(self, identity: TlsIdentity) -> None:
-        store = SiteStore(self._home, clock=self._clock)
-        try:
+        with closing(SiteStore(self._home, clock=self._clock)) as store:
             record_certificate(store, SiteLog(store, identity.signing_key), identity)
-        finally:
-            store.close()
 
 
 def renewal_is_due(identity: TlsIdentity, now: float) -> bool:
@@ -177,10 +176,6 @@ def renewal_is_due(identity: TlsIdentity, now: float) -> bool:
 def seconds_left(leaf: x509.Certificate, now: float) -> float:
     """Seconds until a certificate ends; negative when it has."""
     return leaf.not_valid_after_utc.timestamp() - now
-
-
-def end_of(leaf: x509.Certificate) -> str:
-    return f"{leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
 
 
 def expiry_words(leaf: x509.Certificate, now: float) -> str:

@@ -24,6 +24,7 @@ from fedpalm.pki.custody import (
 )
 from fedpalm.pki.files import read_public
 from fedpalm.pki.fingerprint import fingerprint
+from fedpalm.pki.validity import end_of
 
 from ..config import Home
 from ..founding import finish, require_founded, waiting_founding
@@ -172,7 +173,7 @@ def renew(cut_off: bool, home: Path, as_json: bool) -> None:
         _record(place, store, "renew", ", ".join(fingerprint(leaf) for leaf in leaves))
         _emit(
             {
-                role: {"fingerprint": fingerprint(leaf), "valid_until": _end(leaf)}
+                role: {"fingerprint": fingerprint(leaf), "valid_until": end_of(leaf)}
                 for role, leaf in zip(("coordinator", "operator"), leaves, strict=True)
             },
             as_json,
@@ -235,7 +236,7 @@ def _listed(certificates: Sequence[x509.Certificate]) -> list[dict[str, str]]:
         {
             "subject": one.subject.rfc4514_string(),
             "fingerprint": fingerprint(one),
-            "valid_until": _end(one),
+            "valid_until": end_of(one),
         }
         for one in certificates
     ]
@@ -250,7 +251,3 @@ def _after(place: Home, authority: Authority) -> str:
     if authority.external:
         return f"fedpalm-coordinator serve --home {place.root}"
     return f"take {place.authority / ROOT_KEY} offline again"
-
-
-def _end(certificate: x509.Certificate) -> str:
-    return f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"

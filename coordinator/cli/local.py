@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import click
 from fedpalm.cli.console import err
 from fedpalm.errors import IdentityError, RefusedError
 from fedpalm.pki.bundle import TLS_CHAIN, read_certificates
+from fedpalm.pki.fingerprint import same_fingerprint
 from fedpalm.pki.identity import identity_of
 
 from ..config import Home
@@ -40,8 +40,8 @@ def now_ms() -> int:
 
 
 def require_fingerprint(site: str, given: str, found: str) -> None:
-    """Raises IdentityError: the operator was told another fingerprint; the form does not matter."""
-    if re.sub(r"[\s:]", "", given).lower() != found.replace(" ", ""):
+    """Raises IdentityError: the operator was told another fingerprint."""
+    if not same_fingerprint(found, given):
         raise IdentityError(
             f"the request for site {site} has the fingerprint {found}, not the one that was given",
             safe="nothing was issued",

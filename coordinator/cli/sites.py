@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from fedpalm.pki.files import read_public, write_public
 from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.identity import Role
 from fedpalm.pki.request import parse_request, verify_request
+from fedpalm.pki.validity import end_ms
 from fedpalm.wire.v1 import operator_pb2 as pb
 
 from ..config import Home
@@ -117,7 +117,7 @@ def approve(
                     "site": row.site,
                     "request_fingerprint": fingerprint(csr),
                     "certificate_fingerprint": fingerprint(leaf),
-                    "certificate_expires_ms": _ends_ms(leaf.not_valid_after_utc),
+                    "certificate_expires_ms": end_ms(leaf),
                 }
             )
     emit({"approved": approved}, as_json, Text(f"let in: {', '.join(row.site for row in seen)}"))
@@ -179,7 +179,7 @@ def sign(request: Path, out: Path, given: str | None, home: Path, as_json: bool)
             "site": asked.name,
             "request_fingerprint": fingerprint(csr),
             "certificate_fingerprint": fingerprint(leaf),
-            "certificate_expires_ms": _ends_ms(leaf.not_valid_after_utc),
+            "certificate_expires_ms": end_ms(leaf),
             "root_fingerprints": [fingerprint(anchor) for anchor in authority.anchors],
             "bundle": str(out),
             "next": f"at the site: fedpalm-participant install {out.name} --home DIR",
@@ -223,10 +223,6 @@ def _request(row: InvitationRow) -> Any:
 
 def _fingerprint(row: InvitationRow) -> str:
     return fingerprint(_request(row))
-
-
-def _ends_ms(end: datetime) -> int:
-    return round(end.astimezone(UTC).timestamp() * 1000)
 
 
 def _site_json(row: SiteRow, connected: frozenset[str] | None, now: int) -> dict[str, Any]:

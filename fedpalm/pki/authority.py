@@ -55,6 +55,7 @@ from .profile import (
 from .request import signing_key_extension, subject_name, verify_request
 from .signing import at_time, key_usage_of
 from .trust import TrustBundle
+from .validity import end_of
 
 LEAF_LIFETIME = timedelta(days=90)
 MAX_LEAF_LIFETIME = timedelta(days=398)
@@ -150,7 +151,7 @@ class Authority:
         start = at_time(now)
         if start >= self.issuing.not_valid_after_utc:
             raise IdentityError(
-                f"the issuing CA expired at {self.issuing.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
+                f"the issuing CA expired at {end_of(self.issuing)}",
                 next_step="make a new issuing CA: fedpalm-coordinator ca rotate",
             )
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+import re
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -16,3 +18,9 @@ def fingerprint(document: x509.Certificate | x509.CertificateSigningRequest) -> 
     """
     digest = hashlib.sha256(document.public_bytes(Encoding.DER)).hexdigest()
     return " ".join(digest[at : at + 4] for at in range(0, 64, 4))
+
+
+def same_fingerprint(found: str, told: str) -> bool:
+    """Whether a person was told this fingerprint; spaces, colons and case mean nothing."""
+    plain, given = (re.sub(r"[\s:]", "", text).lower().encode() for text in (found, told))
+    return hmac.compare_digest(plain, given)

@@ -19,6 +19,7 @@ from ..errors import IdentityError, WrongRoleError
 from .identity import PARSE_ERRORS, Identity, Role, identity_of
 from .keys import SigningKey, VerifyingKey
 from .request import signing_key_of
+from .validity import end_of
 
 SIGNATURE_BYTES = 64
 MAX_INTERMEDIATES = 3
@@ -128,7 +129,7 @@ def _check_path(
 ) -> None:
     if moment > leaf.not_valid_after_utc:
         raise IdentityError(
-            f"{identity}: the certificate expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
+            f"{identity}: the certificate expired at {end_of(leaf)}",
             next_step=_after_expiry(identity),
         )
     if moment < leaf.not_valid_before_utc:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.clock import SystemClock
 from fedpalm.errors import IdentityError, StateError
 from fedpalm.pki.bundle import CA, TLS_CHAIN, read_certificates
-from fedpalm.pki.fingerprint import fingerprint
+from fedpalm.pki.fingerprint import fingerprint, same_fingerprint
 from fedpalm.pki.profile import federation_of
+from fedpalm.pki.validity import end_of
 
 from ..config import Home
 
@@ -87,7 +87,7 @@ def member_summary(home: Home) -> dict[str, Any]:
         "coordinator": config.coordinator,
         "certificate_fingerprint": fingerprint(chain[0]),
         "root_fingerprints": [fingerprint(anchor) for anchor in anchors],
-        "valid_until": f"{chain[0].not_valid_after_utc:%Y-%m-%d %H:%M} UTC",
+        "valid_until": end_of(chain[0]),
     }
 
 
@@ -101,7 +101,7 @@ def _require_known(anchors: Sequence[x509.Certificate], told: Sequence[str]) -> 
     if told:
         for anchor in anchors:
             shown = fingerprint(anchor)
-            if not any(_same(shown, one) for one in told):
+            if not any(same_fingerprint(shown, one) for one in told):
                 raise IdentityError(
                     f"a trust anchor of the bundle has the fingerprint\n{shown}\n"
                     "which is not what --root-fingerprint says",
@@ -143,9 +143,3 @@ def _described(anchor: x509.Certificate) -> str:
 
 def _listed(anchors: Sequence[x509.Certificate]) -> str:
     return "; ".join(fingerprint(anchor) for anchor in anchors)
-
-
-def _same(shown: str, told: str) -> bool:
-    """Compare as people write fingerprints: spaces, colons and case mean nothing."""
-    plain = "".join(told.split()).replace(":", "").lower()
-    return hmac.compare_digest(shown.replace(" ", "").encode(), plain.encode())

@@ -12,6 +12,8 @@ from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.clock import Clock, SystemClock
 from fedpalm.errors import InterruptedError_, StateError
 from fedpalm.pki.fingerprint import fingerprint
+from fedpalm.pki.trust import accept_trust
+from fedpalm.pki.validity import end_of
 from fedpalm.settings import load_toml
 
 from ..config import DataSettings, Home, ParticipantConfig
@@ -92,14 +94,12 @@ def _join(
 
     from ..enrolment import (
         Progress,
-        accept_issued,
         check_invitation,
         claim,
         install_member,
         prepare_request,
         record_request,
     )
-    from ..renewal import end_of
 
     invitation = read_invitation(invitation_file)
     progress = Progress.load(home)
@@ -146,7 +146,7 @@ def _join(
     if issued is None:
         return _waiting(config, shown, invitation_file, home)
     chain, trust = issued
-    anchors = accept_issued(config, invitation.anchors, trust, clock)
+    anchors = accept_trust(invitation.anchors, trust, config.federation, clock.now())
     identity = install_member(home, config, chain, anchors, clock)
     Progress(invitation.invitation_id, answered=True).save(home)
     reporter.line(

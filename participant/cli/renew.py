@@ -12,6 +12,7 @@ from fedpalm.clock import SystemClock
 from fedpalm.errors import IdentityError
 from fedpalm.pki.bundle import TLS_CHAIN, TlsIdentity, read_certificates
 from fedpalm.pki.fingerprint import fingerprint
+from fedpalm.pki.validity import end_of
 
 from ..config import Home
 from .site import open_site, reporter_for, require_member
@@ -32,7 +33,7 @@ def renew(home: Path, as_json: bool) -> None:
 
     from ..egress import EgressGate
     from ..link import Link
-    from ..renewal import Renewal, end_of, expiry_words, seconds_left
+    from ..renewal import Renewal, expiry_words, seconds_left
 
     place, clock = Home(home), SystemClock()
     require_member(place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,8 +135,5 @@ def open_site(home: Path) -> Iterator[tuple[ParticipantConfig, Desk]]:
     place = Home(home)
     config = require_member(place)
     live = live_identity(place, config)
-    store = SiteStore(place, clock=SystemClock())
-    try:
+    with closing(SiteStore(place, clock=SystemClock())) as store:
         yield config, Desk(store, SiteLog(store, live.current.signing_key), live)
-    finally:
-        store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from fedpalm.clock import SystemClock
 from fedpalm.errors import ConfigError
 from fedpalm.pki.bundle import CA, TLS_CHAIN, read_certificates
 from fedpalm.pki.fingerprint import fingerprint
+from fedpalm.pki.validity import end_of
 
 from ..config import Home
 from ..enrolment import request_summary
 from ..exchange_book import ExchangeBook
 from ..plan_book import PlanBook, PlanState, StoredPlan
 from ..policy import load_policy
-from ..renewal import end_of, expiry_words, seconds_left
+from ..renewal import expiry_words, seconds_left
 from ..store import SiteStore, StoredRun
 from .run import agent_runs
 
@@ -45,11 +47,8 @@ def status(home: Path, as_json: bool) -> None:
         "policy": _policy(place),
     }
     if place.database.exists():
-        store = SiteStore(place)
-        try:
+        with closing(SiteStore(place)) as store:
             found |= _work(place, store)
-        finally:
-            store.close()
     emit(found, as_json, _words(found))
 
 

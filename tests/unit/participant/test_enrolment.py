@@ -26,11 +26,10 @@ from fedpalm.pki.authority import Authority, create_authority
 from fedpalm.pki.bundle import load_tls_identity
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.invitation import Invitation
-from fedpalm.pki.trust import TrustBundle
+from fedpalm.pki.trust import TrustBundle, accept_trust
 from participant.config import Home, ParticipantConfig
 from participant.enrolment import (
     Progress,
-    accept_issued,
     check_invitation,
     claim,
     install_member,
@@ -115,7 +114,7 @@ async def test_a_newcomer_waits_and_becomes_a_member(
     issued = await ask(operator, invitation, request, clock, report)
     assert issued is not None
     chain, trust = issued
-    anchors = accept_issued(CONFIG, invitation.anchors, trust, clock)
+    anchors = accept_trust(invitation.anchors, trust, CONFIG.federation, clock.now())
     identity = install_member(home, CONFIG, chain, anchors, clock)
 
     assert identity.identity == Identity(FEDERATION, Role.PARTICIPANT, "north")
@@ -278,8 +277,6 @@ def test_a_certificate_of_another_ca_is_not_installed(
     foreign = create_authority(FEDERATION, time.time())[0]
     with pytest.raises(IdentityError):
         install_member(home, CONFIG, issue(foreign, request, "north"), authority.anchors, clock)
-    with pytest.raises(IdentityError):
-        accept_issued(CONFIG, authority.anchors, foreign.trust, clock)
     assert not (home.tls / "tls.pem").exists()
 
 
