@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +32,7 @@ from fedpalm.wire.v1.federation_pb2 import HelloRequest
 from fedpalm.wire.v1.operator_pb2 import ListSitesRequest
 from tests.support.pki import TestAuthority
 
+from .background import wait_until
 from .harness import RealFederation
 
 FEDERATION = "palms"
@@ -47,6 +48,7 @@ class RunningServer:
     site: TlsIdentity
     operator: TlsIdentity
     state: Callable[[], object]
+    log: Path
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,7 @@ def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running
             site=load_tls_identity(federation.site_home("north") / "tls", now=now),
             operator=load_tls_identity(home / "operator", now=now),
             state=lambda: _dump(home / "store.sqlite3"),
+            log=federation.root / "coordinator.log",
         )
     finally:
         federation.stop()
@@ -82,6 +85,19 @@ def nothing_changes(running_server: RunningServer) -> Iterator[None]:
     yield
     assert running_server.state() == before
     hello(running_server, running_server.site)
+
+
+@contextmanager
+def logged(server: RunningServer, *words: str) -> Iterator[None]:
+    """What happens inside leaves a line with these words in the coordinator's log."""
+    at = server.log.stat().st_size
+    yield
+
+    def found() -> bool:
+        lines = server.log.read_bytes()[at:].decode(errors="replace").splitlines()
+        return any(all(word in line for word in words) for line in lines)
+
+    wait_until(found, f"a line with {words} in the coordinator's log", PATIENCE_S)
 
 
 async def _call(address: str, tls: TlsIdentity, service: str) -> Any:
@@ -155,7 +171,8 @@ def leaf(
 
 
 def test_plaintext_is_refused(running_server: RunningServer) -> None:
-    status = status_with(running_server, grpc.aio.insecure_channel)
+    with logged(running_server, "Handshake failed", "WRONG_VERSION_NUMBER"):
+        status = status_with(running_server, grpc.aio.insecure_channel)
     assert status is grpc.StatusCode.UNAVAILABLE
 
 
@@ -185,7 +202,8 @@ def _openssl(server: RunningServer, folder: Path, version: str) -> subprocess.Co
 def test_tls_1_2_is_refused_even_with_a_good_certificate(
     running_server: RunningServer, tmp_path: Path
 ) -> None:
-    done = _openssl(running_server, tmp_path, "-tls1_2")
+    with logged(running_server, "Handshake failed", "NO_SHARED_CIPHER"):
+        done = _openssl(running_server, tmp_path, "-tls1_2")
     assert done.returncode != 0
     assert "Cipher is (NONE)" in done.stdout
 
@@ -204,7 +222,8 @@ def test_without_a_certificate_nobody_is_served(running_server: RunningServer) -
         credentials = grpc.ssl_channel_credentials(running_server.site.ca_pem)
         return grpc.aio.secure_channel(address, credentials, options=[name])
 
-    assert status_with(running_server, anonymous) is grpc.StatusCode.UNAVAILABLE
+    with logged(running_server, "Handshake failed", "PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+        assert status_with(running_server, anonymous) is grpc.StatusCode.UNAVAILABLE
 
 
 # --- certificates that do not lead to the CA, or not now: refused in the handshake ------------------
@@ -260,22 +279,25 @@ def _coordinator_as_client(server: RunningServer) -> TlsIdentity:
 
 
 @pytest.mark.parametrize(
-    "impostor",
+    ("impostor", "why"),
     [
-        _self_signed,
-        _of_another_ca,
-        _expired,
-        _not_yet_valid,
-        _signed_by_a_leaf,
-        _coordinator_as_client,
+        (_self_signed, "self signed certificate"),
+        (_of_another_ca, "CERTIFICATE_VERIFY_FAILED"),
+        (_expired, "certificate has expired"),
+        (_not_yet_valid, "certificate is not yet valid"),
+        (_signed_by_a_leaf, "CERTIFICATE_VERIFY_FAILED"),
+        (_coordinator_as_client, "unsupported certificate purpose"),
     ],
 )
 def test_a_certificate_that_tls_does_not_accept_gets_no_connection(
-    running_server: RunningServer, impostor: Callable[[RunningServer], TlsIdentity]
+    running_server: RunningServer, impostor: Callable[[RunningServer], TlsIdentity], why: str
 ) -> None:
     tls = impostor(running_server)
     for dial in (hello, list_sites):
-        with pytest.raises(UnavailableError) as caught:
+        with (
+            logged(running_server, "Handshake failed", why),
+            pytest.raises(UnavailableError) as caught,
+        ):
             dial(running_server, tls)
         assert "certificate" in str(caught.value)
 
@@ -299,7 +321,7 @@ def test_a_certificate_that_names_nobody_here_is_unauthenticated(
     running_server: RunningServer, names: tuple[str, ...]
 ) -> None:
     for dial in (hello, list_sites):
-        with pytest.raises(IdentityError):
+        with logged(running_server, "refused", "identity"), pytest.raises(IdentityError):
             dial(running_server, leaf(running_server, *names))
 
 
@@ -321,7 +343,7 @@ def test_a_role_is_refused_on_a_service_that_is_not_its_own(
 ) -> None:
     people = {Role.PARTICIPANT: running_server.site, Role.OPERATOR: running_server.operator}
     tls = people.get(role) or running_server.authority.enrol(role, "somebody")
-    with pytest.raises(WrongRoleError):
+    with logged(running_server, "refused", "wrong_role"), pytest.raises(WrongRoleError):
         dial(running_server, tls)
 
 
@@ -337,6 +359,10 @@ def test_a_refusal_says_what_to_do_and_nothing_of_the_inside(running_server: Run
 def test_a_certificate_of_the_ca_that_the_operator_did_not_admit_is_refused(
     running_server: RunningServer, name: str
 ) -> None:
-    with pytest.raises(FedPalmError) as caught:
-        hello(running_server, running_server.authority.enrol(Role.PARTICIPANT, name))
+    tls = running_server.authority.enrol(Role.PARTICIPANT, name)
+    with (
+        logged(running_server, f"refused {tls.identity}"),
+        pytest.raises(FedPalmError) as caught,
+    ):
+        hello(running_server, tls)
     assert caught.value.grpc_status in ("PERMISSION_DENIED", "UNAUTHENTICATED")
