@@ -116,6 +116,7 @@ class Agent:
         """
         self._desk.log.verify()
         self._store.remove_orphans()
+        self._runs.start()
         try:
             while not self._stop.is_set():
                 try:
@@ -155,6 +156,7 @@ class Agent:
                 self._offers.work(link),
                 self._watch_decisions(link),
                 self._watch_policy(),
+                self._runs.watch_amendment(self._decision_poll_s),
                 self._stop.wait(),
             )
 

@@ -77,6 +77,11 @@ class Home:
         return self.path / "state"
 
     @property
+    def masking(self) -> Path:
+        """Secrets of masked attempts that go on: they belong in no backup."""
+        return self.path / "masking"
+
+    @property
     def models(self) -> Path:
         """Global models, by hash: public to the federation."""
         return self.path / "models"
@@ -87,7 +92,7 @@ class Home:
 
     def make(self) -> None:
         """Create the folders that are missing, all of them 0700."""
-        for folder in (self.path, self.state, self.models):
+        for folder in (self.path, self.state, self.masking, self.models):
             private_folder(folder)
 
     def load(self) -> ParticipantConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedpalm.ids import run_id
-from fedpalm.transport.status import clean_text
+from fedpalm.text import clean_text
 from fedpalm.wire.v1 import federation_pb2 as wire
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,24 +13,34 @@ from typing import Any, Protocol
 from cryptography import x509
 from google.protobuf.message import Message
 
-from fedpalm.errors import HashMismatchError, IdentityError, ProtocolError, VersionMismatchError
+from fedpalm.errors import (
+    HashMismatchError,
+    IdentityError,
+    MaskingMessageError,
+    ProtocolError,
+    VersionMismatchError,
+)
 from fedpalm.exchange.consent import SignedConsent
 from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES, SealedExpert
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.pki.trust import TrustBundle
 from fedpalm.plan import MAX_SITES, Plan
 from fedpalm.rounds.receipt import PayloadReceipt
+from fedpalm.secagg.messages import MaskedInput, Signed
+from fedpalm.secagg.unmasking import Step
 from fedpalm.transport.chunks import SpoolWriter, send_file
 from fedpalm.wire import consents, membership, statements
+from fedpalm.wire.masking import from_wire as masking_from_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 
 from .egress import EgressGate
 from .incoming import checked
 from .messages import PROTOCOL_VERSIONS
-from .outgoing import OutgoingPayload, PayloadKind, Place, require_outgoing
+from .outgoing import MASKING_KINDS, OutgoingPayload, PayloadKind, Place, require_outgoing
 
 CALL_DEADLINE_S = 30.0
 UPLOAD_DEADLINE_S = 3600.0
+MASKING_DEADLINE_S = 120.0
 CHUNK_IDLE_S = 60.0
 MISSED_HEARTBEATS = 3
 MAX_MANIFESTS = 10_000
@@ -174,11 +184,44 @@ class Link:
             payload = self._gate.release_download(run_id, model_hash, spool.offset)
             await spool.receive(self._stream("DownloadModel", payload))
 
-    async def upload_update(self, payload: OutgoingPayload) -> PayloadReceipt:
-        """Send a released update from where an earlier try ended; the receipt is checked and logged."""
+    async def send_masking(self, payload: OutgoingPayload) -> None:
+        """Send what this site says in a step of a masked attempt, its header first."""
+        require_outgoing(payload, *MASKING_KINDS)
+        header = self._gate.masking_header(payload)
+        requests = [
+            wire.SendMaskingRequest(header=header),
+            *(wire.SendMaskingRequest(message=one) for one in payload.messages),  # type: ignore[arg-type]
+        ]
+        await self._connection.upload(
+            self._connection.federation.SendMasking,
+            _each(requests),
+            deadline_s=MASKING_DEADLINE_S,
+        )
+
+    async def fetch_masking(self, place: Place, step: Step) -> list[Signed]:
+        """What the others said in a step, of the right form; whether it is true is the core's question.
+
+        Raises:
+            MaskingMessageError: malformed, or more than a roster can say.
+        """
+        payload = self._gate.release_fetch_masking(place, step)
+        try:
+            items = await self._listed("FetchMasking", payload, MAX_SITES)
+        except ProtocolError as error:
+            raise MaskingMessageError(error.what, safe="nothing was revealed") from error
+        return [masking_from_wire(item) for item in items]
+
+    async def upload_update(
+        self, payload: OutgoingPayload, masked: MaskedInput | None = None
+    ) -> PayloadReceipt:
+        """Send a released update from where an earlier try ended; the receipt is checked and logged.
+
+        Args:
+            masked: this site's signed input, if it is a masked one.
+        """
         require_outgoing(payload, PayloadKind.UPDATE)
-        header = self._gate.update_header(payload)
-        question = self._gate.release_update_offset(payload)
+        header = self._gate.update_header(payload, masked)
+        question = self._gate.release_update_offset(payload, masked)
         reply = await self._call("UpdateOffset", question)
         if reply.HasField("receipt"):
             receipt: wire.Receipt = reply.receipt
@@ -302,6 +345,11 @@ class Link:
                 yield request(chunk=chunk)
         finally:
             os.close(descriptor)
+
+
+async def _each(requests: Sequence[Message]) -> AsyncGenerator[Message, None]:
+    for request in requests:
+        yield request
 
 
 def _open_released(payload: OutgoingPayload) -> int:

@@ -21,7 +21,9 @@ from fedpalm.errors import (
     WrongRoleError,
 )
 from fedpalm.ledger.bodies import EntryKind
+from fedpalm.pki.keys import VerifyingKey
 from fedpalm.pki.live import LiveIdentity
+from fedpalm.pki.request import signing_key_of
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.manifest import Countersignature, ManifestHead, RoundManifest, follow
@@ -93,6 +95,20 @@ class ManifestBook:
         )
         said = [Countersignature.read(SignedStatement.from_bytes(row["signed"])) for row in rows]
         return [one.site for one in said if one.manifest_hash == manifest.hash.hex()]
+
+    def countersigning_keys(self, manifest: RoundManifest) -> dict[str, VerifyingKey]:
+        """By site: the key of its stored, verified signature over exactly this manifest."""
+        rows = self._store.rows(
+            "SELECT site, signed FROM countersignatures "
+            "WHERE run_id = ? AND round = ? AND attempt = ?",
+            *(manifest.run, manifest.round, manifest.attempt),
+        )
+        signers = set(self.countersigned_by(manifest))
+        return {
+            row["site"]: signing_key_of(SignedStatement.from_bytes(row["signed"]).chain[0])
+            for row in rows
+            if row["site"] in signers
+        }
 
     def forks(self) -> list[Fork]:
         """Every contradiction that was seen; an open one holds its run up."""

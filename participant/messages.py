@@ -6,6 +6,9 @@ from fedpalm import __version__
 from fedpalm.errors import IdentityError
 from fedpalm.pki.request import parse_request, verify_request
 from fedpalm.pki.statement import SignedStatement
+from fedpalm.secagg.messages import MaskedInput
+from fedpalm.secagg.unmasking import Step
+from fedpalm.wire.masking import input_to_wire, step_to_wire
 from fedpalm.wire.statements import to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 from fedpalm.wire.v1 import membership_pb2 as membership
@@ -14,6 +17,12 @@ from .outgoing import OutgoingPayload, PayloadKind, Place
 from .release import Releaser, refused
 
 PROTOCOL_VERSIONS = (1,)
+_STEP_OF = {
+    PayloadKind.MASKING_KEYS: Step.KEYS,
+    PayloadKind.MASKING_BOXES: Step.BOXES,
+    PayloadKind.MASKING_AGREEMENT: Step.AGREEMENTS,
+    PayloadKind.MASKING_REVEAL: Step.REVEALS,
+}
 
 
 class MessageGate(Releaser):
@@ -48,23 +57,52 @@ class MessageGate(Releaser):
         request = wire.DownloadModelRequest(run_id=run_id, model_hash=model_hash, offset=offset)
         return self._release(PayloadKind.DOWNLOAD_MODEL, request, Place(run_id))
 
-    def release_update_offset(self, payload: OutgoingPayload) -> OutgoingPayload:
+    def release_update_offset(
+        self, payload: OutgoingPayload, masked: MaskedInput | None = None
+    ) -> OutgoingPayload:
         """The question how much of a released update has arrived."""
-        return self._release(PayloadKind.UPDATE_OFFSET, self.update_header(payload), payload.place)
+        header = self.update_header(payload, masked)
+        return self._release(PayloadKind.UPDATE_OFFSET, header, payload.place)
 
-    def update_header(self, payload: OutgoingPayload) -> wire.UpdateHeader:
-        """What goes before the chunks of a released update."""
+    def update_header(
+        self, payload: OutgoingPayload, masked: MaskedInput | None = None
+    ) -> wire.UpdateHeader:
+        """What goes before the chunks of a released update.
+
+        Args:
+            masked: under a masked plan, this site's signed input of the attempt.
+        Raises:
+            EgressRefusedError: it is not the update of its round, or not masked as the plan wants it.
+        """
         place = payload.place
+        plan = self._agreed_plan(place.run)
         update = self._store.update(place.run, place.round or 0)
-        if update is None or update.payload_hash != payload.payload_hash:
+        expected = update.payload_hash if update is not None else b""
+        if plan.draft.masking != "none":
+            row = self.masked.row(place)
+            expected = (row.masked_hash if row is not None else None) or b""
+            if masked is None or (masked.site, masked.payload_hash) != (self.site, expected):
+                raise refused("a masked update comes with this site's signed input")
+        elif masked is not None:
+            raise refused("the plan has no masking")
+        if update is None or not expected or expected != payload.payload_hash:
             raise refused("this payload is not the update of its round")
         return wire.UpdateHeader(
             ref=_round_ref(place),
             site_id=self.site,
-            plan_hash=self._agreed_plan(place.run).hash,
+            plan_hash=plan.hash,
             model_hash=update.model_hash,
             payload_hash=payload.payload_hash,
             payload_bytes=payload.size,
+            masked=input_to_wire(masked) if masked is not None else None,
+        )
+
+    def masking_header(self, payload: OutgoingPayload) -> wire.MaskingHeader:
+        """What goes before the messages of a step of a masked attempt."""
+        return wire.MaskingHeader(
+            ref=_round_ref(payload.place),
+            site_id=self.site,
+            step=step_to_wire(_STEP_OF[payload.kind]),
         )
 
     # --- agreements -------------------------------------------------------------------------------
@@ -107,6 +145,13 @@ class MessageGate(Releaser):
 
     def release_fetch_countersignatures(self, place: Place) -> OutgoingPayload:
         return self._release(PayloadKind.FETCH_COUNTERSIGNATURES, _round_ref(place), place)
+
+    def release_fetch_masking(self, place: Place, step: Step) -> OutgoingPayload:
+        """What the others said in a step of a masked attempt."""
+        request = wire.FetchMaskingRequest(
+            ref=_round_ref(place), site_id=self.site, step=step_to_wire(step)
+        )
+        return self._release(PayloadKind.FETCH_MASKING, request, place)
 
     def release_list_receipts(self, run_id: str) -> OutgoingPayload:
         request = wire.ListReceiptsRequest(run_id=run_id)

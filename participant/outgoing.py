@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -34,11 +35,26 @@ class PayloadKind(StrEnum):
     COUNTERSIGN = "countersign"
     FETCH_COUNTERSIGNATURES = "fetch_countersignatures"
     LIST_RECEIPTS = "list_receipts"
+    MASKING_KEYS = "masking_keys"
+    MASKING_BOXES = "masking_boxes"
+    MASKING_AGREEMENT = "masking_agreement"
+    MASKING_REVEAL = "masking_reveal"
+    FETCH_MASKING = "fetch_masking"
     RENEW = "renew"
     FETCH_TRUST = "fetch_trust"
     ENROL = "enrol"
     """The first request for a certificate, before there is a gate: ``enrolment.py`` logs it."""
 
+
+MASKING_KINDS = frozenset(
+    {
+        PayloadKind.MASKING_KEYS,
+        PayloadKind.MASKING_BOXES,
+        PayloadKind.MASKING_AGREEMENT,
+        PayloadKind.MASKING_REVEAL,
+    }
+)
+"""What a site says in a step of a masked attempt, all its messages of the step together."""
 
 DATA_KINDS = frozenset({PayloadKind.UPDATE, PayloadKind.SEALED_EXPERT})
 """Kinds that carry model weights; all others carry names, hashes, offsets and signed statements."""
@@ -73,14 +89,18 @@ PASSPORT = object()
 class OutgoingPayload:
     """A payload with its log entry: logged durably before the first byte of it can leave.
 
-    ``message`` is the whole of a small payload; ``path`` holds the ``size`` bytes of an update or a
-    sealed expert. Immutable, and not to be subclassed.
+    ``message`` is the whole of a small payload, ``messages`` all of one that is several (a step of a masked
+    attempt; the hash is over their bytes one after the other); ``path`` holds the ``size`` bytes of an
+    update or a sealed expert. Exactly one of the three is there. Immutable, and not to be subclassed.
 
     Raises:
         EgressRefusedError: on construction by anybody but the egress gate.
     """
 
-    __slots__ = ("kind", "message", "path", "payload_hash", "place", "recipient", "seq", "size")
+    __slots__ = (
+        *("kind", "message", "messages", "path", "payload_hash", "place", "recipient"),
+        *("seq", "size"),
+    )
 
     kind: PayloadKind
     place: Place
@@ -89,6 +109,7 @@ class OutgoingPayload:
     size: int
     seq: int
     message: Message | None
+    messages: tuple[Message, ...]
     path: Path | None
 
     def __init__(self, passport: object, **values: Any) -> None:
@@ -117,7 +138,8 @@ def require_outgoing(payload: object, *kinds: PayloadKind) -> OutgoingPayload:
             f"{type(payload).__name__} was not released by the egress gate for this call",
             safe="nothing was sent",
         )
-    if payload.message is not None and message_hash(payload.message) != payload.payload_hash:
+    said = payload.messages if payload.message is None else (payload.message,)
+    if (payload.path is None or said) and messages_hash(said) != payload.payload_hash:
         raise EgressRefusedError(
             f"the {payload.kind.value} is not the one that was logged", safe="nothing was sent"
         )
@@ -131,4 +153,12 @@ def message_bytes(message: Message) -> bytes:
 
 def message_hash(message: Message) -> bytes:
     """32 bytes, SHA-256 of :func:`message_bytes`."""
-    return hashlib.sha256(message_bytes(message)).digest()
+    return messages_hash((message,))
+
+
+def messages_hash(messages: Iterable[Message]) -> bytes:
+    """32 bytes, SHA-256 of the :func:`message_bytes` of several, one after the other."""
+    digest = hashlib.sha256()
+    for message in messages:
+        digest.update(message_bytes(message))
+    return digest.digest()

@@ -18,6 +18,7 @@ from fedpalm.plan import Plan
 from fedpalm.rounds.receipt import PayloadReceipt
 
 from .log import SiteLog
+from .masked_store import MaskedBook
 from .outgoing import DATA_KINDS, PASSPORT, OutgoingPayload, PayloadKind, Place, message_bytes
 from .plan_book import PlanBook
 from .policy import PolicyFile, require_allowed
@@ -38,8 +39,10 @@ class Releaser:
     def __init__(
         self, store: SiteStore, log: SiteLog, live: LiveIdentity, policy: PolicyFile
     ) -> None:
-        self._store, self._log, self._live, self._policy = store, log, live, policy
+        self._store, self._log, self._policy = store, log, policy
+        self.live = self._live = live
         self._plans = PlanBook(store)
+        self.masked = MaskedBook(store)
         identity = live.current.identity
         self.site, self.federation = identity.name, identity.federation
         self.coordinator = Identity(self.federation, Role.COORDINATOR, COORDINATOR_NAME).uri
@@ -112,6 +115,7 @@ class Releaser:
         payload_hash: bytes,
         size: int,
         message: Message | None = None,
+        messages: tuple[Message, ...] = (),
         path: Path | None = None,
         layout_hash: bytes | None = None,
         recipient: str | None = None,
@@ -152,21 +156,31 @@ class Releaser:
             size=size,
             seq=known_seq,
             message=message,
+            messages=messages,
             path=path,
         )
 
     def _check_size(self, kind: PayloadKind, size: int) -> None:
         """Raises PolicyError: a payload of weights is larger than this site allows any to be."""
+        if kind not in DATA_KINDS:
+            return
         limit = self._policy.current.max_payload_bytes
-        if kind in DATA_KINDS and size > limit:
+        if size > limit:
             raise _beyond(f"the {kind.value} has {size:,} bytes; max_payload_mb allows {limit:,}")
 
     def _check_day(self, db: sqlite3.Connection, kind: PayloadKind, size: int) -> None:
         """Raises PolicyError: with this payload more would have left in 24 hours than is allowed.
 
         A release counts whether or not it arrived; sending on what was released before is no new one.
+        While the policy cannot be used, no weights leave; a refusal, a withdrawal, and what finds out about
+        them still does.
         """
-        limit = self._policy.current.max_bytes_per_day
+        try:
+            limit = self._policy.current.max_bytes_per_day
+        except PolicyError:
+            if kind in DATA_KINDS:
+                raise
+            return
         (sent,) = db.execute(
             "SELECT COALESCE(SUM(payload_bytes), 0) FROM releases WHERE released_ms > ?",
             (self._store.now_ms() - DAY_MS,),

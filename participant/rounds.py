@@ -8,6 +8,7 @@ a lost connection does not stop it and a new one finds it again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from fedpalm.errors import (
@@ -25,6 +26,7 @@ from fedpalm.errors import (
 )
 from fedpalm.layout import FloatVector
 from fedpalm.pki.statement import SignedStatement
+from fedpalm.plan import Plan
 from fedpalm.rounds.manifest import RoundManifest
 from fedpalm.wire import statements
 from fedpalm.wire.v1 import federation_pb2 as wire
@@ -33,13 +35,19 @@ from .config import ParticipantConfig
 from .egress import EgressGate
 from .ending import Ended, ExitAfter, Outcome
 from .link import Link
+from .masking import MaskingWorker
 from .outgoing import Place
+from .plan_book import PlanBook, PlanState
 from .reporter import Reporter
 from .store import SiteStore, StoredRun, StoredUpdate
 from .trainer import Trainer
 
 STOP_GRACE_S = 5.0
 COUNTERSIGNATURE_POLL_S = 0.5
+COUNTERSIGNATURE_POLL_CAP_S = 5.0
+"""Each question is logged: who waits for long asks more rarely."""
+AMENDMENT_GRACE_S = 10.0
+"""How long an agent that ends after a run waits for the plan that goes on from an amended one."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,14 @@ class _Target:
     @classmethod
     def of(cls, order: wire.TrainRound) -> _Target:
         return cls(_place(order.ref), bytes(order.manifest.statement))
+
+
+@dataclass(frozen=True)
+class _Amended:
+    """A run that ended because it was amended; ``until`` is how long its successor is waited for."""
+
+    outcome: Outcome
+    until: float
 
 
 class RunWorker:
@@ -69,21 +85,32 @@ class RunWorker:
         self._config, self._store, self._gate = config, store, gate
         self._trainer, self._report, self._exit_after = trainer, report, exit_after
         self._manifests = gate.manifests
+        self._masking = MaskingWorker(store, gate, gate.live, report)
         self._target: _Target | None = None
+        self._changed = asyncio.Event()
+        self._amended: _Amended | None = None
         self._training: tuple[tuple[str, int], asyncio.Task[StoredUpdate]] | None = None
         self.abandoned_training = False
 
+    def start(self) -> None:
+        """Before the first connection: what cannot go on since the last time ends here."""
+        self._masking.start()
+
     def reconnected(self) -> None:
         """The coordinator will say again what it wants."""
-        self._target = None
+        self._aim(None)
+
+    def _aim(self, target: _Target | None) -> None:
+        self._target = target
+        self._changed.set()
 
     def note(self, instruction: wire.Instruction) -> None:
         """Take note of an instruction as it arrives, while an earlier one is still followed."""
         kind = instruction.WhichOneof("kind")
         if kind == "train":
-            self._target = _Target.of(instruction.train)
+            self._aim(_Target.of(instruction.train))
         elif kind in ("round_closed", "run_ended"):
-            self._target = None
+            self._aim(None)
 
     async def follow(self, link: Link, instruction: wire.Instruction) -> bool:
         """Carry out an instruction; False if it is about something else.
@@ -97,6 +124,9 @@ class RunWorker:
         match instruction.WhichOneof("kind"):
             case "train":
                 await self._on_train(link, instruction.train)
+            case "masking":
+                self._joined(instruction.masking.ref.run_id)
+                await self._masking.follow(link, instruction.masking)
             case "round_closed":
                 self._on_round_closed(instruction.round_closed)
             case "run_ended":
@@ -168,8 +198,11 @@ class RunWorker:
                 f"round {place.round} was trained from another global model; it is not trained twice",
                 safe="the stored update was not sent",
             )
-        if not await self._countersigned(link, target, manifest, run.plan.draft.quorum):
+        if not await self._countersigned(link, target, manifest, run.plan):
             self._report.line(f"round {place.round}: over before this site's update was sent")
+            return
+        if run.plan.draft.masking != "none":
+            await self._masking.send_keys(link, run.plan, place, manifest)
             return
         payload = await asyncio.to_thread(
             self._gate.release_update, manifest.run, manifest.round, manifest.attempt
@@ -179,23 +212,32 @@ class RunWorker:
         self._report.line(f"round {place.round}: update delivered, {payload.size} bytes")
 
     async def _countersigned(
-        self, link: Link, target: _Target, manifest: RoundManifest, quorum: int
+        self, link: Link, target: _Target, manifest: RoundManifest, plan: Plan
     ) -> bool:
-        """Wait until ``quorum`` sites have signed this very manifest; False if something else is asked.
+        """Wait until the quorum of sites has signed this very manifest; False if something else is asked.
+
+        Under masking also until the signing key of every site of the cohort is known.
 
         Raises:
             ForkError: a site has signed another one.
         """
+        quorum, delay_s = plan.draft.quorum, COUNTERSIGNATURE_POLL_S
         while target == self._target:
+            self._changed.clear()
             for signed in await link.fetch_countersignatures(target.place):
                 self._manifests.take_countersignature(manifest, signed)
             signers = self._manifests.countersigned_by(manifest)
-            if len(signers) >= quorum:
+            if len(signers) >= quorum and (
+                plan.draft.masking == "none" or self._masking.signing_keys(manifest) is not None
+            ):
                 return target == self._target
             self._report.working(
-                f"round {manifest.round}: {len(signers)} of {quorum} sites have signed the manifest"
+                f"round {manifest.round}: {len(signers)} of {len(manifest.cohort)} sites have signed the "
+                f"manifest, quorum {quorum}"
             )
-            await asyncio.sleep(COUNTERSIGNATURE_POLL_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), delay_s)
+            delay_s = min(2 * delay_s, COUNTERSIGNATURE_POLL_CAP_S)
         return False
 
     def _refused(self, place: Place, error: FedPalmError) -> None:
@@ -253,6 +295,8 @@ class RunWorker:
         return stored
 
     def _on_round_closed(self, closed: wire.RoundClosed) -> None:
+        ref = closed.ref
+        self._masking.round_closed(ref.run_id, ref.round, ref.attempt, closed.committed)
         if closed.committed:
             self._report.line(
                 f"round {closed.ref.round}: committed, model {closed.model_hash.hex()[:12]}"
@@ -264,6 +308,7 @@ class RunWorker:
 
     async def _on_run_ended(self, link: Link, ended: wire.RunEnded) -> None:
         run = self._store.run(ended.run_id)
+        self._masking.run_ended(ended.run_id)
         state = "completed" if ended.completed else "aborted"
         if run is None:
             self._report.line(f"run {ended.run_id}: {state}, without this site")
@@ -285,8 +330,34 @@ class RunWorker:
         self._end_after_run(ended)
 
     def _end_after_run(self, ended: wire.RunEnded) -> None:
-        if self._exit_after is not ExitAfter.NEVER:
-            raise Ended(Outcome(ended.run_id, ended.completed, ended.reason))
+        if self._exit_after is ExitAfter.NEVER:
+            return
+        outcome = Outcome(ended.run_id, ended.completed, ended.reason)
+        if ended.completed or not ended.reason.startswith("amended"):
+            raise Ended(outcome)
+        # The plan that goes on from here is offered in a moment, or waits for a person already.
+        self._amended = _Amended(outcome, self._store.clock.now() + AMENDMENT_GRACE_S)
+
+    async def watch_amendment(self, poll_s: float) -> None:
+        """Raises Ended: the run was amended, and this site does not take part in what goes on from it."""
+        while True:
+            if self._amended is not None:
+                self._decide_amended(self._amended)
+            await asyncio.sleep(poll_s)
+
+    def _decide_amended(self, amended: _Amended) -> None:
+        following = [
+            one
+            for one in PlanBook(self._store).all()
+            if one.plan.continues is not None and one.plan.continues.run == amended.outcome.run_id
+        ]
+        if any(one.state is PlanState.APPROVED for one in following):
+            self._amended = None
+        elif following:
+            if all(one.state is PlanState.REFUSED for one in following):
+                raise Ended(amended.outcome)
+        elif self._store.clock.now() >= amended.until:
+            raise Ended(amended.outcome)
 
     async def _download(
         self, link: Link, run: StoredRun, round_number: int, model_hash: bytes

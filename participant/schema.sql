@@ -47,25 +47,28 @@ CREATE TABLE forks (
 ) STRICT;
 
 -- Masked attempts that this site began. Their secrets lie in a file of their own (masking/), which belongs in
--- no backup; the row says how far the attempt came, so that no secret is used twice.
+-- no backup; the row says how far the attempt came, so that no secret is used twice. state: keyed -> shared ->
+-- masked -> agreed -> revealed; dead from any of them. Rows stay: they are the memory of what was given.
 CREATE TABLE masked_attempts (
   run_id TEXT NOT NULL REFERENCES plans (run_id),
   round INTEGER NOT NULL,
   attempt INTEGER NOT NULL,
-  stage TEXT NOT NULL,             -- fedpalm.secagg.site.Stage, or dead
+  stage TEXT NOT NULL CHECK (stage IN ('keyed', 'shared', 'masked', 'agreed', 'revealed', 'dead')),
+  gave_shares INTEGER NOT NULL DEFAULT 0,  -- it came as far as revealed, whatever it is now
   model_hash BLOB NOT NULL,        -- the global model that the contribution was trained from
   encoded_hash BLOB NOT NULL,      -- SHA-256 of the encoded update that is masked
-  state_hash BLOB,                 -- SHA-256 of the file with the attempt's state
+  state_hash BLOB,                 -- SHA-256 of the file with the attempt's state; NULL once it is dead
   masked_hash BLOB,                -- SHA-256 of the masked vector, once there is one
   masked_file TEXT,                -- in the state folder, until the attempt is over
   PRIMARY KEY (run_id, round, attempt)
 ) STRICT;
 
--- The long-term signing key of each other site, as it was seen first.
+-- The long-term signing key of each other site, as it was seen first or accepted by a person since.
 CREATE TABLE peers (
   site TEXT PRIMARY KEY,
-  key_id BLOB NOT NULL,            -- fedpalm.pki.signing.key_id, 32 bytes
-  since_ms INTEGER NOT NULL
+  key BLOB NOT NULL,               -- Ed25519, 32 bytes
+  since_ms INTEGER NOT NULL,
+  other_key BLOB                   -- another key that came later and was refused
 ) STRICT;
 
 -- A run that this site takes part in. state: joined -> completed | aborted | left.

@@ -393,6 +393,7 @@ class SiteStore:
                 for query in (
                     "SELECT file FROM states",
                     "SELECT file FROM updates",
+                    "SELECT masked_file FROM masked_attempts",
                     "SELECT file FROM sealed_experts",
                     "SELECT key_file FROM exchanges",
                 )

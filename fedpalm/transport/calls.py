@@ -24,10 +24,11 @@ from ..errors import (
     RefusedError,
     ResourceError,
 )
+from ..text import clean_text
 from .limits import CUT_PATIENCE_S
 from .occasional import OccasionalLog
 from .peer import Context, current_peer
-from .status import ERROR_METADATA_KEY, clean_text, status_of
+from .status import ERROR_METADATA_KEY, status_of
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ here. docs/PROTOCOL.md has the table.
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import grpc
@@ -30,13 +29,13 @@ from ..errors import (
     error_codes,
     error_from_code,
 )
+from ..text import clean_text
 
 ERROR_METADATA_KEY = "fedpalm-error-bin"
 # gRPC refuses more than 8 KiB of metadata; base64 adds a third.
 MAX_ERROR_BYTES = 4096
 _MAX_PART_CHARS = {"what": 2000, "safe": 400, "next_step": 400}
 _MAX_DETAILS_CHARS = 300
-_CONTROL = re.compile(r"[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 # What gRPC says beside UNKNOWN or INTERNAL when a connection ends in the middle of a call.
 _BROKEN = ("rst_stream", "stream removed", "goaway", "connection reset")
 _VAGUE = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
@@ -80,11 +79,6 @@ def error_of(error: grpc.aio.AioRpcError, address: str, if_absent: str) -> FedPa
             if carried is not None:
                 return carried
     return _grpc_error(error.code(), clean_text(error.details() or ""), address, if_absent)
-
-
-def clean_text(text: str) -> str:
-    """Text from a peer without control and direction characters, line feeds excepted."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _carried_error(value: bytes, status: grpc.StatusCode) -> FedPalmError | None:

@@ -653,7 +653,6 @@ TRANSPORT_USED_BY = {
     "cli/join.py": {"fedpalm.transport.channel"},
     "cli/renew.py": {"fedpalm.transport.channel"},
     "enrolment.py": {"fedpalm.transport.backoff"},
-    "incoming.py": {"fedpalm.transport.status"},
     "link.py": {"fedpalm.transport.chunks"},
 }
 

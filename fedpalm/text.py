@@ -1,0 +1,12 @@
+"""Text from others, before it is shown or stored."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile(r"[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean_text(text: str) -> str:
+    """Text without control and direction characters, line feeds excepted: it moves no terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

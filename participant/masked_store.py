@@ -1,0 +1,322 @@
+"""Masked attempts as the site stores them: rows of ``masked_attempts``, and one secret file for each.
+
+A stage's file is written whole under a name of its own, the row that names its hash is the commit, and the
+file before it is erased after that. So a crash leaves the one stage or the other. Files lie in
+``masking/``, outside every backup, and hold the kernel's boot id: after another boot, in a home that was
+restored, or on another machine the attempt is dead.
+
+What is noticed of a home that was put back: a database older than ``masking/`` (the hashes differ, and
+``memory.json`` remembers what was given), a ``masking/`` that is older than the database or is missing, and
+any state of before the last boot. What is not: database and ``masking/`` put back together to an earlier
+moment of the same boot. Whoever can do that acts as the site; keep ``masking/`` out of backups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpalm.canonical import canonical_json
+from fedpalm.errors import FedPalmError, KeyFileError, StaleRoundError
+from fedpalm.pki.keys import VerifyingKey
+from fedpalm.secagg.memory import AttemptRef, Contribution, ContributionMemory, NewestAttempt
+from fedpalm.secagg.site import AttemptFacts, SiteAttempt, Stage
+from fedpalm.secagg.stored import attempt_from_bytes, attempt_to_bytes
+from fedpalm.secagg.terms import SecAggTerms
+
+from .files import erase, write_durably
+from .outgoing import Place
+from .store import SiteStore
+
+DEAD = "dead"
+MEMORY = "memory.json"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """Of the kernel that runs: another one after every start of the machine."""
+    return _BOOT_ID.read_text(encoding="ascii").strip()
+
+
+@dataclass(frozen=True)
+class MaskedRow:
+    """How far an attempt has come here; ``path`` is the masked vector's file."""
+
+    place: Place
+    stage: str
+    model_hash: bytes
+    encoded_hash: bytes
+    state_hash: bytes | None
+    masked_hash: bytes | None
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """A state file that no row names yet."""
+
+    name: str
+    hash: bytes
+
+
+class MaskedBook:
+    """Rows and files of masked attempts.
+
+    Args:
+        boot: tells which boot this is.
+    """
+
+    def __init__(self, store: SiteStore, boot: Callable[[], str] = boot_id) -> None:
+        self._store, self._boot, self._folder = store, boot, store.home.masking
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def row(self, place: Place) -> MaskedRow | None:
+        found = self._store.row(
+            "SELECT * FROM masked_attempts WHERE (run_id, round, attempt) = (?, ?, ?)",
+            *(place.run, place.round, place.attempt),
+        )
+        return self._row(found) if found else None
+
+    def memory(self) -> ContributionMemory:
+        """What this site has begun and given: of the rows, and of the copy that no backup holds.
+
+        Raises:
+            KeyFileError: the copy is damaged.
+        """
+        newest: dict[str, NewestAttempt] = {}
+        given: dict[str, Contribution] = {}
+        for row in self._store.rows(
+            "SELECT * FROM masked_attempts ORDER BY run_id, round, attempt"
+        ):
+            model, encoded = row["model_hash"].hex(), row["encoded_hash"].hex()
+            gave = bool(row["gave_shares"])
+            newest[row["run_id"]] = NewestAttempt(
+                row["round"], row["attempt"], model, encoded, gave
+            )
+            if gave:
+                given[model] = Contribution(row["run_id"], row["round"], encoded)
+        rows = ContributionMemory(newest, given)
+        try:
+            copy = (self._folder / MEMORY).read_bytes()
+        except FileNotFoundError:
+            return rows
+        try:
+            return rows.merge(ContributionMemory.from_json(json.loads(copy)))
+        except (ValueError, FedPalmError) as error:
+            raise KeyFileError(
+                f"{self._folder / MEMORY}: the memory of masked contributions is damaged",
+                safe="nothing is masked or revealed",
+                next_step="ask whoever runs this machine what happened to the file; a new run under a "
+                "new model needs it removed",
+            ) from error
+
+    def load(self, place: Place, terms: SecAggTerms, site: str) -> SiteAttempt | None:
+        """The attempt as it was stored last; None if it was never begun here or is dead.
+
+        One that cannot be trusted is dead from here on: the file is missing, is not the one that the row
+        names, or is of another boot.
+        """
+        row = self.row(place)
+        if row is None or row.stage == DEAD:
+            return None
+        attempt = self._read(row, terms, site)
+        if attempt is None:
+            self.kill(place.run, place.round, place.attempt)
+        return attempt
+
+    def _read(self, row: MaskedRow, terms: SecAggTerms, site: str) -> SiteAttempt | None:
+        if row.state_hash is None:
+            return None
+        try:
+            raw = (self._folder / _name(row.place, row.state_hash)).read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(raw).digest() != row.state_hash:
+            return None
+        try:
+            values: dict[str, Any] = json.loads(raw)
+            if values["boot"] != self._boot():
+                return None
+            keys = {
+                name: VerifyingKey.from_public_bytes(bytes.fromhex(key))
+                for name, key in values["signing_keys"].items()
+            }
+            facts = AttemptFacts(
+                terms, site, bytes.fromhex(values["manifest_hash"]), tuple(sorted(keys)), keys
+            )
+            attempt = attempt_from_bytes(values["attempt"].encode(), facts)
+        except (ValueError, KeyError, TypeError, AttributeError, FedPalmError):
+            return None
+        return attempt if attempt.stage.value == row.stage else None
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def write(self, place: Place, attempt: SiteAttempt) -> Written:
+        """Write the file of a stage, durably. Inside :meth:`SiteStore.files`."""
+        facts = attempt.facts
+        raw = canonical_json(
+            {
+                "version": 1,
+                "boot": self._boot(),
+                "manifest_hash": facts.manifest_hash.hex(),
+                "signing_keys": {
+                    name: facts.signing_keys[name].public_bytes_raw().hex() for name in facts.cohort
+                },
+                "attempt": attempt_to_bytes(attempt).decode(),
+            }
+        )
+        digest = hashlib.sha256(raw).digest()
+        name = _name(place, digest)
+        write_durably(self._folder / name, raw)
+        self._store.on_step("masking file written")
+        return Written(name, digest)
+
+    def put(
+        self,
+        db: sqlite3.Connection,
+        place: Place,
+        attempt: SiteAttempt,
+        written: Written,
+        *,
+        model_hash: bytes,
+        encoded_hash: bytes,
+        masked_file: str | None = None,
+    ) -> None:
+        """The stage's row, if the memory of this site allows it; a new attempt ends those before it.
+
+        Raises:
+            StaleRoundError: a later attempt was begun, or the row has come to another stage meanwhile.
+            ContributionReuseError: as in :class:`ContributionMemory`.
+        """
+        ref, memory, before = _ref(place), self.memory(), self.row(place)
+        order = [None, *(stage.value for stage in Stage)]
+        stage, last = attempt.stage.value, before.stage if before else None
+        if last == DEAD or order.index(stage) != order.index(last) + 1:
+            raise StaleRoundError(f"{ref}: {stage} does not come after {last or 'nothing'}")
+        match attempt.stage:
+            case Stage.KEYED:
+                memory.begin_attempt(ref, model_hash.hex(), encoded_hash.hex())
+                db.execute(_KILL, (place.run, None, None, None, None))
+                db.execute(
+                    "INSERT INTO masked_attempts (run_id, round, attempt, stage, model_hash, "
+                    "encoded_hash, state_hash) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        *(place.run, place.round, place.attempt, stage),
+                        *(model_hash, encoded_hash, written.hash),
+                    ),
+                )
+                return
+            case Stage.MASKED:
+                memory.note_masked(ref, encoded_hash.hex())
+                assert attempt.masked is not None
+                db.execute(
+                    "UPDATE masked_attempts SET masked_hash = ?, masked_file = ? "
+                    "WHERE (run_id, round, attempt) = (?, ?, ?)",
+                    (
+                        *(attempt.masked.payload_hash, masked_file),
+                        *(place.run, place.round, place.attempt),
+                    ),
+                )
+            case Stage.REVEALED:
+                memory.note_revealed(ref)
+            case _:
+                memory.require_live(ref)
+        db.execute(
+            "UPDATE masked_attempts SET stage = ?, state_hash = ?, gave_shares = ? "
+            "WHERE (run_id, round, attempt) = (?, ?, ?)",
+            (
+                *(stage, written.hash, int(attempt.stage is Stage.REVEALED)),
+                *(place.run, place.round, place.attempt),
+            ),
+        )
+
+    def stored(self) -> None:
+        """After the commit and before anything is sent: erase what is past, copy the memory."""
+        memory = canonical_json(self.memory().to_json())
+        write_durably(self._folder / MEMORY, memory)
+        self._store.on_step("masking memory written")
+        self.sweep()
+
+    def kill(
+        self, run_id: str, round_number: int | None = None, attempt: int | None = None
+    ) -> None:
+        """These attempts are over here, for good: their secrets are erased, their vectors go.
+
+        Left out, ``attempt`` means all of a round, and ``round_number`` all of a run.
+        """
+        which = (run_id, round_number, round_number, attempt, attempt)
+        with self._store.transaction() as db:
+            killed = db.execute(_KILL, which).rowcount
+        if killed:
+            self.sweep()
+            self._store.remove_orphans()
+
+    def sweep(self) -> None:
+        """Erase the state files that no row names, and what no row has of another boot."""
+        with self._store.files(), self._store.transaction() as db:
+            rows = [
+                self._row(row)
+                for row in db.execute("SELECT * FROM masked_attempts WHERE state_hash IS NOT NULL")
+            ]
+            named = {_name(row.place, row.state_hash) for row in rows if row.state_hash}
+            orphans = [
+                path
+                for path in self._folder.iterdir()
+                if path.name not in named and path.name != MEMORY
+            ]
+            for path in orphans:
+                erase(path)
+
+    def start(self) -> list[Place]:
+        """On starting: kill what cannot go on, erase orphans; returns what was killed."""
+        killed = []
+        for row in self._store.rows("SELECT * FROM masked_attempts WHERE state_hash IS NOT NULL"):
+            found = self._row(row)
+            assert found.state_hash is not None
+            path = self._folder / _name(found.place, found.state_hash)
+            if not self._trusted(path, found.state_hash):
+                killed.append(found.place)
+                self.kill(found.place.run, found.place.round, found.place.attempt)
+        self.stored()
+        return killed
+
+    def _trusted(self, path: Path, digest: bytes) -> bool:
+        try:
+            raw = path.read_bytes()
+            return (
+                hashlib.sha256(raw).digest() == digest and json.loads(raw)["boot"] == self._boot()
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _row(self, row: sqlite3.Row) -> MaskedRow:
+        return MaskedRow(
+            Place(row["run_id"], row["round"], row["attempt"]),
+            row["stage"],
+            row["model_hash"],
+            row["encoded_hash"],
+            row["state_hash"],
+            row["masked_hash"],
+            self._store.home.state / row["masked_file"] if row["masked_file"] else None,
+        )
+
+
+_KILL = """
+    UPDATE masked_attempts SET stage = 'dead', state_hash = NULL, masked_file = NULL
+    WHERE run_id = ? AND (? IS NULL OR round = ?) AND (? IS NULL OR attempt = ?) AND stage != 'dead'
+"""
+
+
+def _name(place: Place, digest: bytes) -> str:
+    return f"{place.run}-r{place.round}-a{place.attempt}-{digest.hex()[:16]}.secret"
+
+
+def _ref(place: Place) -> AttemptRef:
+    assert place.round is not None and place.attempt is not None
+    return AttemptRef(place.run, place.round, place.attempt)

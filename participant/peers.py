@@ -1,0 +1,102 @@
+"""The signing keys of the other sites, remembered: what the coordinator cannot exchange unnoticed.
+
+Certificates come from the federation's CA, which the coordinator may run. A site that kept a peer's key
+when it first saw it notices a second one under the same name, and masks nothing with it before a person
+here has asked that site, by telephone, which key is its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedpalm.errors import NotFoundError, StateError
+from fedpalm.pki.keys import VerifyingKey
+from fedpalm.pki.signing import key_id
+
+from .store import SiteStore
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A site's signing key; ``other`` is another one that came since and was not accepted."""
+
+    site: str
+    key: VerifyingKey
+    since_ms: int
+    other: VerifyingKey | None
+
+    @property
+    def key_id(self) -> str:
+        """64 hex digits to compare by telephone."""
+        return key_id(self.key).hex()
+
+    @property
+    def other_key_id(self) -> str:
+        """The same of the other key; empty if there is none."""
+        return key_id(self.other).hex() if self.other is not None else ""
+
+
+class PeerBook:
+    """Rows of ``peers``."""
+
+    def __init__(self, store: SiteStore) -> None:
+        self._store = store
+
+    def all(self) -> list[Peer]:
+        """By name."""
+        rows = self._store.rows("SELECT * FROM peers ORDER BY site")
+        return [
+            Peer(row["site"], _key(row["key"]), row["since_ms"], _optional(row["other_key"]))
+            for row in rows
+        ]
+
+    def get(self, site: str) -> Peer | None:
+        return next((peer for peer in self.all() if peer.site == site), None)
+
+    def pin(self, site: str, key: VerifyingKey) -> bool:
+        """Remember the key that a site is seen with; False if it is known by another one.
+
+        The other one is kept beside it, for a person to look at.
+        """
+        raw = key.public_bytes_raw()
+        with self._store.transaction() as db:
+            row = db.execute("SELECT * FROM peers WHERE site = ?", (site,)).fetchone()
+            if row is None:
+                db.execute(
+                    "INSERT INTO peers (site, key, since_ms) VALUES (?, ?, ?)",
+                    (site, raw, self._store.now_ms()),
+                )
+                return True
+            if row["key"] == raw:
+                return True
+            db.execute("UPDATE peers SET other_key = ? WHERE site = ?", (raw, site))
+            return False
+
+    def accept(self, site: str) -> Peer:
+        """A person here says that the other key is the site's own.
+
+        Raises:
+            NotFoundError: this site has seen no key of it.
+            StateError: there is no other key.
+        """
+        with self._store.transaction() as db:
+            row = db.execute("SELECT * FROM peers WHERE site = ?", (site,)).fetchone()
+            if row is None:
+                raise NotFoundError(f"no key of site {site[:63]!r} has been seen here")
+            if row["other_key"] is None:
+                raise StateError(f"{site} has come with no other key than the one that is known")
+            db.execute(
+                "UPDATE peers SET key = other_key, other_key = NULL, since_ms = ? WHERE site = ?",
+                (self._store.now_ms(), site),
+            )
+        accepted = self.get(site)
+        assert accepted is not None
+        return accepted
+
+
+def _key(raw: bytes) -> VerifyingKey:
+    return VerifyingKey.from_public_bytes(raw)
+
+
+def _optional(raw: bytes | None) -> VerifyingKey | None:
+    return _key(raw) if raw is not None else None
