@@ -73,7 +73,7 @@ def run_text(status: pb.RunStatus) -> RenderableType:
         )  # fmt: skip
     if status.masking_step:
         rows.append(("masking", f"{status.masking}, waiting for {status.masking_step}"))
-    elif status.masking != "none":
+    elif status.masking not in ("", "none"):
         rows.append(("masking", status.masking))
     rows.append(("approved", _agreement(status)))
     rows.append(("joined", ", ".join(status.joined) or "nobody yet"))

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 from rich.console import Console
 
-from coordinator.cli.view import run_line, run_text
+from coordinator.cli.view import run_json, run_line, run_text
 from fedpalm.errors import ConfigError, NotFoundError, RoundAbortedError, StateError
 from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.plan import Plan
@@ -52,9 +52,9 @@ class Desk:
         tensors = PLAN.model_layout.unflatten(vector)
         safetensors.numpy.save_file(tensors, self.model, metadata)
 
-    def draft(self, rounds: int, quorum: int = 2) -> Path:
+    def draft(self, rounds: int, quorum: int = 2, masking: str = "none") -> Path:
         path = self.folder / f"plan-{rounds}-{quorum}.toml"
-        path.write_text(DRAFT.format(rounds=rounds, quorum=quorum))
+        path.write_text(DRAFT.format(rounds=rounds, quorum=quorum) + f'masking = "{masking}"\n')
         return path
 
     async def say(self, *words: object) -> tuple[int, list[dict[str, Any]]]:
@@ -164,6 +164,23 @@ async def test_an_amended_run_goes_on_from_its_newest_model_with_another_roster(
 
 
 @in_loop
+async def test_a_run_is_not_ended_for_a_plan_that_masking_cannot_work_with(tmp_path: Path) -> None:
+    world = World(tmp_path / "home", A, B, C)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        desk, conductor = Desk(world, tmp_path), hub.coordinator.conductor
+        few, enough = desk.draft(3, 2, "secagg"), desk.draft(3, 3, "secagg")
+        why = await desk.fail(ConfigError, "plan", "submit", few, "--model", desk.model)
+        assert "masking among 3 sites" in why and not conductor.run_ids()
+        said = await desk.ask("plan", "submit", enough, "--model", desk.model)
+        assert "all 3 sites" in said["warning"]
+        why = await desk.fail(ConfigError, "plan", "amend", said["run_id"], few)
+        assert "masking among 3 sites" in why
+        assert not conductor.run(said["run_id"]).over
+        assert "all 3 sites" in (await desk.ask("start"))["warnings"][0]
+
+
+@in_loop
 async def test_a_completed_run_is_not_amended_but_its_exported_model_starts_another(
     tmp_path: Path,
 ) -> None:
@@ -206,3 +223,23 @@ def test_a_person_sees_who_has_approved_and_who_is_waited_for(state: str, line: 
         f"approved  {line}"
     ]
     assert "approved 1/3" in run_line(status)
+
+
+def test_a_person_sees_which_step_of_masking_is_waited_for_and_what_is_warned_of() -> None:
+    status = o.RunStatus(
+        state="running",
+        masking="secagg",
+        masking_step="inputs",
+        cohort=["amber", "birch", "cedar"],
+        warnings=["masking needs all 3 sites"],
+    )
+    console = Console(width=120, file=io.StringIO(), highlight=False)
+    console.print(run_text(status))
+    assert isinstance(console.file, io.StringIO)
+    lines = [" ".join(one.split()) for one in console.file.getvalue().splitlines()]
+    assert "masking secagg, waiting for inputs" in lines
+    assert "warning masking needs all 3 sites" in lines
+    assert "masking inputs" in run_line(status)
+    shown = run_json(status)
+    assert (shown["masking"], shown["masking_step"]) == ("secagg", "inputs")
+    assert shown["warnings"] == ["masking needs all 3 sites"]
