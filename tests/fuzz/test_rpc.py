@@ -36,6 +36,7 @@ from fedpalm.transport.enrolment import build_enrolment_server
 from fedpalm.transport.server import GatedServer
 from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as f
+from fedpalm.wire.v1 import masking_pb2 as k
 from fedpalm.wire.v1 import membership_pb2 as m
 from fedpalm.wire.v1 import operator_pb2 as o
 from fedpalm.wire.v1.membership_pb2_grpc import add_EnrolmentServicer_to_server
@@ -247,8 +248,11 @@ def _samples(
         ],
         "Federation/FetchCountersignatures": [order.ref],
         "Federation/ListReceipts": [f.ListReceiptsRequest(run_id=run_id)],
-        "Federation/SendMasking": [f.SendMaskingRequest()],
-        "Federation/FetchMasking": [f.FetchMaskingRequest(ref=order.ref)],
+        "Federation/SendMasking": [
+            f.SendMaskingRequest(header=f.MaskingHeader(ref=order.ref, site_id="north", step=1)),
+            f.SendMaskingRequest(message=k.MaskingMessage(keys=_keys())),
+        ],
+        "Federation/FetchMasking": [f.FetchMaskingRequest(ref=order.ref, site_id="north", step=1)],
         "Federation/SendConsent": [f.ConsentRequest(ref=exchange, site_id="north", refusal="no")],
         "Federation/FetchConsents": [exchange],
         "Federation/UploadSealedExpert": [
@@ -276,6 +280,17 @@ def _samples(
         "Operator/AbortRun": [o.AbortRunRequest(run_id="another-run", reason="fuzz")],
         "Operator/ExportModel": [o.ExportModelRequest(run_id=run_id)],
     }
+
+
+def _keys() -> k.MaskingKeys:
+    return k.MaskingKeys(
+        site="north",
+        agreement=bytes(32),
+        escrow=bytes(1216),
+        transport=bytes(1216),
+        seed_hash=bytes(32),
+        signature=bytes(64),
+    )
 
 
 def _request(name: str, identity: TlsIdentity | None = None) -> bytes:
