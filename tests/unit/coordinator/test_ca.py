@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from coordinator.cli import main
@@ -27,13 +28,15 @@ from coordinator.registry import Registry
 from coordinator.store import Store
 from fedpalm.clock import SystemClock
 from fedpalm.errors import ConfigError, KeyFileError, RefusedError, StateError
-from fedpalm.pki.authority import load_authority
-from fedpalm.pki.bundle import TlsIdentity, load_tls_identity, pem_of
+from fedpalm.pki.authority import load_authority, load_trust
+from fedpalm.pki.bundle import TlsIdentity, load_tls_identity, pem_of, read_certificates
 from fedpalm.pki.custody import rotate_root
 from fedpalm.pki.fingerprint import fingerprint
-from fedpalm.pki.identity import Role, coordinator_dns_name
+from fedpalm.pki.identity import Identity, Role, coordinator_dns_name, identity_of
+from fedpalm.pki.keys import new_signing_key, new_tls_key
 from fedpalm.pki.live import LiveIdentity
 from fedpalm.pki.profile import key_usage
+from fedpalm.pki.request import create_request
 from fedpalm.pki.signing import at_time
 from fedpalm.transport.peer import Peer
 from tests.support.pki import TestAuthority
@@ -442,3 +445,21 @@ def test_the_next_issuing_ca_of_an_institution_overlaps_with_the_one_before(tmp_
     hub = own(home)[0]
     assert hub.leaf != before.leaf and len(hub.anchors) == 1
     assert _dial(hub, renewed) == "ok"
+
+
+def test_a_bundle_under_an_institutions_ca_holds_each_anchor_once(tmp_path: Path) -> None:
+    folder, asked = external(tmp_path)
+    home = Home(folder)
+    answer("ca", "install", sign_request(asked, tmp_path / "1.pem"), "--home", folder)
+    again = answer("ca", "rotate", "--home", folder)
+    answer("ca", "install", sign_request(again, tmp_path / "2.pem"), "--home", folder)
+    amber = Identity("trial", Role.PARTICIPANT, "amber")
+    csr = create_request(amber, new_tls_key(), new_signing_key())
+    request, bundle = tmp_path / "request.pem", tmp_path / "amber.pem"
+    request.write_bytes(csr.public_bytes(Encoding.PEM))
+    answer(
+        "sites", "sign", request, "--out", bundle, "--fingerprint", fingerprint(csr), "--home", folder,
+    )  # fmt: skip
+    leaf, *anchors = read_certificates(bundle)
+    assert identity_of(leaf) == amber
+    assert tuple(anchors) == load_trust(home.authority).anchors and len(anchors) == 2
