@@ -18,8 +18,9 @@ from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.live import LiveIdentity
 from fedpalm.pki.request import parse_request, verify_request
 from fedpalm.pki.trust import TrustBundle
-from fedpalm.transport.enrolment import EnrolmentServer, build_enrolment_server
+from fedpalm.transport.enrolment import build_enrolment_server
 from fedpalm.transport.peer import Context, caller_address
+from fedpalm.transport.server import GatedServer
 from fedpalm.wire.membership import issued_to_wire
 from fedpalm.wire.v1 import membership_pb2 as pb
 from fedpalm.wire.v1.membership_pb2_grpc import EnrolmentServicer, add_EnrolmentServicer_to_server
@@ -104,7 +105,7 @@ class EnrolmentListener:
     ) -> None:
         self._identity, self._address, self._bound = identity, address, bound
         self._service, self._clock = service, clock
-        self._server: EnrolmentServer | None = None
+        self._server: GatedServer | None = None
         self._closing: asyncio.Task[None] | None = None
         self._not_before = 0.0
         if not address.endswith(":0"):
@@ -157,7 +158,7 @@ class EnrolmentListener:
         self._server = server
         log.info("enrolment: open on %s, an invitation waits for a newcomer", address)
 
-    def _build(self) -> EnrolmentServer:
+    def _build(self) -> GatedServer:
         for address in (known := addresses(self._address, self._bound)):
             try:
                 return build_enrolment_server(self._identity, address, clock=self._clock)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -189,17 +189,3 @@ class Statement(BaseModel):
         if by != expected:
             raise IdentityError(f"a {cls.DOMAIN} of {expected} is signed by {by}")
         return found
-
-
-def hex_bytes(text: str) -> bytes:
-    """The bytes of a :data:`HexHash` field."""
-    return bytes.fromhex(text)
-
-
-def describe(signed: SignedStatement) -> dict[str, Any]:
-    """For people and ``--json``: the statement's fields and its signer's certificate serial number."""
-    return {
-        "statement": json.loads(signed.statement),
-        "hash": signed.hash.hex(),
-        "serial": f"{signed.chain[0].serial_number:x}",
-    }

@@ -22,8 +22,6 @@ from .peer import Context, caller_address, check_channel
 from .rates import CallRates
 from .server import ENROLMENT_SERVICE, GatedServer, listener
 
-__all__ = ["ENROLMENT_SERVICE", "EnrolmentServer", "build_enrolment_server", "caller_address"]
-
 
 class Newcomers:
     """Whoever keeps to the rates, on a channel that is what it must be, for the one service."""
@@ -46,13 +44,9 @@ def _always() -> None:
     """A newcomer has nothing that could be taken away while its call is open."""
 
 
-class EnrolmentServer(GatedServer):
-    """A bound listener for newcomers."""
-
-
 def build_enrolment_server(
     identity: LiveIdentity, address: str, *, clock: Clock | None = None
-) -> EnrolmentServer:
+) -> GatedServer:
     """A bound server for the Enrolment service alone. Call it inside the event loop.
 
     Args:
@@ -77,4 +71,4 @@ def build_enrolment_server(
         options=ENROLMENT_OPTIONS,
         concurrent_calls=ENROLMENT_CONCURRENT_CALLS,
     )
-    return EnrolmentServer(server, port, gate, credentials)
+    return GatedServer(server, port, gate, credentials)

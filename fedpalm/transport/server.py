@@ -24,7 +24,7 @@ from .limits import (
     Option,
 )
 from .memory import share_one_arena
-from .peer import Peer, caller_address, current_peer
+from .peer import Peer, current_peer
 
 __all__ = [
     "ENROLMENT_SERVICE",
@@ -32,7 +32,6 @@ __all__ = [
     "GatedServer",
     "Peer",
     "build_server",
-    "caller_address",
     "current_peer",
     "listener",
 ]

@@ -16,7 +16,7 @@ from fedpalm.pki.bundle import CA, SIGNING_KEY, TLS_CHAIN, TLS_KEY, TlsIdentity
 from fedpalm.pki.files import write_public
 from fedpalm.pki.keys import write_private_key
 from fedpalm.pki.live import LiveIdentity
-from fedpalm.transport.enrolment import EnrolmentServer, build_enrolment_server
+from fedpalm.transport.enrolment import build_enrolment_server
 from fedpalm.transport.server import SERVICE_ROLES, GatedServer, Peer, build_server, current_peer
 from fedpalm.wire.v1 import federation_pb2 as f
 from fedpalm.wire.v1 import membership_pb2 as m
@@ -139,7 +139,7 @@ async def serving(servicer: Recorder, tls: TlsIdentity, **options: Any) -> Async
 @asynccontextmanager
 async def enrolling(
     desk: Desk, identity: LiveIdentity, *, address: str = "127.0.0.1:0", clock: Clock | None = None
-) -> AsyncIterator[EnrolmentServer]:
+) -> AsyncIterator[GatedServer]:
     """A started listener for newcomers."""
     listener = build_enrolment_server(identity, address, clock=clock)
     add_EnrolmentServicer_to_server(desk, listener.server)  # type: ignore[no-untyped-call]

@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import ClassVar
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,8 +24,6 @@ from fedpalm.pki.statement import (
     SignedStatement,
     Statement,
     TimeMs,
-    describe,
-    hex_bytes,
 )
 from tests.support.pki import TestAuthority
 
@@ -303,11 +300,3 @@ def test_reading_unverified_checks_form_alone(north: TlsIdentity, signed: Signed
     assert Note.read(replace(signed, signature=bytes(64))) == note()
     with pytest.raises(ProtocolError):
         Note.read(replace(signed, statement=b"{}"))
-
-
-def test_what_people_are_shown_names_the_statement_and_the_certificate(signed: SignedStatement):
-    shown = describe(signed)
-    assert shown["statement"]["site"] == "north"
-    assert hex_bytes(shown["hash"]) == signed.hash
-    assert int(shown["serial"], 16) == signed.chain[0].serial_number
-    assert signed.chain[0].public_bytes(Encoding.DER) == signed.chain_der[0]
