@@ -47,7 +47,7 @@ from fedpalm.transport.chunks import send_buffer
 from fedpalm.wire.limits import check_limits
 from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
-from fedpalm.wire.v1 import membership_pb2
+from fedpalm.wire.v1 import masking_pb2, membership_pb2
 from participant.agent import Agent, Keeper
 from participant.config import Home, ParticipantConfig
 from participant.desk import Desk
@@ -59,6 +59,12 @@ from participant.trainer import Trainer
 from tests.support.pki import TestAuthority
 
 FEDERATION = "unit"
+MASKING_PAYLOADS = {
+    masking_pb2.MASKING_STEP_KEYS: "masking_keys",
+    masking_pb2.MASKING_STEP_BOXES: "masking_boxes",
+    masking_pb2.MASKING_STEP_AGREEMENTS: "masking_agreement",
+    masking_pb2.MASKING_STEP_REVEALS: "masking_reveal",
+}
 SITES = ("east", "north", "west")
 LAYOUT = Layout(
     (
@@ -328,6 +334,10 @@ class FakeConnection:
         ref, recipient = header.ref, f"spiffe://{FEDERATION}/coordinator/coordinator"
         if isinstance(header, wire.UpdateHeader):
             place = {"run": ref.run_id, "round": ref.round, "attempt": ref.attempt}
+        elif isinstance(header, wire.MaskingHeader):
+            place = {"run": ref.run_id, "round": ref.round, "attempt": ref.attempt}
+            self._check_logged(method, {**place, "payload": MASKING_PAYLOADS[header.step]})
+            return
         else:
             place = {"run": ref.exchange.run_id, "exchange": ref.exchange.exchange_id}
             recipient = f"spiffe://{FEDERATION}/participant/{ref.recipient}"
@@ -337,6 +347,9 @@ class FakeConnection:
             "payload_hash": header.payload_hash.hex(),
             "bytes": header.payload_bytes,
         }
+        self._check_logged(method, announced)
+
+    def _check_logged(self, method: str, announced: dict[str, Any]) -> None:
         # Read on a connection of its own: what is not committed is not seen.
         store = SiteStore(self._site.home)
         log = SiteLog(store, self._site.identity.signing_key)

@@ -31,6 +31,7 @@ def _instruction(kind: str, run: str = "toy-1", exchange: str = "x-1") -> wire.I
         "exchange_proposed": wire.ExchangeProposed(ref=exchange_ref),
         "seal_experts": wire.SealExperts(ref=exchange_ref),
         "fetch_experts": wire.FetchExperts(ref=exchange_ref),
+        "masking": wire.MaskingStepOpen(ref=round_ref),
         "exchange_closed": wire.ExchangeClosed(ref=exchange_ref, reason=HOSTILE),
     }
     return wire.Instruction(**{kind: messages[kind]})

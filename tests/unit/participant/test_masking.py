@@ -1,0 +1,220 @@
+"""Masked rounds at the site: against coordinators that relay, that lie, and through crashes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from fedpalm.errors import EgressRefusedError
+from fedpalm.ledger.bodies import EntryKind
+from fedpalm.methods.contribution import masking_terms
+from fedpalm.secagg.unmasking import Step
+from participant import rounds
+from participant.outgoing import Place
+from tests.support.aio import in_loop
+from tests.support.masked_rounds import MaskedCoordinator, masked_plan
+from tests.support.participant import SITES, Crash, Site
+
+RUN = "toy-1"
+PLACE = Place(RUN, 1, 1)
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch):
+    monkeypatch.setattr(rounds, "COUNTERSIGNATURE_POLL_S", 0.01)
+    monkeypatch.setattr(rounds, "COUNTERSIGNATURE_POLL_CAP_S", 0.05)
+
+
+def _sites(world):
+    return [world.site(name)[0] for name in SITES]
+
+
+async def _run_all(sites, coordinator):
+    return await asyncio.gather(*(site.run(coordinator) for site in sites))
+
+
+def _encoded_sum(sites, round_number=1):
+    total = None
+    for site in sites:
+        again = Site(site.home)
+        path = again.store.update(RUN, round_number).path
+        vector = np.fromfile(path, "<u4")
+        total = vector if total is None else total + vector
+        again.store.close()
+    return total
+
+
+def _secrets(site):
+    return [path for path in site.home.masking.iterdir() if path.suffix == ".secret"]
+
+
+@in_loop
+async def test_a_masked_round_gives_the_exact_sum_and_nothing_else_of_any_site(world):
+    coordinator, sites = MaskedCoordinator(world), _sites(world)
+    outcomes = await _run_all(sites, coordinator)
+    assert all(one.completed for one in outcomes)
+    assert np.array_equal(coordinator.sums[0], _encoded_sum(sites))
+    for site in sites:
+        again = Site(site.home)
+        plain = again.store.update(RUN, 1).payload_hash.hex()
+        logged = [e.body for e in again.log.entries() if e.kind is EntryKind.EGRESS]
+        assert plain not in {body["payload_hash"] for body in logged}
+        steps = [b["payload"] for b in logged if b["payload"].startswith(("masking", "update"))]
+        assert [one for one in steps if one != "update_offset"] == [
+            *("masking_keys", "masking_boxes", "update", "masking_agreement", "masking_reveal")
+        ]
+        assert _secrets(site) == []
+        assert not list(site.home.state.glob("*.masked"))
+        again.store.close()
+
+
+@in_loop
+async def test_an_aborted_attempt_is_dead_and_the_next_masks_the_same_update_afresh(world):
+    coordinator, sites = MaskedCoordinator(world), _sites(world)
+    coordinator.abort_at = {(1, 1): Step.AGREEMENTS}
+    assert all(one.completed for one in await _run_all(sites, coordinator))
+    for name in SITES:
+        first, second = (coordinator.sent[name, 1, attempt, "inputs"] for attempt in (1, 2))
+        assert len(first) == len(second) == 1
+        assert first != second
+    assert np.array_equal(coordinator.sums[0], _encoded_sum(sites))
+    assert all(site.methods[0].trained == [1] for site in sites)
+
+
+@in_loop
+async def test_after_a_reveal_no_further_attempt_of_the_round_is_joined(world):
+    coordinator, sites = MaskedCoordinator(world), _sites(world)
+    coordinator.abort_at = {(1, 1): Step.REVEALS}
+    tasks = [asyncio.create_task(site.run(coordinator)) for site in sites]
+    async with asyncio.timeout(20):
+        while not all(
+            any("gave shares in attempt 1" in line for line in site.lines) for site in sites
+        ):
+            await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not [key for key in coordinator.sent if key[2] == 2]
+    assert coordinator.sums == []
+
+
+STEPS = ("masking file written", "masked file written", "masking memory written")
+
+
+@in_loop
+@pytest.mark.parametrize("at", range(1, 16))
+async def test_a_crash_at_a_durable_step_never_lets_two_vectors_or_both_shares_out(world, at):
+    coordinator, sites = MaskedCoordinator(world), _sites(world)
+    count = 0
+
+    def on_step(step):
+        nonlocal count
+        if step in STEPS:
+            count += 1
+            if count == at:
+                raise Crash(step)
+
+    crashing = Site(sites[0].home, on_step)
+    sites[0].store.close()
+    others = [asyncio.create_task(site.run(coordinator)) for site in sites[1:]]
+    try:
+        outcome = await crashing.run(coordinator)
+    except Crash:
+        outcome = await Site(sites[0].home).run(coordinator)
+    assert outcome.completed
+    assert all(one.completed for one in await asyncio.gather(*others))
+    assert np.array_equal(coordinator.sums[0], _encoded_sum(sites))
+    assert all(len(seen) == 1 for seen in coordinator.sent.values())
+
+
+def _trained(world):
+    """A site whose update of round 1 is stored and whose manifest all have signed."""
+    from tests.support.rounds import Chain
+
+    plan = masked_plan()
+    site, _ = world.site("north")
+    world.agreed(site, plan)
+    manifest = Chain(world, plan).ask(site, signers=("east", "west"))
+    method = site.trainer.prepare(RUN, plan)
+    shared = method.initial_vector()
+    update, state = site.trainer.train(RUN, plan, 1, shared)
+    model = bytes.fromhex(manifest.model_hash)
+    encoded = site.gate.encode_update(
+        RUN, 1, model, method.layout, update, shared=shared, private=state
+    )
+    site.store.commit_round(RUN, 1, state, encoded)
+    return site, plan, manifest
+
+
+def _worker(site):
+    from participant.masking import MaskingWorker
+
+    return MaskingWorker(site.store, site.gate, site.live, site)
+
+
+def test_under_a_masked_plan_the_plain_update_has_no_way_out(world):
+    site, _, _ = _trained(world)
+    with pytest.raises(EgressRefusedError, match="unmasked, none leaves"):
+        site.gate.release_update(RUN, 1, 1)
+    assert site.store.row("SELECT 1 FROM releases WHERE payload = 'update'") is None
+
+
+def test_an_attempt_of_another_boot_is_dead_and_its_file_is_erased(world):
+    site, plan, manifest = _trained(world)
+    _worker(site)._begin(plan, PLACE, manifest)
+    assert len(_secrets(site)) == 1
+    site.gate.masked._boot = lambda: "another boot"
+    worker = _worker(site)
+    worker.start()
+    assert _secrets(site) == []
+    assert site.gate.masked.row(PLACE).stage == "dead"
+    assert "another boot" in site.lines[-1]
+
+
+def test_a_database_of_before_the_attempt_does_not_begin_it_again(world):
+    site, plan, manifest = _trained(world)
+    site.store.close()
+    old = site.home.database.read_bytes()
+    site = Site(site.home)
+    worker = _worker(site)
+    worker._begin(plan, PLACE, manifest)
+    site.store.close()
+    for suffix in ("-wal", "-shm"):
+        site.home.database.with_name(site.home.database.name + suffix).unlink(missing_ok=True)
+    site.home.database.write_bytes(old)
+    site = Site(site.home)
+    worker = _worker(site)
+    worker.start()
+    assert _secrets(site) == []
+    with pytest.raises(Exception, match="not after attempt 1.1"):
+        worker._begin(plan, PLACE, manifest)
+
+
+def test_a_state_file_that_is_not_the_rows_kills_the_attempt(world):
+    site, plan, manifest = _trained(world)
+    _worker(site)._begin(plan, PLACE, manifest)
+    (path,) = _secrets(site)
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    assert site.gate.masked.load(PLACE, masking_terms(plan), "north") is None
+    assert site.gate.masked.row(PLACE).stage == "dead"
+
+
+def test_a_peer_with_another_signing_key_is_told_of_and_used_once_a_person_accepts_it(world):
+    site, _, manifest = _trained(world)
+    worker = _worker(site)
+    assert worker.signing_keys(manifest) is not None
+    row = site.store.row("SELECT key FROM peers WHERE site = 'east'")
+    with site.store.transaction() as db:
+        db.execute("UPDATE peers SET key = (SELECT key FROM peers WHERE site = 'west') "
+                   "WHERE site = 'east'")  # fmt: skip
+    assert worker.signing_keys(manifest) is None
+    assert worker.signing_keys(manifest) is None
+    assert sum("peers accept east" in line for line in site.lines) == 1
+    from participant.peers import PeerBook
+
+    accepted = PeerBook(site.store).accept("east")
+    assert accepted.key.public_bytes_raw() == row["key"]
+    assert accepted.other is None
+    assert worker.signing_keys(manifest) is not None
