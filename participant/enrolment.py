@@ -1,34 +1,27 @@
-"""How a site becomes a member: keys made here, one request, an invitation claimed for it, a fitting chain.
+"""How a site becomes a member: keys made here, one request, and a chain that fits both.
 
 Every step may be taken again: the keys and the request of an earlier try are taken up as they are, since
-an invitation answers the very same request alone. What is under way stands in ``enrolment.json``.
+an invitation (``claim.py``) answers the very same request alone. What is under way stands in
+``enrolment.json``.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-import random
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, closing
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from google.protobuf.message import Message
 
 from fedpalm.clock import Clock
 from fedpalm.errors import (
-    DeadlineError,
     IdentityError,
     IntegrityError,
     InvitationError,
-    RefusedError,
-    ResourceError,
     StateError,
-    UnavailableError,
 )
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.bundle import (
@@ -50,33 +43,13 @@ from fedpalm.pki.invitation import Invitation
 from fedpalm.pki.keys import key_of, read_signing_key, read_tls_key
 from fedpalm.pki.profile import certificate_hash
 from fedpalm.pki.request import create_request, parse_request, verify_request
-from fedpalm.pki.trust import TrustBundle
 from fedpalm.pki.validity import end_ms
-from fedpalm.transport.backoff import Backoff
-from fedpalm.wire.membership import issued_from_wire
-from fedpalm.wire.v1 import membership_pb2 as wire
 
 from .config import Home, ParticipantConfig
 from .files import write_durably
-from .incoming import one_line
 from .log import SiteLog
 from .outgoing import PayloadKind
-from .reporter import Reporter
 from .store import SiteStore
-
-CALL_DEADLINE_S = 20.0
-BACKOFF_BASE_S, BACKOFF_CAP_S = 1.0, 30.0
-MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
-
-Chain = tuple[x509.Certificate, ...]
-
-
-class EnrolmentLike(Protocol):
-    """What is used of :class:`fedpalm.transport.channel.EnrolmentConnection`."""
-
-    enrolment: Any
-
-    async def unary(self, method: Any, request: Message, *, deadline_s: float) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -179,69 +152,6 @@ def prepare_request(home: Home, config: ParticipantConfig) -> x509.CertificateSi
     return request
 
 
-async def claim(
-    invitation: Invitation,
-    request: x509.CertificateSigningRequest,
-    connect: Callable[[], AbstractAsyncContextManager[EnrolmentLike]],
-    report: Reporter,
-    clock: Clock,
-    *,
-    wait: bool,
-    rng: random.Random | None = None,
-    backoff_base_s: float = BACKOFF_BASE_S,
-) -> tuple[Chain, TrustBundle] | None:
-    """Bring the request with the invitation, and ask until the operator has decided.
-
-    A coordinator that is away or busy is tried again, ever more patiently, until the invitation
-    expires.
-
-    Args:
-        wait: False: None as soon as the coordinator has the request and the operator has not decided.
-    Raises:
-        RefusedError: the operator said no, with their words.
-        InvitationError: the coordinator does not take the invitation, or it expired meanwhile.
-        IdentityError: whoever answers is not this federation's coordinator.
-    """
-    backoff = Backoff(
-        backoff_base_s, max(BACKOFF_CAP_S, backoff_base_s), rng or random.SystemRandom()
-    )
-    message = wire.EnrolRequest(
-        invitation_id=invitation.invitation_id,
-        token=invitation.token,
-        request=request.public_bytes(Encoding.PEM),
-    )
-    told = False
-    while True:
-        try:
-            reply = await _enrol(connect, message)
-        except (UnavailableError, DeadlineError, ResourceError) as error:
-            _check_time_left(invitation, clock)
-            pause_s = backoff.next_delay_s()
-            report.line(f"{error.what}; trying again in {pause_s:.1f} s")
-            report.working("waiting for the coordinator")
-            await asyncio.sleep(pause_s)
-            continue
-        backoff.reset()
-        match reply.WhichOneof("state"):
-            case "issued":
-                return issued_from_wire(reply.issued)
-            case "rejected":
-                said = one_line(reply.rejected)
-                raise RefusedError(
-                    f"the operator did not admit {invitation.site}" + (f": {said}" if said else ""),
-                    safe="no certificate was issued; the keys stay here and are worth nothing alone",
-                    next_step="talk to the operator; another try needs a new invitation",
-                )
-            case _:
-                if not wait:
-                    return None
-                if not told:
-                    report.line("the coordinator has the request; the operator decides")
-                    told = True
-                report.working("waiting for the operator to approve the fingerprint")
-                await asyncio.sleep(min(max(reply.retry_after_ms / 1000, MIN_PAUSE_S), MAX_PAUSE_S))
-
-
 def install_member(
     home: Home,
     config: ParticipantConfig,
@@ -321,26 +231,6 @@ def request_summary(home: Home) -> dict[str, str] | None:
         return None
     request = parse_request(read_public(home.request))
     return {"request": str(home.request), "fingerprint": fingerprint(request)}
-
-
-async def _enrol(
-    connect: Callable[[], AbstractAsyncContextManager[EnrolmentLike]], message: wire.EnrolRequest
-) -> wire.EnrolReply:
-    async with connect() as connection:
-        reply: wire.EnrolReply = await connection.unary(
-            connection.enrolment.Enrol, message, deadline_s=CALL_DEADLINE_S
-        )
-    return reply
-
-
-def _check_time_left(invitation: Invitation, clock: Clock) -> None:
-    if clock.now() * 1000 >= invitation.expires_ms:
-        raise InvitationError(
-            f"the invitation of {invitation.site} has expired, and the coordinator cannot be reached",
-            safe="keys and request are kept here",
-            next_step="run join once more when it can; it may have been approved in time. If not, ask "
-            "the operator for a new invitation",
-        )
 
 
 def _is_ours(request: x509.CertificateSigningRequest, home: Home, identity: Identity) -> bool:

@@ -19,6 +19,7 @@ from fedpalm.pki.profile import federation_of
 from fedpalm.pki.validity import end_of
 
 from ..config import Home
+from ..enrolment import install_member
 
 
 @click.command()
@@ -40,8 +41,6 @@ def install(bundle: Path, told: tuple[str, ...], home: Path, as_json: bool) -> N
     the operator tells over another channel. On a terminal the command asks; elsewhere
     --root-fingerprint must name it.
     """
-    from ..enrolment import install_member
-
     place, clock = Home(home), SystemClock()
     config = place.load()
     chain, anchors = split_bundle(read_certificates(bundle))

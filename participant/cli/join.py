@@ -18,6 +18,13 @@ from fedpalm.settings import load_toml
 
 from ..config import DataSettings, Home, ParticipantConfig
 from ..ending import ExitAfter
+from ..enrolment import (
+    Progress,
+    check_invitation,
+    install_member,
+    prepare_request,
+    record_request,
+)
 from ..files import write_durably
 from ..policy import Policy
 from ..reporter import Reporter
@@ -92,14 +99,7 @@ def _join(
     from fedpalm.pki.invitation import read_invitation
     from fedpalm.transport.channel import EnrolmentConnection
 
-    from ..enrolment import (
-        Progress,
-        check_invitation,
-        claim,
-        install_member,
-        prepare_request,
-        record_request,
-    )
+    from ..claim import claim
 
     invitation = read_invitation(invitation_file)
     progress = Progress.load(home)

@@ -11,6 +11,7 @@ from fedpalm.errors import StateError
 from fedpalm.pki.fingerprint import fingerprint
 
 from ..config import Home
+from ..enrolment import prepare_request
 from .site import data_option_values, data_options, look_at, settings_of
 
 
@@ -39,8 +40,6 @@ def request(
 
     Run again it shows the same request. A site whose certificate has ended asks anew this way, too.
     """
-    from ..enrolment import prepare_request
-
     place = Home(home)
     known = place.load() if place.config.exists() else None
     if known is not None and (known.federation, known.site) != (federation, site):

@@ -27,11 +27,11 @@ from fedpalm.pki.bundle import load_tls_identity
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.invitation import Invitation
 from fedpalm.pki.trust import TrustBundle, accept_trust
+from participant.claim import claim
 from participant.config import Home, ParticipantConfig
 from participant.enrolment import (
     Progress,
     check_invitation,
-    claim,
     install_member,
     prepare_request,
     record_certificate,
