@@ -118,15 +118,16 @@ class Renewal:
                 f"the certificate that came is not for {before.identity} and its fresh key",
                 safe="the present one stays in force",
             )
-        anchors = accept_trust(before.anchors, trust, before.identity.federation, now)
+        pinned = self._live.current.anchors  # another process may have pinned a newer one meanwhile
+        anchors = accept_trust(pinned, trust, before.identity.federation, now)
         renewed = install_certificates(self._home.tls, chain, anchors, now=now)
         self._record(renewed)
         return renewed
 
     async def _follow_trust(self, link: RenewalLink) -> None:
-        present = self._live.current
         try:
             offered = await link.fetch_trust()
+            present = self._live.current
             anchors = accept_trust(
                 present.anchors, offered, present.identity.federation, self._clock.now()
             )

@@ -7,7 +7,7 @@ tls.key       0600  P-256 private key
 tls.next.key  0600  the one that replaces it, while a renewal is under way
 signing.key   0600  Ed25519 private key, for life
 tls.pem       0644  leaf, then the issuing CA
-ca.pem        0644  the federation's trust anchors: the pinned trust
+ca.pem        0644  the federation's trust anchors, oldest first: the pinned trust
 ca.past.pem   0644  anchors that were pinned once: for old statements alone
 ============  ====  =================================================================
 
@@ -128,15 +128,16 @@ def install_certificates(
         key = _key_that_fits(folder, chain[0])
         identity = _identity(folder, key, tuple(chain), tuple(anchors), now)
         pinned = _pinned(folder)
-        # Until the new leaf is in force, whoever looks must find the old one whole.
-        both = [*anchors, *(anchor for anchor in pinned if anchor not in anchors)]
+        # Until the new leaf is in force, whoever looks must find the old one whole. Oldest first.
+        dropped = [anchor for anchor in pinned if anchor not in anchors]
+        both = [*dropped, *anchors]
         if len(both) > MAX_ANCHORS:
             raise _too_many(folder, both)
-        _remember(folder, both[len(anchors) :])
+        _remember(folder, dropped)
         write_public(folder / CA, pem_of(both))
         write_public(folder / TLS_CHAIN, identity.chain_pem)
         _matching_key(folder, chain[0])
-        if len(both) > len(anchors):
+        if dropped:
             write_public(folder / CA, identity.ca_pem)
         return _checked(folder, now)
 

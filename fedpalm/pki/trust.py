@@ -1,7 +1,9 @@
 """Whom a member trusts, and how that changes: an anchor that is trusted hands trust on to the next one.
 
-Whoever answers as the coordinator may drop an anchor, which at worst shuts a site out. It can add one only
-with a handover: the new anchor's key and hash, signed by an anchor that is pinned.
+Anchors follow each other in time, and a site pins them oldest first. Whoever answers as the coordinator may
+drop the oldest, which at worst shuts a site out, but never a newer one in favour of an older one: that may
+have been replaced because its key was stolen. It can add one only with a handover: the new anchor's key and
+hash, signed by the newest anchor that is pinned.
 """
 
 from __future__ import annotations
@@ -32,14 +34,15 @@ class TrustBundle:
 def accept_trust(
     pinned: Sequence[x509.Certificate], offered: TrustBundle, federation: str, now: float
 ) -> tuple[x509.Certificate, ...]:
-    """The anchors to pin from now on: those offered, if each is pinned or handed to by a pinned one.
+    """The anchors to pin from now on: those offered, if each is pinned or the newest pinned leads to it.
 
     Args:
-        pinned: what the site trusts at present.
+        pinned: what the site trusts at present, oldest first.
         now: seconds since the Unix epoch.
     Raises:
-        IdentityError: nothing or too much is offered, an anchor that nobody trusted has certified, or
-            one that is no CA certificate of this federation now; what is pinned stays.
+        IdentityError: nothing or too much is offered; a pinned anchor is dropped for an older one; an
+            anchor that nobody trusted has certified, one before those that hand over to it, or one that
+            is no CA certificate of this federation now. What is pinned stays.
     """
     if not 1 <= len(offered.anchors) <= MAX_ANCHORS or len(offered.handovers) > MAX_HANDOVERS:
         raise _refused(
@@ -47,13 +50,21 @@ def accept_trust(
         )
     if len(set(offered.anchors)) != len(offered.anchors):
         raise _refused("a trust anchor is offered twice")
+    kept = [anchor for anchor in offered.anchors if anchor in pinned]
+    if kept != list(pinned[len(pinned) - len(kept) :]):
+        raise _refused("a trust anchor is dropped or put behind in favour of an older one")
+    if kept != list(offered.anchors[: len(kept)]):
+        raise _refused("a new trust anchor is offered as older than one that is pinned")
     vouched = _vouched(pinned, offered.handovers, federation, now)
-    for anchor in offered.anchors:
-        if anchor in pinned:
-            continue
-        handover = vouched.get(certificate_hash(anchor))
-        if handover is None:
+    newest_step = 0
+    for anchor in offered.anchors[len(kept) :]:
+        found = vouched.get(certificate_hash(anchor))
+        if found is None:
             raise _refused("a trust anchor is offered that no anchor of this site has certified")
+        step, handover = found
+        if step < newest_step:
+            raise _refused("a trust anchor is offered before the one that hands over to it")
+        newest_step = step
         # The hash says it all; that the key is the handover's, too, keeps chains through it meaningful.
         if handover.subject != anchor.subject or handover.public_key() != anchor.public_key():
             raise _refused("a handover is for another key than the trust anchor that it names")
@@ -69,15 +80,21 @@ def _vouched(
     handovers: Sequence[x509.Certificate],
     federation: str,
     now: float,
-) -> dict[bytes, x509.Certificate]:
-    """Handovers that lead back to a pinned anchor, in any order, by the anchor that each names."""
-    trusted = [anchor for anchor in pinned if _holds(anchor, federation, now)]
+) -> dict[bytes, tuple[int, x509.Certificate]]:
+    """Handovers that lead from the newest pinned anchor on, in any order, by the anchor that each names.
+
+    With each the number of steps that lead there. An older anchor has handed on already: what else its
+    key signs now is not the federation's.
+    """
+    trusted = [anchor for anchor in pinned[-1:] if _holds(anchor, federation, now)]
     waiting = [one for one in handovers if _holds(one, federation, now)]
-    found: dict[bytes, x509.Certificate] = {}
+    found: dict[bytes, tuple[int, x509.Certificate]] = {}
+    step = 0
     while signed := [one for one in waiting if any(_signed_by(one, by) for by in trusted)]:
+        step += 1
         for handover in signed:
             waiting.remove(handover)
-            found[handed_to(handover)] = handover
+            found.setdefault(handed_to(handover), (step, handover))
             trusted.append(handover)
     return found
 

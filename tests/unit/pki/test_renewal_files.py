@@ -125,10 +125,13 @@ def test_a_renewal_that_is_cut_off_anywhere_leaves_a_whole_identity(site: Site, 
 def test_a_renewal_under_a_new_root_alone_is_whole_wherever_it_is_cut_off(
     site: Site, tmp_path: Path
 ):
-    rotate_root(site.ca, NOW)
+    older = rotate_root(site.ca, NOW).anchors[0]
     newest = retire_anchor(site.ca).anchors
     for home in crashes(site.home, lambda one: site.renew(one, newest), tmp_path / "points"):
-        assert same_key(load_tls_identity(home, now=NOW), home)
+        found = load_tls_identity(home, now=NOW)
+        assert same_key(found, home)
+        # Oldest first, which is how a site knows which of its anchors may be dropped.
+        assert found.anchors in {(older,), (older, *newest), newest}
         assert site.renew(home, newest).anchors == newest
     done = site.renew(site.home, newest)
     assert done.anchors == newest and len(done.past_anchors) == 1

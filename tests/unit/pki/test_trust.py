@@ -73,6 +73,34 @@ def test_an_anchor_that_is_not_offered_any_more_is_dropped():
     assert accept([FIRST, SECOND], [SECOND]) == (SECOND.certificate,)
 
 
+@pytest.mark.parametrize("links", [(), ("known",)])
+def test_a_newer_anchor_is_not_dropped_in_favour_of_an_older_one(links: tuple[str, ...]):
+    """The older one may have been replaced because its key was stolen."""
+    handovers = [handover(SECOND, FIRST)] if links else []
+    with pytest.raises(IdentityError, match="favour of an older one"):
+        accept([FIRST, SECOND], [FIRST], *handovers)
+    with pytest.raises(IdentityError, match="favour of an older one"):
+        accept([FIRST, SECOND, THIRD], [FIRST, THIRD], *handovers)
+
+
+def test_anchors_keep_their_order_so_that_the_next_bundle_cannot_drop_the_newer_one():
+    with pytest.raises(IdentityError, match="favour of an older one"):
+        accept([FIRST, SECOND], [SECOND, FIRST])
+    with pytest.raises(IdentityError, match="older than one that is pinned"):
+        accept([FIRST], [SECOND, FIRST], handover(SECOND, FIRST))
+    with pytest.raises(IdentityError, match="before the one that hands over"):
+        accept([FIRST], [THIRD, SECOND], handover(SECOND, FIRST), handover(THIRD, SECOND))
+
+
+def test_an_older_anchor_that_has_handed_over_hands_over_to_nobody_else():
+    with pytest.raises(IdentityError, match="certified"):
+        accept([FIRST, SECOND], [STRANGER], handover(STRANGER, FIRST))
+    with pytest.raises(IdentityError, match="certified"):
+        accept([FIRST, SECOND], [FIRST, SECOND, STRANGER], handover(STRANGER, FIRST))
+    both = (SECOND.certificate, THIRD.certificate)
+    assert accept([FIRST, SECOND], [SECOND, THIRD], handover(THIRD, SECOND)) == both
+
+
 def test_an_anchor_without_a_handover_is_refused():
     with pytest.raises(IdentityError, match="no anchor of this site has certified"):
         accept([FIRST], [FIRST, STRANGER])
@@ -109,8 +137,10 @@ def test_two_handovers_that_vouch_for_each_other_alone_are_refused():
 
 
 def test_a_retired_anchor_does_not_come_back():
-    with pytest.raises(IdentityError, match="certified"):
+    with pytest.raises(IdentityError, match="older than one that is pinned"):
         accept([SECOND], [FIRST, SECOND], handover(SECOND, FIRST))
+    with pytest.raises(IdentityError, match="certified"):
+        accept([SECOND], [SECOND, FIRST], handover(SECOND, FIRST))
 
 
 def test_an_issuing_ca_cannot_hand_trust_on():
