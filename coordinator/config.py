@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from fedpalm.errors import ConfigError
 from fedpalm.plan import Name
-from fedpalm.settings import Settings, load_toml
-
-
-def _host_port(text: str) -> str:
-    if not (_HOST_PORT.fullmatch(text) and int(_port(text)) < 65536):
-        raise ValueError("not HOST:PORT (an IPv6 address goes in brackets)")
-    return text
-
-
-_HOST_PORT = re.compile(r"([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
-Address = Annotated[str, AfterValidator(_host_port)]
+from fedpalm.settings import HostPort, Settings, load_toml
 
 
 class CoordinatorSettings(Settings):
     """The keys of ``coordinator.toml``."""
 
     federation: Name
-    listen: Address = "0.0.0.0:7443"
+    listen: HostPort = "0.0.0.0:7443"
     """``host:port``; port 0 lets the system choose, and ``<home>/listen`` tells which it is."""
-    enrol_listen: Address = ""
+    enrol_listen: HostPort = ""
     """``host:port`` for newcomers, bound while an invitation waits for one; left out, the port after
     that of ``listen``. Port 0 is chosen once, and ``<home>/enrol_listen`` tells which it is."""
-    advertise: Address = ""
+    advertise: HostPort = ""
     """``host:port`` that sites dial, behind a NAT for example; left out, ``listen``. Port 0 stands for
     the port that is bound."""
-    enrol_advertise: Address = ""
+    enrol_advertise: HostPort = ""
     """The same for newcomers; left out, the host of ``advertise`` and the port that is bound."""
     max_transfers: int = Field(4, ge=1, le=64)
     """Models and updates in flight at once; further ones wait their turn."""

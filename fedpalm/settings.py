@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from .errors import ConfigError
+
+_HOST_PORT = re.compile(r"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+
+
+def _host_port(text: str) -> str:
+    match = _HOST_PORT.fullmatch(text)
+    if match is None or int(match[2]) > 65535:
+        raise ValueError("not HOST:PORT (an IPv6 address goes in brackets)")
+    return text
+
+
+HostPort = Annotated[str, StringConstraints(max_length=300), AfterValidator(_host_port)]
+"""Where somebody listens. Port 0 lets a listener choose, and cannot be dialled."""
 
 
 class Settings(BaseModel):

@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from fedpalm.data.readers import SourceKind
 from fedpalm.plan import Name
-from fedpalm.settings import Settings, load_toml
+from fedpalm.settings import HostPort, Settings, load_toml
 
 from .files import private_folder, write_durably
-
-Address = Annotated[
-    str, StringConstraints(pattern=r"^[^\s:/]+:[0-9]{1,5}$|^\[[0-9a-fA-F:]+\]:[0-9]{1,5}$")
-]
 
 
 class DataSettings(Settings):
@@ -34,7 +29,7 @@ class ParticipantConfig(Settings):
 
     federation: Name
     site: Name
-    coordinator: Address
+    coordinator: HostPort
     data: DataSettings | None = None
     keep_models: int = Field(3, ge=1, le=10_000)
 

@@ -18,6 +18,7 @@ from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ..errors import IdentityError, InvitationError
+from ..settings import HostPort
 from .bundle import chain_from_pem, pem_of
 from .files import read_secret, write_secret_once
 from .profile import federation_of
@@ -26,7 +27,6 @@ from .trust import MAX_ANCHORS
 
 TOKEN_BYTES = 32
 _Hex = StringConstraints(pattern=r"^[0-9a-f]+$")
-_Address = Annotated[str, StringConstraints(pattern=r"^\S+:[0-9]{1,5}$", max_length=300)]
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class _File(BaseModel):
     site: Label
     invitation_id: Annotated[str, _Hex, Field(min_length=32, max_length=32)]
     token: Annotated[str, _Hex, Field(min_length=2 * TOKEN_BYTES, max_length=2 * TOKEN_BYTES)]
-    enrol_address: _Address
-    coordinator_address: _Address
+    enrol_address: HostPort
+    coordinator_address: HostPort
     anchors: Annotated[str, StringConstraints(max_length=64 * 1024)]
     expires_ms: TimeMs
 
