@@ -386,6 +386,25 @@ def test_a_step_that_cannot_be_stored_as_closed_is_closed_later(
     assert federation.run.state is RunState.COMPLETED
 
 
+def test_a_sum_that_cannot_be_stored_as_ready_is_ready_later(
+    at: To, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = at(Step.REVEALS)
+
+    def full(*_: object) -> None:
+        raise ResourceError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(federation.records, "save", full)
+        for site in federation.asked():
+            federation.follow(site)
+    assert federation.step is Step.REVEALS and not federation.sums
+    federation.postponed.popleft()()
+    assert federation.step is Step.DONE and len(federation.sums) == 1
+    federation.play()
+    assert federation.run.state is RunState.COMPLETED
+
+
 def test_a_message_that_cannot_be_stored_does_not_count(
     at: To, monkeypatch: pytest.MonkeyPatch
 ) -> None:
