@@ -12,7 +12,7 @@ from cryptography import x509
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.clock import SystemClock
-from fedpalm.errors import IdentityError, StateError
+from fedpalm.errors import IdentityError, RefusedError, StateError
 from fedpalm.pki.bundle import CA, TLS_CHAIN, read_certificates
 from fedpalm.pki.fingerprint import fingerprint, same_fingerprint
 from fedpalm.pki.profile import federation_of
@@ -46,7 +46,9 @@ def install(bundle: Path, told: tuple[str, ...], home: Path, as_json: bool) -> N
     chain, anchors = split_bundle(read_certificates(bundle))
     if not anchors:
         raise IdentityError(
-            f"{bundle}: a bundle holds the certificate, what lies above it, and the trust anchors"
+            f"{bundle}: a bundle holds the certificate, what lies above it, and the trust anchors",
+            safe="nothing was installed",
+            next_step="install the file that `fedpalm-coordinator sites sign` wrote",
         )
     for anchor in anchors:
         if federation_of(anchor) != config.federation:
@@ -94,7 +96,8 @@ def _require_known(anchors: Sequence[x509.Certificate], told: Sequence[str]) -> 
     """Every anchor is one that a person has compared.
 
     Raises:
-        StateError: nobody was asked, or they said no.
+        StateError: nobody is there to be asked.
+        RefusedError: they said no.
         IdentityError: a fingerprint is not the one that was told; the bundle may be forged.
     """
     if told:
@@ -124,7 +127,7 @@ def _require_known(anchors: Sequence[x509.Certificate], told: Sequence[str]) -> 
         who = _described(anchor)
         click.echo(f"\n  {who}\n  {fingerprint(anchor)}\n", err=True)
         if not click.confirm("Is it the same?", default=False, err=True):
-            raise StateError(
+            raise RefusedError(
                 "the fingerprint was not confirmed",
                 safe="nothing was installed",
                 next_step="ask the operator for the bundle again",

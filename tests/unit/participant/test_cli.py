@@ -127,7 +127,7 @@ def test_no_root_is_trusted_that_nobody_has_compared(world, tmp_path, monkeypatc
     module = importlib.import_module("participant.cli.install")
     monkeypatch.setattr(module, "somebody_is_there", lambda: True)
     no = CliRunner().invoke(main, ["install", str(bundle), "--home", str(home)], input="n\n")
-    assert no.exit_code == StateError.exit_code
+    assert no.exit_code == RefusedError.exit_code
     assert not (home / "tls" / "tls.pem").exists()
     yes = CliRunner().invoke(main, ["install", str(bundle), "--home", str(home)], input="y\n")
     assert yes.exit_code == 0
