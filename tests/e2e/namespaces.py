@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,7 @@ class Network:
         self.switch = f"fp{os.getpid()}-switch"
 
     def __enter__(self) -> Network:
+        _remove_those_of_the_dead()
         try:
             self._add(self.switch)
             _ip(self.switch, "link", "add", "br0", "type", "bridge")
@@ -81,6 +83,15 @@ class Network:
         subprocess.run(["ip", "netns", "add", namespace], check=True)
         self._made.append(namespace)
         _ip(namespace, "link", "set", "lo", "up")
+
+
+def _remove_those_of_the_dead() -> None:
+    """Namespaces of an earlier run that was killed before it could tidy up."""
+    listed = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True)
+    for name in (line.split()[0] for line in listed.stdout.splitlines() if line):
+        made = re.fullmatch(r"fp(\d+)-[a-z-]+", name)
+        if made and not Path(f"/proc/{made[1]}").exists():
+            subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 def _ip(namespace: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

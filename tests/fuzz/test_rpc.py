@@ -124,10 +124,12 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
             for service, (address, who) in addresses.items()
         }
         target = Target(background, running, channels, samples)
+        before = resident_mib()
         yield target
-        sys.stdout.write(
-            f"\ncalls: {target.inputs} inputs; {dict(target.statuses.most_common())}\n"
-        )
+        gc.collect()
+        grown = f"{resident_mib() - before:+.1f} MiB"
+        told = dict(target.statuses.most_common())
+        sys.stdout.write(f"\ncalls: {target.inputs} inputs, {grown}; {told}\n")
         for channel in channels.values():
             background.run(channel.close())
 
