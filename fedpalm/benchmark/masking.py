@@ -5,8 +5,7 @@ of all machines together; what one site and the coordinator do of it is told apa
 a time, as a coordinator sees them: encoded, masked, hashed, added, gone. The sites that drop do so after
 they shared their keys, which is the dearest moment: their masks are recomputed from m.
 
-Not in here: network, disk, and the check that a payload arrived whole. A message counts as its fields
-and 4 bytes for each of them.
+Not in here: network, disk, and the check that a payload arrived whole. A message counts as it travels.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,15 +28,19 @@ from ..pki.keys import SigningKey, new_signing_key
 from ..secagg import site
 from ..secagg.codec import BYTES_PER_VALUE, Encoded, FixedPointCodec, add_into
 from ..secagg.masks import apply_masks
+from ..secagg.messages import Box, Signed
 from ..secagg.site import AttemptFacts, SiteAttempt
 from ..secagg.terms import SecAggTerms
 from ..secagg.unmasking import Collection
+from ..wire.masking import to_wire
+from ..wire.v1.federation_pb2 import SendMaskingRequest
 from .resident import peak_resident_bytes, reset_peak, resident_bytes
 
 STEPS = ("keys", "boxes", "inputs", "agreements", "reveals", "unmask")
 COLLUDERS = 1
 _CLIP, _MAX_WEIGHT = 0.5, 10_000
-_FIELD_BYTES = 4
+_FRAME_BYTES = 5
+"""gRPC puts a flag and a length before each message."""
 
 Tick = Callable[[str, int, int], None]
 """Told what is done, how often it was done, and how often it will be."""
@@ -79,15 +82,11 @@ class Load:
         return frozenset(terms.roster[k] for k in gone)
 
 
-def message_bytes(said: object) -> int:
-    """Bytes of what is said: the length of each field and 4 for it; a list counts by its members."""
-    if isinstance(said, bytes | str):
-        return len(said) + _FIELD_BYTES
-    if isinstance(said, tuple):
-        return sum(message_bytes(one) for one in said)
-    if is_dataclass(said):
-        return sum(message_bytes(getattr(said, part.name)) for part in fields(said))
-    raise TypeError(f"{type(said).__name__} is no part of a message")
+def message_bytes(said: Signed | tuple[Box, ...]) -> int:
+    """Bytes of a message as it travels; several travel as several, each with its frame on the line."""
+    several = said if isinstance(said, tuple) else (said,)
+    requests = (SendMaskingRequest(message=to_wire(one)) for one in several)
+    return sum(request.ByteSize() + _FRAME_BYTES for request in requests)
 
 
 @dataclass

@@ -176,7 +176,7 @@ def round_table(figures: dict[str, Any]) -> Group:
         f"drop after sharing keys, threshold {figures['threshold']}. "
         "The targets are those of 50 sites with 1,000,000 parameters, 30 % dropping."
     )
-    note = "A message counts as the bytes of its fields and 4 for each."
+    note = "A message counts as it travels: protobuf and frame."
     return Group(Text(head), steps, table, Text(note))
 
 
