@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedpalm.layout import Layout
+from fedpalm.methods.contribution import masking_terms
 from fedpalm.plan import Plan
 
 METHODS = {
@@ -23,15 +24,37 @@ WEIGHTS = {
     "rehearsal": "a random one",
 }
 
-MASKING = {
-    "none": (
-        "Masking is none: the coordinator sees this site's own update and the number of training "
-        "images inside it, in every round.",
-        "The other sites see the new global model, which is the weighted mean of all updates. In a "
-        "cohort of two, each of them can work out most of the other's update from it.",
-        "On the way everything is encrypted between this site and the coordinator (TLS 1.3).",
-    ),
-}
+_NOT_MASKED = (
+    "Masking is none: the coordinator sees this site's own update and the number of training images "
+    "inside it, in every round.",
+    "The other sites see the new global model, which is the weighted mean of all updates. In a cohort of "
+    "two, each of them can work out most of the other's update from it.",
+    "On the way everything is encrypted between this site and the coordinator (TLS 1.3).",
+)
+
+
+def masking_words(plan: Plan) -> tuple[str, ...]:
+    """Who sees the updates of a plan, and what masking does not give.
+
+    Raises:
+        ConfigError: masking cannot work with this roster or quorum.
+    """
+    terms = masking_terms(plan)
+    if terms is None:
+        return _NOT_MASKED
+    away = terms.sites - max(terms.quorum, plan.draft.quorum)
+    return (
+        "Masking is on: the update leaves as numbers that look random. The coordinator sees only the sum "
+        f"of at least {terms.min_survivors} sites' updates, the weights inside it included, even if it "
+        f"lies and {times(terms.colluders, 'site')} of the roster works together with it.",
+        f"{times(terms.threshold, 'site')} of {terms.sites} must confirm the same sum before anything is "
+        f"opened. {times(away, 'site')} may drop out of a round"
+        + ("." if away else ": WARNING: the round fails as soon as one site is away."),
+        "Masking does not hide the sum: whoever sees the new global model sees the mean of all updates. "
+        "It does not check that other sites' updates are honest or that the coordinator publishes the "
+        "right model, and sums of different rounds over different sites can be compared.",
+    )
+
 
 PRIVACY = {
     "none": (

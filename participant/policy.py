@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fedpalm.errors import ConfigError, PolicyError
 from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES
-from fedpalm.methods.contribution import codec_for
+from fedpalm.methods.contribution import codec_for, masking_terms
 from fedpalm.plan import MAX_SITES, Plan
 from fedpalm.settings import Settings, load_toml
 
@@ -30,6 +30,8 @@ class Policy(Settings):
         "rehearsal",
     )
     masking: Literal["optional", "required"] = "optional"
+    min_colluders: int = Field(1, ge=0, le=MAX_SITES - 2)
+    """Of a plan with masking: the least number of colluding sites that it must withstand."""
     privacy: Literal["optional", "required"] = "optional"
     max_epsilon: float = Field(8.0, gt=0, le=1e6)
     """Of a plan with differential privacy; without it there is no epsilon to look at."""
@@ -72,6 +74,8 @@ def violations(policy: Policy, plan: Plan) -> list[str]:
             "masking: this policy requires it; the plan has none, so that the coordinator would see "
             "this site's updates"
         )
+    if draft.masking != "none":
+        found += _masking_violations(policy, plan)
     if policy.privacy == "required" and draft.privacy == "none":
         found.append("privacy: this policy requires differential privacy; the plan has none")
     if draft.quorum < policy.min_cohort:
@@ -101,6 +105,20 @@ def violations(policy: Policy, plan: Plan) -> list[str]:
             f"max_mb_per_day: one payload of {largest:,} bytes; this policy allows "
             f"{policy.max_bytes_per_day:,} in 24 hours"
         )
+    return found
+
+
+def _masking_violations(policy: Policy, plan: Plan) -> list[str]:
+    found = []
+    if plan.draft.colluders < policy.min_colluders:
+        found.append(
+            f"min_colluders: masking in the plan withstands {plan.draft.colluders} colluding sites; this "
+            f"policy asks for {policy.min_colluders}"
+        )
+    try:
+        masking_terms(plan)
+    except ConfigError as error:
+        found.append(f"masking: {error.what}")
     return found
 
 
@@ -140,6 +158,8 @@ def in_words(policy: Policy) -> list[str]:
         "Masking is required: the coordinator must not see this site's own updates."
         if masked
         else "Masking is not required: the coordinator may see this site's own updates.",
+        f"Where a plan has masking, it withstands {policy.min_colluders} or more sites that work together "
+        "with the coordinator.",
         f"Differential privacy is {'required' if private else 'not required'}; where a plan has it, "
         f"epsilon is at most {policy.max_epsilon:g}.",
         f"A round has at least {policy.min_cohort} sites.",

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from fedpalm.errors import PolicyError
+from fedpalm.errors import ConfigError, PolicyError
 from fedpalm.layout import Layout
 from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.methods.template import model_template
@@ -19,13 +19,13 @@ from fedpalm.plan import Plan
 from .plan_book import PlanState, StoredPlan
 from .plan_desk import PlanDesk
 from .plan_words import (
-    MASKING,
     METHODS,
     NEVER_LEAVES,
     PRIVACY,
     WEIGHTS,
     changes,
     listed,
+    masking_words,
     span,
     times,
 )
@@ -127,7 +127,10 @@ def _work(plan: Plan) -> _Part:
 
 def _leaves(plan: Plan) -> _Part:
     layout, size = plan.model_layout, payload_sizes(plan)["update"]
-    seen_by = MASKING[plan.draft.masking]
+    try:
+        seen_by = masking_words(plan)
+    except ConfigError as error:
+        seen_by = (f"Masking cannot work in this plan: {error.what}.",)
     lines = (
         f"One update: the change of {len(layout.tensors)} tensors of the shared open-set model, "
         f"{layout.size:,} parameters, {size:,} bytes with one number more, the weight of the update: "

@@ -12,6 +12,7 @@ from .exchange import exchange
 from .install import install
 from .join import join
 from .manifests import manifests
+from .peers import peers
 from .plans import approve, policy, refuse, review
 from .renew import renew
 from .request import request
@@ -29,7 +30,7 @@ for _command in (
     *(join, request, install, renew),
     *(run, status),
     *(review, approve, refuse, policy),
-    *(manifests, egress, exchange),
+    *(manifests, egress, exchange, peers),
     *(evaluate, preflight),
 ):
     main.add_command(_command)
