@@ -615,7 +615,7 @@ def _uses(name: str) -> set[str]:
 def test_only_the_gate_holds_the_passport_and_only_the_link_the_connection():
     assert _uses("PASSPORT") == {"outgoing.py", "release.py"}
     # A site that has no certificate yet sends its one request for one, which has no link to go by.
-    assert _uses("unary") == {"enrolment.py", "link.py"}
+    assert _uses("unary") == {"claim.py", "link.py"}
     assert _uses("upload") == {"link.py"}
     called = {
         path
@@ -625,7 +625,7 @@ def test_only_the_gate_holds_the_passport_and_only_the_link_the_connection():
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in ("unary", "upload", "stream")
     }
-    assert called == {"enrolment.py", "link.py"}
+    assert called == {"claim.py", "link.py"}
 
 
 # What can open a line to somewhere else, or start a program that can.
@@ -652,7 +652,7 @@ TRANSPORT_USED_BY = {
     "cli/egress.py": {"fedpalm.transport.channel"},
     "cli/join.py": {"fedpalm.transport.channel"},
     "cli/renew.py": {"fedpalm.transport.channel"},
-    "enrolment.py": {"fedpalm.transport.backoff"},
+    "claim.py": {"fedpalm.transport.backoff"},
     "link.py": {"fedpalm.transport.chunks"},
 }
 
