@@ -11,10 +11,15 @@ from .errors import ProtocolError
 
 
 def canonical_json(value: Any) -> bytes:
-    """Serialise to RFC 8785 bytes. Raises ProtocolError for what JSON cannot hold (NaN, 2**53, bytes)."""
+    """Serialise to RFC 8785 bytes.
+
+    Raises:
+        ProtocolError: what JSON cannot hold (NaN, 2**53, bytes, half of a character), or what is
+            nested deeper than Python goes.
+    """
     try:
         return rfc8785.dumps(value)
-    except rfc8785.CanonicalizationError as error:
+    except (rfc8785.CanonicalizationError, UnicodeError, RecursionError) as error:
         raise ProtocolError(f"value has no canonical JSON: {error}") from error
 
 

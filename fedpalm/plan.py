@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from .canonical import canonical_json, domain_hash
 from .errors import ConfigError
-from .layout import Layout
+from .layout import MAX_TENSORS, Layout, TensorSpec
 from .settings import Settings, parse_settings
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,52}[a-z0-9])?$")]
@@ -103,6 +103,16 @@ class Continues(Settings):
     model: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class TensorEntry(Settings):
+    """A tensor of a layout, in the form of :meth:`fedpalm.layout.Layout.to_json` and in no other."""
+
+    name: str = Field(strict=True, max_length=600)
+    shape: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**31)], ...] = Field(max_length=8)
+
+
+Entries = Annotated[tuple[TensorEntry, ...], Field(max_length=MAX_TENSORS)]
+
+
 class Plan(Settings):
     """A draft bound to its roster, layouts and initial model: the unit of agreement.
 
@@ -113,8 +123,8 @@ class Plan(Settings):
     federation: Name
     draft: PlanDraft
     roster: tuple[Name, ...]
-    layout: tuple[dict[str, Any], ...]
-    expert_layout: tuple[dict[str, Any], ...] = ()
+    layout: Entries
+    expert_layout: Entries = ()
     initial_model: str = Field(pattern=r"^[0-9a-f]{64}$")
     continues: Continues | None = None
 
@@ -147,12 +157,12 @@ class Plan(Settings):
     @cached_property
     def model_layout(self) -> Layout:
         """Layout of the shared (P,) vector."""
-        return Layout.from_json(self.layout)
+        return _layout(self.layout)
 
     @cached_property
     def released_layout(self) -> Layout:
         """Layout of the expert that the exchange releases (empty if none)."""
-        return Layout.from_json(self.expert_layout)
+        return _layout(self.expert_layout)
 
     @property
     def rounds_before(self) -> int:
@@ -170,7 +180,12 @@ class Plan(Settings):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Plan:
-        """Parse and validate. Raises ConfigError naming every wrong key."""
+        """Parse and validate.
+
+        Raises:
+            ConfigError: not a plan; names every wrong key.
+            LayoutMismatchError: a layout that no model has.
+        """
         try:
             values = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -178,3 +193,7 @@ class Plan(Settings):
         if not isinstance(values, dict):
             raise ConfigError("plan: not a JSON object")
         return parse_settings(cls, values, "plan")
+
+
+def _layout(entries: tuple[TensorEntry, ...]) -> Layout:
+    return Layout(tuple(TensorSpec(entry.name, entry.shape) for entry in entries))

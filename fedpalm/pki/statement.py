@@ -98,12 +98,17 @@ class SignedStatement:
     def from_parts(
         cls, statement: bytes, signature: bytes, chain_der: Sequence[bytes]
     ) -> SignedStatement:
-        """From the three fields of the wire. Raises ProtocolError for certificates that are none."""
+        """From the three fields of the wire.
+
+        Raises:
+            ProtocolError: certificates that are none, or a text that is none.
+        """
         if len(statement) > MAX_STATEMENT_BYTES or len(signature) != 64:
             raise ProtocolError("malformed signed statement: sizes")
         if not 1 <= len(chain_der) <= MAX_INTERMEDIATES + 1:
             raise ProtocolError(f"a signed statement with {len(chain_der)} certificates")
         try:
+            statement.decode()  # it is stored as text, see to_bytes
             chain = tuple(x509.load_der_x509_certificate(der) for der in chain_der)
         except PARSE_ERRORS as error:
             raise ProtocolError(f"malformed signed statement: {error}") from error

@@ -63,7 +63,7 @@ def attempt_from_bytes(raw: bytes, facts: AttemptFacts) -> SiteAttempt:
         if values["version"] != 1:
             raise ValueError(f"version {values['version']}")
         made = _attempt(values, facts)
-    except (ValueError, TypeError, KeyError, AttributeError, FedPalmError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, FedPalmError) as error:
         # The values are secrets: only the kind of damage is told.
         raise KeyFileError(
             f"the state of a masked attempt is damaged ({type(error).__name__})",

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,39 @@ def json_bytes() -> st.SearchStrategy[bytes]:
     )
     deep = st.integers(1, 3000).map(lambda n: b"[" * n + b"]" * n)
     return nested.map(lambda value: json.dumps(value).encode()) | deep
+
+
+@st.composite
+def altered(draw: st.DrawFn, document: bytes) -> bytes:
+    """A JSON document, still canonical in most cases, with a key more, a value else or another depth."""
+    values = json.loads(document)
+    for _ in range(draw(st.integers(1, 2))):
+        place = draw(st.sampled_from(list(_containers(values))))
+        odd = deepcopy(draw(st.just(_DEEP) | st.sampled_from(_ODD)))
+        keys = sorted(place) if isinstance(place, dict) else list(range(len(place)))
+        if keys and draw(st.booleans()):
+            place[draw(st.sampled_from(keys))] = odd
+        elif isinstance(place, dict):
+            place[draw(st.sampled_from(["zz", "name", "shape", "\udfff"]))] = odd
+        else:
+            place.append(odd)
+    deep = draw(st.sampled_from([b'"x"', b'{"a":1}', b"[]"]))
+    depth = draw(st.sampled_from([1, 50, 300, 900]))
+    deep = b"[" * depth + deep + b"]" * depth
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return text.encode().replace(json.dumps(_DEEP).encode(), deep)
+
+
+_DEEP = "put something deep here"
+_ODD: list[Any] = [None, True, -1, 2**53, 2**63, 1e308, "", "\ud800", [], {}, [[]]]
+
+
+def _containers(place: Any) -> Iterator[Any]:
+    """``place`` and every object and array inside."""
+    if isinstance(place, dict | list):
+        yield place
+        for inner in place.values() if isinstance(place, dict) else place:
+            yield from _containers(inner)
 
 
 def broken(data: bytes, rng: random.Random, copies: int = COPIES) -> Iterator[bytes]:

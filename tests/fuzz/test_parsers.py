@@ -34,7 +34,7 @@ from fedpalm.wire.limits import parse_message
 from fedpalm.wire.v1 import federation_pb2, masking_pb2, membership_pb2, operator_pb2
 
 from . import samples
-from .inputs import COPIES, INPUTS, MAX_GROWTH_MIB, Tally, broken, json_bytes, messages
+from .inputs import COPIES, INPUTS, MAX_GROWTH_MIB, Tally, altered, broken, json_bytes, messages
 
 MODULES = (federation_pb2, masking_pb2, membership_pb2, operator_pb2)
 KINDS: list[type[Message]] = [
@@ -130,12 +130,22 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], Callable[[], bytes]]] = {
     },
     "consent": (SignedConsent.from_bytes, lambda: samples.consent().to_bytes()),
     "log entry": (Entry.from_bytes, samples.entry),
-    "plan": (Plan.from_bytes, lambda: samples.plan().to_bytes()),
+    # Whoever parses a plan asks for its canonical bytes next.
+    "plan": (
+        lambda data: Plan.from_bytes(data).to_bytes(),
+        lambda: samples.plan().to_bytes(),
+    ),
     "sealed expert": (SealedExpert.from_bytes, samples.sealed),
     "request": (lambda data: verify_request(parse_request(data)), samples.request),
     "certificates": (lambda data: chain_from_pem(data, "fuzz"), samples.chain),
     "identity": (_text(Identity.from_uri), lambda: b"spiffe://fuzz/participant/north"),
 }
+
+
+JSON = [
+    *("signed statement", "PlanOffer", "PlanAnswer", "RoundManifest", "Countersignature"),
+    *("PayloadReceipt", "consent", "log entry", "plan"),
+]
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -144,11 +154,27 @@ def test_a_document_is_taken_or_refused(name: str, tally: Tally) -> None:
     good = sample()
     parse(good)
 
+    changed = altered(good) if name in JSON else st.just(good)
+
     @_fuzz(_examples(len(PARSERS)))
-    @given(st.just(good) | st.just(good) | json_bytes() | st.binary(), st.integers(0, 2**32))
+    @given(st.just(good) | changed | json_bytes() | st.binary(), st.integers(0, 2**32))
     def run(data: bytes, seed: int) -> None:
         for copy in broken(data, random.Random(seed)):
             _try(tally, parse, copy)
+
+    run()
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_a_document_with_other_keys_values_or_depths_is_taken_or_refused(
+    name: str, tally: Tally
+) -> None:
+    parse, sample = PARSERS[name]
+
+    @_fuzz(max(300, _examples(len(PARSERS))))
+    @given(altered(sample()))
+    def run(data: bytes) -> None:
+        _try(tally, parse, data)
 
     run()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -86,6 +87,33 @@ def test_all_errors_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(initial_model="x", federation="NO", surprise=1)
     assert all(key in str(caught.value) for key in ("initial_model", "federation", "surprise"))
+
+
+def nested(depth: int) -> Any:
+    value: Any = "x"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("depth", [0, 1, 300, 900])
+@pytest.mark.parametrize("key", ["name", "shape", "zz"])
+@pytest.mark.parametrize("layout", ["layout", "expert_layout"])
+def test_a_layout_entry_has_a_name_and_a_shape_and_nothing_else(
+    layout: str, key: str, depth: int
+) -> None:
+    entry = {"name": "open_set.w", "shape": [4], key: nested(depth) if depth else None}
+    with pytest.raises(ConfigError, match=rf"{layout}\.0\.{key}"):
+        parse(**{layout: (entry,)})
+    text = json.dumps({**values(), layout: [entry]}).encode()
+    with pytest.raises(ConfigError, match=rf"{layout}\.0\.{key}"):
+        Plan.from_bytes(text)
+
+
+@pytest.mark.parametrize("shape", [["4"], [4.0], [True], [-1], [2**31], [1] * 9, "4"])
+def test_a_shape_is_a_few_whole_numbers(shape: object) -> None:
+    with pytest.raises(ConfigError, match=r"layout\.0\.shape"):
+        parse(layout=({"name": "open_set.w", "shape": shape},))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"{", b"null"])

@@ -35,7 +35,20 @@ def test_canonical_json_is_rfc_8785() -> None:
     assert canonical_json(value) == expected.encode()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**53, b"bytes", {1: 2}])
+def _nested(depth: int) -> object:
+    value: object = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(float("nan"), float("inf"), 2**53, b"bytes", {1: 2}),
+        *("\ud800", {"\ud800": 1}, pytest.param(_nested(5000), id="deep")),
+    ],
+)
 def test_what_json_cannot_hold_is_refused(value: object) -> None:
     with pytest.raises(ProtocolError):
         canonical_json(value)
@@ -64,6 +77,7 @@ def test_the_fake_clock_moves_only_forward_and_only_when_told() -> None:
     ("text", "names"),
     [
         ("name = ", "plan.toml"),
+        ("name = " + "[" * 2000 + "]" * 2000, "plan.toml"),
         ("name = 'p'\nmethod = 'fedavg'", "rounds"),
         ("name = 'p'\nmethod = 'nope'\nrounds = 1", "method"),
         ("name = 'p'\nmethod = 'fedavg'\nrounds = 1\ntypo = 1", "typo"),

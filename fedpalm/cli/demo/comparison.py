@@ -41,13 +41,15 @@ def bound_plan(settings: DemoSettings) -> Plan:
     """The demo's plan with roster and model, as the coordinator binds it."""
     draft = settings.draft()
     template = model_template(draft.method, draft.training, draft.seed)
-    return Plan(
-        federation=FEDERATION,
-        draft=draft,
-        roster=tuple(sorted(settings.site_names)),
-        layout=tuple(template.layout.to_json()),
-        expert_layout=tuple(template.expert_layout.to_json()),
-        initial_model=hashlib.sha256(template.initial.astype("<f4").tobytes()).hexdigest(),
+    return Plan.model_validate(
+        {
+            "federation": FEDERATION,
+            "draft": draft,
+            "roster": sorted(settings.site_names),
+            "layout": template.layout.to_json(),
+            "expert_layout": template.expert_layout.to_json(),
+            "initial_model": hashlib.sha256(template.initial.astype("<f4").tobytes()).hexdigest(),
+        }
     )
 
 

@@ -296,6 +296,13 @@ def test_what_is_too_large_is_not_parsed(signed: SignedStatement):
         )
 
 
+@pytest.mark.parametrize("text", [b"\xff\xfe", b'{"site":"\xc3"}'])
+def test_a_statement_that_is_no_text_is_refused_as_it_arrives(signed: SignedStatement, text: bytes):
+    """It is stored and shown as text."""
+    with pytest.raises(ProtocolError, match="malformed"):
+        SignedStatement.from_parts(text, signed.signature, signed.chain_der)
+
+
 def test_reading_unverified_checks_form_alone(north: TlsIdentity, signed: SignedStatement):
     assert Note.read(replace(signed, signature=bytes(64))) == note()
     with pytest.raises(ProtocolError):
