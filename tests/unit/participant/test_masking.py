@@ -10,8 +10,11 @@ import pytest
 from fedpalm.errors import EgressRefusedError, PlanNotApprovedError, PolicyError, StaleRoundError
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.methods.contribution import masking_terms
+from fedpalm.plan import Continues
 from fedpalm.secagg.unmasking import Step
+from fedpalm.wire.v1 import federation_pb2 as wire
 from participant import rounds
+from participant.ending import Ended, ExitAfter
 from participant.outgoing import PayloadKind, Place, require_outgoing
 from participant.plan_words import masking_words
 from participant.policy import Policy, violations
@@ -293,3 +296,28 @@ def test_policy_and_review_say_what_masking_asks_and_gives():
     words = " ".join(masking_words(plan))
     assert "sum of at least 3 sites" in words
     assert "WARNING: the round fails as soon as one site is away" in words
+
+
+def test_while_the_policy_cannot_be_used_small_messages_leave_and_masking_does_not(world):
+    site, _ = _keyed(world)
+    site.home.policy.write_text("max_rounds = 'many'\n")
+    require_outgoing(site.gate.release_hello(), PayloadKind.HELLO)
+    with pytest.raises(PolicyError):
+        site.gate.release_masked(PLACE)
+
+
+@pytest.mark.parametrize(("approved", "ends"), [(True, False), (False, True)])
+def test_an_amended_run_ends_an_agent_only_if_its_successor_is_not_approved(world, approved, ends):
+    site, plan = _keyed(world)
+    worker = site.agent(MaskedCoordinator(world, plan), ExitAfter.RUN)._runs
+    named = Continues(run=RUN, plan_hash=plan.hash.hex(), rounds_done=0, model=plan.initial_model)
+    after = masked_plan(continues=named)
+    site.desk.plans.propose("toy-2", after, world.offer(after, "toy-2"))
+    (site.desk.plans.approve if approved else site.desk.plans.refuse)("toy-2")
+    worker._end_after_run(wire.RunEnded(run_id=RUN, reason="amended: one more site"))
+    if ends:
+        with pytest.raises(Ended):
+            worker._decide_amended(worker._amended)
+    else:
+        worker._decide_amended(worker._amended)
+        assert worker._amended is None
