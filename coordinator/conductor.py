@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 
 from fedpalm.clock import Clock
 from fedpalm.errors import (
@@ -138,7 +137,11 @@ class Conductor:
         """A revoked site takes part in no run any more; again changes nothing.
 
         Its approvals are void: whoever is admitted under its name is asked again.
+
+        Raises:
+            ResourceError: it could not be stored for every run; again does the rest.
         """
+        failed: ResourceError | None = None
         for run_id, conducted in list(self._loop.runs.items()):
             if site not in conducted.roster or conducted.run.over:
                 continue
@@ -149,10 +152,11 @@ class Conductor:
             try:
                 self.feed(run_id, SiteExpelled(site, reason, self._loop.now_ms()), void)
             except ResourceError as error:
-                log.error("%s: %s; trying again", run_id, error.what)
-                self._outside.try_again(partial(self.expel, site, reason))
+                failed = error
             else:
                 conducted.answers.pop(site, None)
+        if failed is not None:
+            raise failed
 
     # --- what sites do ----------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ class ExchangeDesk:
         changed: the status of this run is another one.
         notary: knows the trust anchors that every consent must lead to, and signs receipts.
         runs: where the receipts are.
-        revoked: the sites that cannot come at the moment.
+        absent: the sites that cannot come at the moment.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class ExchangeDesk:
         *,
         tell: Callable[[str, pb.Instruction], None],
         changed: Callable[[str], None],
-        revoked: Callable[[], frozenset[str]],
+        absent: Callable[[], frozenset[str]],
     ) -> None:
         self._records, self._conductor, self._spool = records, conductor, spool
         self._clock, self._notary, self._runs = clock, notary, runs
-        self._tell, self._changed, self._revoked = tell, changed, revoked
+        self._tell, self._changed, self._absent = tell, changed, absent
         self._machines = {machine.terms.exchange_id: machine for machine in records.load()}
 
     def restart(self) -> None:
@@ -119,7 +119,7 @@ class ExchangeDesk:
             )
         if not plan.expert_layout:
             raise StateError(f"the plan of run {run_id} releases no experts")
-        if missing := sorted((self._revoked() | run.expelled) & set(plan.roster)):
+        if missing := sorted((self._absent() | run.expelled) & set(plan.roster)):
             raise StateError(
                 f"run {run_id}: every site of its roster must say yes, and these cannot, since they "
                 f"were revoked or left the run: {', '.join(missing[:5])}",
@@ -152,6 +152,17 @@ class ExchangeDesk:
         cancelled = CancelRequested(f"operator {operator}", "by command")
         self._feed(machine.terms.exchange_id, cancelled)
 
+    def expel(self, site: str, reason: str) -> None:
+        """End every exchange that this site is in: nobody seals an expert to keys that are revoked.
+
+        Raises:
+            ResourceError: not all of it could be stored; again does the rest.
+        """
+        for exchange_id, machine in list(self._machines.items()):
+            if site in machine.terms.roster and machine.state not in _ENDED:
+                ended = CancelRequested("the coordinator", f"site {site} was {reason}")
+                self._feed(exchange_id, ended)
+
     # --- what sites do ----------------------------------------------------------------------------
 
     def site_connected(self, site: str) -> None:
@@ -167,11 +178,18 @@ class ExchangeDesk:
                     self._carry_out(machine, effect)
 
     def consent(self, run_id: str, exchange_id: str, site: str, signed: SignedConsent) -> None:
-        """Store a site's yes. Raises ConsentError for one that is not its own, and StateError."""
+        """Store a site's yes.
+
+        Raises:
+            ConsentError, NotOnRosterError, IdentityError: not its own, signed with its present key.
+            StateError: not now.
+        """
         machine = self._machine(run_id, exchange_id, site)
+        self._require_all_there(machine)
         party = verify_consent(signed, machine.terms, self._notary.anchors, now=self._clock.now())
         if party.site != site:
             raise NotOnRosterError(f"site {site} sent the consent of {party.site}")
+        self._notary.require_present_key(site, party.signing_key)
         known = site in machine.consents
         self._feed(
             exchange_id,
@@ -277,6 +295,7 @@ class ExchangeDesk:
             NotFoundError: there is none from this sender.
         """
         machine = self._machine(run_id, exchange_id, recipient)
+        self._require_all_there(machine)
         if machine.state is not ExchangeState.DELIVERING:
             raise StateError(f"exchange {exchange_id} is {machine.state.value}")
         row = self._records.sealed(exchange_id, sender, recipient)
@@ -330,8 +349,17 @@ class ExchangeDesk:
             raise NotOnRosterError(f"site {site} is not on the roster of exchange {exchange_id}")
         return machine
 
-    @staticmethod
-    def _require_relaying(machine: ExchangeMachine) -> None:
+    def _require_all_there(self, machine: ExchangeMachine) -> None:
+        """A revocation counts from the moment that it is in the registry."""
+        if gone := sorted(self._absent() & set(machine.terms.roster)):
+            raise StateError(
+                f"exchange {machine.terms.exchange_id} ends: {', '.join(gone[:5])} left the federation, or "
+                "was admitted anew",
+                safe="nothing was relayed",
+            )
+
+    def _require_relaying(self, machine: ExchangeMachine) -> None:
+        self._require_all_there(machine)
         if machine.state not in _RELAYING:
             raise StateError(
                 f"exchange {machine.terms.exchange_id} is {machine.state.value}",

@@ -2,12 +2,12 @@
 
 Offers, manifests and receipts are signed with the identity as it is at that moment; answers and
 countersignatures count only if the site that they name has signed them under the federation's trust
-anchors, and if they are about what they came for.
+anchors with the key of its admission, and if they are about what they came for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from cryptography import x509
@@ -15,6 +15,8 @@ from cryptography import x509
 from fedpalm.clock import Clock
 from fedpalm.errors import HashMismatchError, IdentityError, ResourceError, SenderMismatchError
 from fedpalm.pki.bundle import TlsIdentity
+from fedpalm.pki.keys import VerifyingKey
+from fedpalm.pki.request import signing_key_of
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
@@ -35,10 +37,19 @@ class Notary:
 
     Every method that signs raises ResourceError while the identity's files are not whole: whoever wanted
     it tries again, as for a full disk.
+
+    Args:
+        signing_key: a site's present key, raw; None for one that is not a member. A certificate of an
+            earlier admission may be valid for months, and its signing key is no longer the site's.
     """
 
-    def __init__(self, identity: CurrentIdentity, clock: Clock) -> None:
-        self._identity, self._clock = identity, clock
+    def __init__(
+        self,
+        identity: CurrentIdentity,
+        clock: Clock,
+        signing_key: Callable[[str], bytes | None],
+    ) -> None:
+        self._identity, self._clock, self._signing_key = identity, clock, signing_key
 
     @property
     def anchors(self) -> Sequence[x509.Certificate]:
@@ -115,12 +126,14 @@ class Notary:
         """The site's answer to this plan.
 
         Raises:
-            ProtocolError, IdentityError, WrongRoleError: not an answer that the site it names signed.
+            ProtocolError, IdentityError, WrongRoleError: not an answer that the site it names signed, with
+                its present key.
             SenderMismatchError: of another site than the one that sent it.
             HashMismatchError: to another run or plan.
         """
         answer = PlanAnswer.open(signed, self.anchors, now=self._clock.now())
         _check_sender(answer.site, site, "answer")
+        self.require_present_key(site, signing_key_of(signed.chain[0]))
         if (answer.run, answer.plan_hash) != (run_id, plan.hash.hex()):
             raise HashMismatchError(
                 f"the answer of site {site} is about run {answer.run}, plan "
@@ -136,12 +149,14 @@ class Notary:
         """The site's signature over ``manifest``.
 
         Raises:
-            ProtocolError, IdentityError, WrongRoleError: not one that the site it names has signed.
+            ProtocolError, IdentityError, WrongRoleError: not one that the site it names has signed, with
+                its present key.
             SenderMismatchError: of another site than the one that sent it.
             HashMismatchError: over another manifest.
         """
         found = Countersignature.open(signed, self.anchors, now=self._clock.now())
         _check_sender(found.site, site, "countersignature")
+        self.require_present_key(site, signing_key_of(signed.chain[0]))
         sealed = RoundManifest.read(manifest)
         about = (found.run, found.round, found.attempt, found.manifest_hash)
         if about != (run_id, sealed.round, sealed.attempt, manifest.hash.hex()):
@@ -151,6 +166,15 @@ class Notary:
                 next_step="compare what the sites hold: fedpalm-participant manifests",
             )
         return found
+
+    def require_present_key(self, site: str, key: VerifyingKey) -> None:
+        """Raises IdentityError unless this is the key that the site was last admitted with."""
+        if self._signing_key(site) != key.public_bytes_raw():
+            raise IdentityError(
+                f"signed with a key that is not that of site {site}, or not any more",
+                safe="nothing was stored",
+                next_step="sign anew with the present key: start the site's agent again, or join anew",
+            )
 
     def _signer(self) -> TlsIdentity:
         try:

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
-from fedpalm.errors import NotFoundError, RefusedError, ResourceError, RevokedError, StateError
+from fedpalm.errors import (
+    NotFoundError,
+    RefusedError,
+    ResourceError,
+    RevokedError,
+    StateError,
+    UnavailableError,
+)
 from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.identity import Identity, Role, identity_of
 from fedpalm.pki.request import signing_key_of
@@ -75,14 +82,37 @@ class Registry:
     def revoked_sites(self) -> frozenset[str]:
         return self._named("revoked")
 
-    def breaks(self) -> dict[str, int]:
-        """When each site last lost all its certificates at once, by a revocation or a new admission."""
+    def absent_sites(self) -> frozenset[str]:
+        """Sites that cannot come: revoked, or about to leave their runs."""
+        return self.revoked_sites() | frozenset(self.new_breaks())
+
+    def signing_key(self, site: str) -> bytes | None:
+        """The present signing key of an active site (raw Ed25519, 32 bytes); None for any other name."""
+        rows = self._store.query(
+            "SELECT signing_key FROM sites WHERE site = ? AND state = 'active'", site
+        )
+        return bytes(rows[0][0]) if rows else None
+
+    def breaks(self, site: str) -> int | None:
+        """How often a site has broken with its past; None for one that was never admitted.
+
+        Whoever decides about a site on what it was like compares this number before and after.
+        """
+        rows = self._store.query("SELECT breaks FROM sites WHERE site = ?", site)
+        return rows[0][0] if rows else None
+
+    def new_breaks(self) -> dict[str, int]:
+        """The number of breaks of each site whose newest one has not been carried to the runs."""
         return dict(
             self._store.query(
-                "SELECT name, max(over_ms) FROM certificates WHERE role = 'participant' "
-                "AND why_over IN ('revoked', 'replaced') GROUP BY name"
+                "SELECT site, breaks FROM sites WHERE breaks != breaks_carried ORDER BY site"
             )
         )
+
+    def breaks_carried(self, site: str, breaks: int) -> None:
+        """The runs and exchanges go on without what the site was before this many breaks."""
+        with self._store.transaction("expulsion of a site") as db:
+            db.execute("UPDATE sites SET breaks_carried = ? WHERE site = ?", (breaks, site))
 
     def authorise(self, peer: Peer, now_ms: int) -> None:
         """Let a caller pass whose certificate is in the registry and not over.
@@ -91,12 +121,15 @@ class Registry:
 
         Raises:
             RevokedError: the certificate or its site was revoked.
-            RefusedError: the certificate is not in the registry, or another has taken its place.
+            RefusedError: the certificate is not in the registry, another has taken its place, or its
+                trust anchor is retired.
+            UnavailableError: what the site was before is still in the runs, for a moment.
             ResourceError: a first call that cannot be stored.
         """
         identity = peer.identity
         rows = self._store.query(
-            "SELECT c.role, c.name, c.used_ms, c.over_ms, c.why_over, s.state FROM certificates c "
+            "SELECT c.role, c.name, c.used_ms, c.over_ms, c.why_over, s.state, "
+            "s.breaks != s.breaks_carried FROM certificates c "
             "LEFT JOIN sites s ON s.site = c.name WHERE c.fingerprint = ?",
             peer.fingerprint,
         )
@@ -106,7 +139,7 @@ class Registry:
                 safe="nothing was changed",
                 next_step="ask the operator for an invitation (fedpalm-coordinator invite SITE)",
             )
-        _, _, used_ms, over_ms, why_over, site_state = rows[0]
+        _, _, used_ms, over_ms, why_over, site_state, uncarried = rows[0]
         # A clock that was set back brings nothing back but an overlap.
         over = bool(over_ms) and (why_over != "renewed" or now_ms >= over_ms)
         participant = identity.role is Role.PARTICIPANT
@@ -117,10 +150,21 @@ class Registry:
                 next_step="talk to the operator; coming back takes a new invitation",
             )
         if over:
+            gone = (
+                "the trust anchor of this certificate is retired"
+                if why_over == "retired"
+                else "another certificate has taken the place of this one"
+            )
             raise RefusedError(
-                f"{identity}: another certificate has taken the place of this one",
+                f"{identity}: {gone}",
                 safe="nothing was changed",
                 next_step="use the newer one; if it is lost, ask the operator for an invitation",
+            )
+        if participant and uncarried:
+            raise UnavailableError(
+                f"{identity} was admitted anew, and what it was before is still in the runs",
+                safe="nothing was changed",
+                next_step="try again in a moment",
             )
         if not used_ms:
             self._first_call(identity, peer.fingerprint, now_ms)
@@ -140,7 +184,14 @@ class Registry:
             _insert_certificate(db, identity, leaf, at_ms)
 
     def admit(
-        self, leaf: x509.Certificate, *, at_ms: int, operator: str, action: str, detail: str = ""
+        self,
+        leaf: x509.Certificate,
+        *,
+        breaks: int | None,
+        at_ms: int,
+        operator: str,
+        action: str,
+        detail: str = "",
     ) -> None:
         """Let a site in under this certificate, or back in after a revocation.
 
@@ -148,11 +199,19 @@ class Registry:
         its earlier certificates end after the first call with this one. Otherwise they are over now.
 
         Args:
+            breaks: what :meth:`breaks` said when the operator began to decide.
             action: as in table ``operator_events``.
         Raises:
             RefusedError: the certificate is not a participant's.
+            StateError: the site was revoked or admitted since then.
         """
         with self._store.transaction("admission of a site") as db:
+            if self.breaks(name := identity_of(leaf).name) != breaks:
+                raise StateError(
+                    f"site {name} was revoked, or admitted by somebody else, since it was looked at",
+                    safe="nothing was issued",
+                    next_step="fedpalm-coordinator sites shows it as it is now",
+                )
             site = admit_in(db, leaf, at_ms, renews=True)
             record_operator_event(db, at_ms, operator, action, site, detail)
 
@@ -209,23 +268,29 @@ class Registry:
             _insert_certificate(db, identity, leaf, at_ms)
 
     def end_issued_before(self, moment_ms: int, at_ms: int) -> None:
-        """End every certificate that was issued earlier than that: its trust anchor is retired."""
+        """End every certificate that was issued earlier than that: its trust anchor is retired.
+
+        A site that is left without any is out of its runs, as if it had been admitted anew.
+        """
         with self._store.transaction("retirement of a trust anchor") as db:
+            _end_certificates(db, at_ms, "retired", "issued_ms < ?", moment_ms)
             db.execute(
-                "UPDATE certificates SET over_ms = ?, why_over = 'replaced' "
-                "WHERE issued_ms < ? AND (over_ms = 0 OR over_ms > ?)",
-                (at_ms, moment_ms, at_ms),
+                "UPDATE sites SET breaks = breaks + 1 WHERE state = 'active' AND EXISTS ("
+                "SELECT 1 FROM certificates WHERE role = 'participant' AND name = site "
+                "AND why_over = 'retired' AND over_ms = ?) AND NOT EXISTS ("
+                "SELECT 1 FROM certificates WHERE role = 'participant' AND name = site "
+                "AND (over_ms = 0 OR (why_over = 'renewed' AND over_ms > ?)))",
+                (at_ms, at_ms),
             )
 
     def end_predecessors(self, leaf: x509.Certificate, at_ms: int) -> None:
         """End every other certificate of this one's name and role, without an overlap."""
         identity = identity_of(leaf)
         with self._store.transaction("end of earlier certificates") as db:
-            db.execute(
-                "UPDATE certificates SET over_ms = ?, why_over = 'replaced' WHERE role = ? "
-                "AND name = ? AND fingerprint != ? AND (over_ms = 0 OR over_ms > ?)",
-                (at_ms, identity.role.value, identity.name, fingerprint(leaf), at_ms),
-            )
+            _end_certificates(
+                db, at_ms, "replaced", "role = ? AND name = ? AND fingerprint != ?",
+                identity.role.value, identity.name, fingerprint(leaf),
+            )  # fmt: skip
 
     # --- what happens to sites --------------------------------------------------------------------
 
@@ -243,10 +308,11 @@ class Registry:
             if row == ("revoked",):
                 raise StateError(f"site {site} is revoked already", safe="it stays shut out")
             db.execute(
-                "UPDATE sites SET state = 'revoked', revoked_ms = ?, reason = ? WHERE site = ?",
+                "UPDATE sites SET state = 'revoked', revoked_ms = ?, reason = ?, "
+                "breaks = breaks + 1 WHERE site = ?",
                 (at_ms, reason, site),
             )
-            _end_certificates(db, site, at_ms, "revoked")
+            _end_certificates(db, at_ms, "revoked", _OF_SITE, site)
             cancel_invitations(db, site)
             record_operator_event(db, at_ms, operator, "revoke", site, reason)
 
@@ -296,13 +362,14 @@ def admit_in(
     before = db.execute(
         "SELECT state, signing_key FROM sites WHERE site = ?", (identity.name,)
     ).fetchone()
-    if not (renews and before == ("active", signing_key)):
-        _end_certificates(db, identity.name, at_ms, "replaced")
+    replaces = not (renews and before == ("active", signing_key))
+    if replaces:
+        _end_certificates(db, at_ms, "replaced", _OF_SITE, identity.name)
     db.execute(
         "INSERT INTO sites (site, state, signing_key, admitted_ms) VALUES (?, 'active', ?, ?) "
         "ON CONFLICT (site) DO UPDATE SET state = 'active', signing_key = excluded.signing_key, "
-        "admitted_ms = excluded.admitted_ms, revoked_ms = 0, reason = ''",
-        (identity.name, signing_key, at_ms),
+        "admitted_ms = excluded.admitted_ms, revoked_ms = 0, reason = '', breaks = breaks + ?",
+        (identity.name, signing_key, at_ms, int(replaces)),
     )
     _insert_certificate(db, identity, leaf, at_ms)
     cancel_invitations(db, identity.name)
@@ -335,12 +402,22 @@ def _insert_certificate(
     )
 
 
-def _end_certificates(db: sqlite3.Connection, site: str, at_ms: int, why: str) -> None:
-    """End them now; a later end that was set before does not count, an earlier one stays."""
+_OF_SITE = "role = 'participant' AND name = ?"
+
+
+def _end_certificates(
+    db: sqlite3.Connection, at_ms: int, why: str, which: str, *values: object
+) -> None:
+    """End them now, and for good: an overlap is over even if the clock is set back after this.
+
+    Args:
+        which: SQL condition, with ``values`` for its question marks.
+    """
     db.execute(
-        "UPDATE certificates SET over_ms = ?, why_over = ? "
-        "WHERE role = 'participant' AND name = ? AND (over_ms = 0 OR over_ms > ?)",
-        (at_ms, why, site, at_ms),
+        "UPDATE certificates SET why_over = ?, "  # noqa: S608  (the conditions stand in this file)
+        "over_ms = CASE over_ms WHEN 0 THEN ? ELSE min(over_ms, ?) END "
+        f"WHERE ({which}) AND why_over IN ('', 'renewed')",
+        (why, at_ms, at_ms, *values),
     )
 
 

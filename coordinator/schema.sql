@@ -10,7 +10,9 @@ CREATE TABLE sites (
     revoked_ms       INTEGER NOT NULL DEFAULT 0, -- when the operator revoked it; 0: never since its admission
     reason           TEXT NOT NULL DEFAULT '',   -- the operator's word about that
     last_seen_ms     INTEGER NOT NULL DEFAULT 0, -- last time a connection began or ended; 0: never
-    software_version TEXT NOT NULL DEFAULT ''    -- what it said in its last Hello
+    software_version TEXT NOT NULL DEFAULT '',   -- what it said in its last Hello
+    breaks           INTEGER NOT NULL DEFAULT 0, -- how often its past has ended: revocations, admissions that replace what it was
+    breaks_carried   INTEGER NOT NULL DEFAULT 0  -- how many of these the runs and exchanges have stored; fewer: it may not call yet
 ) STRICT;
 
 -- Every leaf that the CA of this home has issued, in that order. Whoever calls must show one that is not
@@ -25,7 +27,7 @@ CREATE TABLE certificates (
     expires_ms    INTEGER NOT NULL,              -- its notAfter
     used_ms       INTEGER NOT NULL DEFAULT 0,    -- first call with it; 0: none yet
     over_ms       INTEGER NOT NULL DEFAULT 0,    -- from when it is not accepted any more; 0: until it expires
-    why_over      TEXT NOT NULL DEFAULT ''       -- renewed | replaced | revoked
+    why_over      TEXT NOT NULL DEFAULT ''       -- renewed | replaced | retired | revoked
 ) STRICT;
 
 -- One-time invitations. state: open -> claimed -> issued | rejected; open, claimed -> cancelled; past

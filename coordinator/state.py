@@ -53,7 +53,8 @@ class Coordinator:
         clock: Clock,
     ) -> Coordinator:
         spool = Spool(home.models, home.spool)
-        registry, runs, notary = Registry(store), RunRecords(store), Notary(identity, clock)
+        registry, runs = Registry(store), RunRecords(store)
+        notary = Notary(identity, clock, registry.signing_key)
         driver = Driver(runs, spool, clock, notary, settings.keep_models)
         exchanges = ExchangeDesk(
             ExchangeRecords(store),
@@ -64,7 +65,7 @@ class Coordinator:
             runs,
             tell=driver.instruct,
             changed=driver.changed,
-            revoked=registry.revoked_sites,
+            absent=registry.absent_sites,
         )
         return cls(
             settings=settings,
@@ -95,6 +96,15 @@ class Coordinator:
         self.driver.start()
         self.exchanges.restart()
 
+    def expel(self, site: str, reason: str) -> None:
+        """A site is not any more what it was: runs and exchanges go on, or end, without it.
+
+        Raises:
+            ResourceError: not all of it could be stored; again does the rest.
+        """
+        self.conductor.expel(site, reason)
+        self.exchanges.expel(site, reason)
+
     def authorise(self, peer: Peer) -> None:
-        """Raises RefusedError, RevokedError for a certificate that is not, or no longer, registered."""
+        """Raises RefusedError, RevokedError, UnavailableError: see ``Registry.authorise``."""
         self.registry.authorise(peer, self.now_ms())

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from fedpalm.errors import KeyFileError
+from fedpalm.errors import KeyFileError, ResourceError
 from fedpalm.pki.authority import ISSUING
 from fedpalm.pki.bundle import TLS_CHAIN, read_certificates
 
 from .config import Home
+from .driver import RETRY_S
 from .state import Coordinator
 
 log = logging.getLogger(__name__)
@@ -44,12 +46,7 @@ class RegistryWatch:
         self._c, self._home = coordinator, home
         self._recheck, self._newcomers = recheck, newcomers
         self._seen: int | None = None
-        # A site that was revoked while nobody served is expelled at the first look.
-        self._breaks = {
-            site: at_ms
-            for site, at_ms in coordinator.registry.breaks().items()
-            if site not in coordinator.registry.revoked_sites()
-        }
+        self._again_at = math.inf
         self._remind_at = 0.0
 
     async def run(self) -> None:
@@ -60,17 +57,11 @@ class RegistryWatch:
 
     async def look(self) -> None:
         """Carry out what the store says now."""
-        changes = self._c.store.outside_changes()
-        if changes != self._seen:
-            self._seen = changes
-            breaks = self._c.registry.breaks()
-            revoked = self._c.registry.revoked_sites()
-            for site in sorted(breaks):
-                if breaks[site] > self._breaks.get(site, 0):
-                    why = "revoked by the operator" if site in revoked else "admitted anew"
-                    log.warning("site %s is %s: its calls are ended, it leaves its runs", site, why)
-                    self._c.conductor.expel(site, why)
-            self._breaks = breaks
+        changes, elapsed = self._c.store.outside_changes(), asyncio.get_running_loop().time()
+        if changes != self._seen or elapsed >= self._again_at:
+            self._seen, self._again_at = changes, math.inf
+            if not self._carry_breaks():
+                self._again_at = elapsed + RETRY_S
             await self._recheck()
         await self._newcomers(self._c.invitations.wanted(self._c.now_ms()))
         now = self._c.clock.now()
@@ -78,6 +69,27 @@ class RegistryWatch:
             self._remind_at = now + REMIND_S
             for line in endings(self._home, now):
                 log.warning("%s", line)
+
+    def _carry_breaks(self) -> bool:
+        """Expel each site that has broken with its past since the last time, or while nobody served.
+
+        Counted in the store and not dated: a clock that is set back hides no revocation.
+
+        Returns:
+            Whether all of it could be stored; a site waits outside until it is.
+        """
+        registry, stored = self._c.registry, True
+        revoked = registry.revoked_sites()
+        for site, breaks in registry.new_breaks().items():
+            why = "revoked by the operator" if site in revoked else "cut off or admitted anew"
+            log.warning("site %s is %s: its calls are ended, it leaves its runs", site, why)
+            try:
+                self._c.expel(site, why)
+                registry.breaks_carried(site, breaks)
+            except ResourceError as error:
+                log.error("site %s: %s; trying again in %g s", site, error.what, RETRY_S)
+                stored = False
+        return stored
 
 
 def endings(home: Home, now: float) -> list[str]:

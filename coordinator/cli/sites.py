@@ -163,15 +163,22 @@ def sign(request: Path, out: Path, given: str | None, home: Path, as_json: bool)
     asked = verify_request(csr).identity
     if asked.role is not Role.PARTICIPANT:
         raise IdentityError(f"{asked}: only participants are admitted this way")
-    if given is None:
-        confirm_fingerprint(asked.name, fingerprint(csr))
-    else:
-        require_fingerprint(asked.name, given, fingerprint(csr))
-    now = time.time()
-    leaf = authority.issue(csr, asked, now=now)
     with store_of(place) as store:
-        Registry(store).admit(
-            leaf, at_ms=round(now * 1000), operator=operator, action="sign", detail=fingerprint(csr)
+        registry = Registry(store)
+        breaks = registry.breaks(asked.name)
+        if given is None:
+            confirm_fingerprint(asked.name, fingerprint(csr))
+        else:
+            require_fingerprint(asked.name, given, fingerprint(csr))
+        now = time.time()
+        leaf = authority.issue(csr, asked, now=now)
+        registry.admit(
+            leaf,
+            breaks=breaks,
+            at_ms=round(now * 1000),
+            operator=operator,
+            action="sign",
+            detail=fingerprint(csr),
         )
     # Under an institution the issuing CA is an anchor itself, and people compare each anchor once.
     between = () if authority.external else (authority.issuing,)

@@ -57,6 +57,11 @@ def identity(name: str = COORDINATOR_NAME) -> TlsIdentity:
     return AUTHORITY.enrol(role, name, now=BEGIN)
 
 
+def signing_key(site: str) -> bytes:
+    """What a registry would say of a site that is a member."""
+    return identity(site).signing_key.public_key().public_bytes_raw()
+
+
 def rehearsal_plan(
     sites: int, rounds: int, *, quorum: int = 2, parameters: int = 97, **draft: Any
 ) -> Plan:
@@ -147,7 +152,7 @@ class SimulatedFederation:
         self.sums: deque[Aggregate] = deque()
         self.postponed: deque[Callable[[], None]] = deque()
         self.inbox.clear()
-        notary = Notary(Unchanging(identity()), self.clock)
+        notary = Notary(Unchanging(identity()), self.clock, signing_key)
         self.conductor = Conductor(self.records, self, self.clock, notary)
         self.conductor.restart()
         for site in self.revoked:

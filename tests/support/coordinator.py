@@ -231,7 +231,10 @@ class World:
         """Let a site in with fresh keys; what its name had before is over."""
         self.people[site] = member = self.authority.enrol(Role.PARTICIPANT, site)
         with Store.open(self.home.store) as store:
-            Registry(store).admit(member.leaf, at_ms=1, operator="olga", action="sign")
+            registry = Registry(store)
+            registry.admit(
+                member.leaf, breaks=registry.breaks(site), at_ms=1, operator="olga", action="sign"
+            )
         return member
 
     def revoke(self, site: str) -> None:

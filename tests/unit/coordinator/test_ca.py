@@ -92,7 +92,11 @@ def admit(home: Home, site: str, *, called: bool = True) -> TlsIdentity:
     now_ms = round(time.time() * 1000)
     with Store.open(home.store) as store:
         registry = Registry(store)
-        registry.admit(member.leaf, at_ms=now_ms, operator="operator", action="approve")
+        registry.admit(
+            member.leaf, breaks=registry.breaks(site), at_ms=now_ms, operator="operator",
+            action="approve",
+        )  # fmt: skip
+        registry.breaks_carried(site, registry.breaks(site) or 0)
         if called:
             peer = Peer(
                 member.identity,

@@ -13,7 +13,7 @@ from coordinator.spool import Spool
 from coordinator.store import Store
 from fedpalm.clock import FakeClock
 from fedpalm.rounds.events import RoundRef
-from tests.simulation.federation import identity
+from tests.simulation.federation import identity, signing_key
 from tests.support.agreement import Unchanging
 from tests.support.aio import in_loop
 
@@ -29,9 +29,8 @@ async def test_work_in_the_background_that_fails_is_logged(
 ) -> None:
     spool, clock = BrokenSpool(tmp_path / "models", tmp_path / "spool"), FakeClock()
     with Store.open(tmp_path / "store.sqlite3") as store:
-        driver = Driver(
-            RunRecords(store), spool, clock, Notary(Unchanging(identity()), clock), "all"
-        )
+        notary = Notary(Unchanging(identity()), clock, signing_key)
+        driver = Driver(RunRecords(store), spool, clock, notary, "all")
         driver.round_closed("run", RoundRef(3, 1))
         await driver.stop()
     (record,) = caplog.records

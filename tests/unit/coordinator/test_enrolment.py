@@ -115,6 +115,8 @@ class Desk:
         self.invitations.approve(
             seen, leaf, pem_of(authority.chain(leaf)), at_ms=at_ms, operator="olga"
         )
+        # A running coordinator hears of it at once.
+        self.registry.breaks_carried(seen.site, self.registry.breaks(seen.site) or 0)
         return Peer(identity, fingerprint(leaf), leaf.not_valid_after_utc.timestamp())
 
 

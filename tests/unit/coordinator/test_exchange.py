@@ -21,6 +21,7 @@ from fedpalm.clock import SystemClock
 from fedpalm.errors import (
     ConsentError,
     HashMismatchError,
+    IdentityError,
     IllegalTransitionError,
     MessageTooLargeError,
     NotFoundError,
@@ -84,7 +85,10 @@ class ExchangeWorld:
         self.authority = TestAuthority("simulated")
         self.identities = {site: self.authority.enrol(Role.PARTICIPANT, site) for site in SITES}
         hub = self.authority.enrol(Role.COORDINATOR, COORDINATOR_NAME)
-        self.notary, self.revoked = Notary(Unchanging(hub), self.clock), frozenset[str]()
+        self.notary, self.absent = (
+            Notary(Unchanging(hub), self.clock, self.signing_key),
+            frozenset[str](),
+        )
         self.keys = {site: HybridKey.generate() for site in SITES}
         self.experts = {
             site: np.full(50, number, dtype=np.float32) for number, site in enumerate(SITES, 1)
@@ -97,6 +101,9 @@ class ExchangeWorld:
         records.save(RUN, over, (), 2)
         store.close()
         self.boot()
+
+    def signing_key(self, site: str) -> bytes:
+        return self.identities[site].signing_key.public_key().public_bytes_raw()
 
     def boot(self) -> None:
         self.store = Store.open(self.root / "store.sqlite3")
@@ -112,7 +119,7 @@ class ExchangeWorld:
             self.runs,
             tell=lambda site, one: self.told.append((site, str(one.WhichOneof("kind")))),
             changed=lambda _: None,
-            revoked=lambda: self.revoked,
+            absent=lambda: self.absent,
         )
         self.desk.restart()
 
@@ -220,6 +227,70 @@ def test_experts_reach_the_others_after_a_start_and_every_yes_and_are_then_erase
     assert world.files() == []
 
 
+@pytest.mark.parametrize("state", ["consenting", "sealing", "delivering"])
+def test_an_exchange_ends_when_a_site_of_its_roster_is_revoked(world, state: str) -> None:  # type: ignore[no-untyped-def]
+    world.desk.start(RUN, "olga")
+    world.consent("cedar")
+    if state != "consenting":
+        world.consent("amber", "birch")
+    if state == "delivering":
+        world.send_all()
+    assert world.machine.state == state
+    world.told.clear()
+    world.desk.expel("birch", "revoked by the operator")
+    assert world.machine.state == "cancelled" and world.files() == []
+    assert world.machine.reason == (
+        "the coordinator cancelled: site birch was revoked by the operator"
+    )
+    assert world.told == [(site, "exchange_closed") for site in SITES]
+    world.told.clear()
+    world.desk.expel("birch", "revoked by the operator")
+    assert world.told == []
+
+
+def test_an_exchange_of_others_goes_on_when_a_site_is_revoked(world) -> None:  # type: ignore[no-untyped-def]
+    world.desk.start(RUN, "olga")
+    world.desk.expel("stranger", "revoked by the operator")
+    assert world.machine.state == "consenting"
+
+
+def test_from_the_revocation_on_nobody_is_told_to_seal_or_given_anything(world) -> None:  # type: ignore[no-untyped-def]
+    """The registry says so a moment before the exchange is ended."""
+    world.desk.start(RUN, "olga")
+    world.consent("cedar", "amber")
+    world.absent = frozenset({"cedar"})
+    world.told.clear()
+    with pytest.raises(StateError, match="cedar left the federation"):
+        world.consent("birch")
+    assert world.told == []
+    world.absent = frozenset()
+    world.consent("birch")
+    sealed = world.sealed("amber", "cedar")
+    world.absent = frozenset({"cedar"})
+    for attempt in (
+        lambda: world.desk.consents(RUN, world.exchange_id, "amber"),
+        lambda: world.send("amber", "cedar", sealed),
+    ):
+        with pytest.raises(StateError, match="cedar left the federation"):
+            attempt()
+    world.absent = frozenset()
+    world.send_all()
+    world.absent = frozenset({"cedar"})
+    with pytest.raises(StateError, match="cedar left the federation"):
+        world.desk.deliverable(RUN, world.exchange_id, "amber", "birch")
+
+
+def test_a_yes_that_was_signed_with_an_earlier_key_is_none(world) -> None:  # type: ignore[no-untyped-def]
+    world.desk.start(RUN, "olga")
+    stale = world.consent_of("cedar")
+    world.identities["cedar"] = world.authority.enrol(Role.PARTICIPANT, "cedar")
+    with pytest.raises(IdentityError, match="not that of site cedar"):
+        world.desk.consent(RUN, world.exchange_id, "cedar", stale)
+    assert world.machine.consents == {}
+    world.consent("cedar")
+    assert set(world.machine.consents) == {"cedar"}
+
+
 def test_no_expert_is_taken_before_every_site_has_said_yes(world) -> None:  # type: ignore[no-untyped-def]
     world.desk.start(RUN, "olga")
     world.consent(*SITES[:2])
@@ -290,11 +361,11 @@ def test_the_receipt_of_a_sealed_expert_says_between_whom_and_of_what(world) -> 
 def test_an_exchange_that_a_site_cannot_agree_to_is_not_proposed_and_the_site_is_named(  # type: ignore[no-untyped-def]
     world, tmp_path
 ) -> None:
-    world.revoked = frozenset({"birch", "somebody-else"})
+    world.absent = frozenset({"birch", "somebody-else"})
     with pytest.raises(StateError, match="revoked or left the run: birch\n") as caught:
         world.desk.start(RUN, "olga")
     assert "plan amend" in caught.value.next_step
-    world.revoked = frozenset()
+    world.absent = frozenset()
     world.desk.start(RUN, "olga")
     gone = ExchangeWorld(tmp_path / "gone", expelled=frozenset({"cedar"}))
     with pytest.raises(StateError, match="cedar"):

@@ -458,7 +458,7 @@ def test_the_status_shows_the_step_and_its_deadline(at: To, step: Step) -> None:
         federation.records,
         tell=federation.instruct,
         changed=federation.changed,
-        revoked=set,
+        absent=frozenset,
     )
     status = run_status(RUN, federation.conductor, exchanges)
     assert (status.masking, status.masking_step) == ("secagg", step.value)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from coordinator.conductor import Conductor
 from coordinator.invitations import Invitations
 from coordinator.registry import RENEWALS_A_DAY, Registry
 from coordinator.server import listening
@@ -25,6 +26,7 @@ from fedpalm.clock import SystemClock
 from fedpalm.errors import (
     FedPalmError,
     IdentityError,
+    PlanNotApprovedError,
     RefusedError,
     ResourceError,
     RevokedError,
@@ -37,11 +39,15 @@ from fedpalm.pki.files import write_public
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.keys import SigningKey, new_signing_key, new_tls_key, private_key_pem
 from fedpalm.pki.request import create_request
+from fedpalm.plan import Plan
 from fedpalm.transport.channel import Connection
 from fedpalm.wire.membership import issued_from_wire, trust_from_wire
+from fedpalm.wire.statements import to_wire
 from fedpalm.wire.v1 import federation_pb2 as f
 from fedpalm.wire.v1 import membership_pb2 as pb
 from fedpalm.wire.v1 import operator_pb2 as o
+from tests.simulation.federation import rehearsal_plan
+from tests.support.agreement import answer
 from tests.support.aio import in_loop
 from tests.support.coordinator import DEADLINE_S, RunningCoordinator, World
 from tests.support.pki import TestAuthority
@@ -269,6 +275,117 @@ async def test_a_revocation_reaches_the_runs_whether_somebody_serves_or_not(
         await asyncio.sleep(0.5)
         world.revoke(SITE)
         await eventually(lambda: expelled == ["site-001", SITE, SITE], "and seen again")
+
+
+async def approve(hub: RunningCoordinator, plan: Plan, *sites: str) -> str:
+    async with hub.operator() as operator:
+        run_id = str((await operator.submit(plan)).run_id)
+    for name in sites:
+        async with hub.site(name) as site:
+            await site.answer(run_id, plan)
+    return run_id
+
+
+@in_loop
+async def test_an_approval_ends_with_its_keys_even_if_nobody_serves_between_the_old_and_the_new(
+    world: World,
+) -> None:
+    plan = rehearsal_plan(sites=2, rounds=1)
+    async with world.running() as hub:
+        run_id = await approve(hub, plan, SITE, "site-001")
+    world.revoke(SITE)
+    world.admit(SITE)
+    async with world.running() as hub:
+        assert hub.coordinator.conductor.answered(run_id, "approve") == ["site-001"]
+        async with hub.site(SITE) as site, site.instructions() as told:
+            await anext(told)
+            with pytest.raises(PlanNotApprovedError):
+                await site.join(run_id, plan)
+
+
+@in_loop
+async def test_a_clock_that_was_set_back_hides_no_revocation(world: World) -> None:
+    plan, ahead_ms = rehearsal_plan(sites=2, rounds=1), round(time.time() * 1000) + 3_600_000
+    with Store.open(world.home.store) as outside:
+        Registry(outside).revoke(SITE, "lost", at_ms=ahead_ms, operator="olga")
+    world.admit(SITE)
+    async with world.running() as hub:
+        run_id = await approve(hub, plan, SITE, "site-001")
+        world.revoke(SITE)
+        conductor = hub.coordinator.conductor
+        await eventually(lambda: SITE in conductor.run(run_id).expelled, "the second one is seen")
+        assert conductor.answered(run_id, "approve") == ["site-001"]
+
+
+@in_loop
+async def test_a_retired_trust_anchor_takes_nobody_out_of_a_run_who_has_renewed(
+    world: World,
+) -> None:
+    plan = rehearsal_plan(sites=2, rounds=1)
+    async with world.running() as hub:
+        run_id = await approve(hub, plan, SITE, "site-001")
+        renewal = Renewal.of(world.people[SITE])
+        reply = await membership(hub, world.people[SITE], "Renew", renewal.message)
+        hub.people[SITE] = renewal.member(world.authority, reply)
+        async with hub.site(SITE) as site:
+            await site.call("Hello", f.HelloRequest(protocol_versions=[1], site_id=SITE))
+        with Store.open(world.home.store) as outside:
+            ((issued_ms,),) = outside.query(
+                "SELECT max(issued_ms) FROM certificates WHERE name = ?", SITE
+            )
+            Registry(outside).end_issued_before(issued_ms, round(time.time() * 1000))
+        conductor = hub.coordinator.conductor
+        await eventually(lambda: "site-001" in conductor.run(run_id).expelled, "one is left out")
+        assert conductor.answered(run_id, "approve") == [SITE]
+        async with hub.site(SITE) as site:
+            await site.call("Hello", f.HelloRequest(protocol_versions=[1], site_id=SITE))
+
+
+@in_loop
+async def test_an_expulsion_that_cannot_be_stored_is_tried_again_and_the_site_waits_outside(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.watch.RETRY_S", 0.5)
+    expel, tries = Conductor.expel, []
+
+    def full_once(conductor: Conductor, site: str, reason: str) -> None:
+        tries.append(site)
+        if len(tries) == 1:
+            raise ResourceError("the disk is full")
+        expel(conductor, site, reason)
+
+    monkeypatch.setattr(Conductor, "expel", full_once)
+    async with world.running() as hub:
+        world.admit(SITE)
+        await eventually(lambda: tries == [SITE], "the first try")
+        async with hub.site(SITE) as site:
+            hello = f.HelloRequest(protocol_versions=[1], site_id=SITE)
+            with pytest.raises(UnavailableError, match="still in the runs"):
+                await site.call("Hello", hello)
+            await eventually(lambda: tries == [SITE, SITE], "the second try")
+            await site.call("Hello", hello)
+
+
+@in_loop
+async def test_what_a_revoked_key_signs_after_the_revocation_counts_for_nothing(
+    world: World,
+) -> None:
+    plan, old = rehearsal_plan(sites=2, rounds=1), world.people[SITE]
+    async with world.running() as hub:
+        run_id = await approve(hub, plan)
+        world.revoke(SITE)
+        hub.people[SITE] = world.admit(SITE)
+        registry = hub.coordinator.registry
+        await eventually(lambda: not registry.new_breaks(), "the new keys may call")
+        async with hub.site(SITE) as site:
+            stale = f.AnswerPlanRequest(
+                run_id=run_id, site_id=SITE, answer=to_wire(answer(old, run_id, plan))
+            )
+            with pytest.raises(IdentityError, match="not that of site"):
+                await site.call("AnswerPlan", stale)
+            assert hub.coordinator.conductor.answered(run_id, "approve") == []
+            await site.answer(run_id, plan)
+        assert hub.coordinator.conductor.answered(run_id, "approve") == [SITE]
 
 
 @in_loop

@@ -10,7 +10,14 @@ import pytest
 
 from coordinator.registry import DAY_MS, OVERLAP_MS, RENEWALS_A_DAY, Registry
 from coordinator.store import Store
-from fedpalm.errors import NotFoundError, RefusedError, ResourceError, RevokedError, StateError
+from fedpalm.errors import (
+    NotFoundError,
+    RefusedError,
+    ResourceError,
+    RevokedError,
+    StateError,
+    UnavailableError,
+)
 from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.identity import Identity, Role
@@ -56,7 +63,12 @@ def successor(ca: TestAuthority, member: TlsIdentity) -> TlsIdentity:
 
 
 def admit(registry: Registry, member: TlsIdentity, at_ms: int = NOW_MS) -> None:
-    registry.admit(member.leaf, at_ms=at_ms, operator="olga", action="sign")
+    """As `sites sign` does; a running coordinator hears of it at once."""
+    site = member.identity.name
+    registry.admit(
+        member.leaf, breaks=registry.breaks(site), at_ms=at_ms, operator="olga", action="sign"
+    )
+    registry.breaks_carried(site, registry.breaks(site) or 0)
 
 
 def test_a_member_may_call_and_a_valid_certificate_alone_is_not_enough(
@@ -286,25 +298,103 @@ def test_a_site_breaks_with_its_past_by_revocation_and_new_admission_not_by_rene
     registry: Registry, ca: TestAuthority
 ) -> None:
     amber = ca.enrol(Role.PARTICIPANT, "amber")
+    assert registry.breaks("amber") is None
     admit(registry, amber)
     registry.renewed(successor(ca, amber).leaf, NOW_MS + 1)
-    assert registry.breaks() == {}
-    registry.revoke("amber", "lost", at_ms=NOW_MS + 2, operator="olga")
-    assert registry.breaks() == {"amber": NOW_MS + 2}
-    admit(registry, ca.enrol(Role.PARTICIPANT, "amber"), NOW_MS + 3)
-    assert registry.breaks() == {"amber": NOW_MS + 2}
-    admit(registry, ca.enrol(Role.PARTICIPANT, "amber"), NOW_MS + 4)
-    assert registry.breaks() == {"amber": NOW_MS + 4}
+    admit(registry, successor(ca, amber))
+    assert registry.breaks("amber") == 0
+    registry.revoke("amber", "lost", at_ms=NOW_MS - 9, operator="olga")
+    assert registry.breaks("amber") == 1
+    admit(registry, ca.enrol(Role.PARTICIPANT, "amber"))
+    admit(registry, ca.enrol(Role.PARTICIPANT, "amber"))
+    assert registry.breaks("amber") == 3
 
 
-def test_certificates_end_with_their_trust_anchor(registry: Registry, ca: TestAuthority) -> None:
-    early, late = ca.enrol(Role.PARTICIPANT, "early"), ca.enrol(Role.PARTICIPANT, "late")
+def test_a_break_waits_in_the_store_until_it_was_carried_to_the_runs_and_no_call_passes_before(
+    registry: Registry, ca: TestAuthority
+) -> None:
+    admit(registry, ca.enrol(Role.PARTICIPANT, "amber"))
+    assert registry.new_breaks() == {} and registry.absent_sites() == frozenset()
+    registry.revoke("amber", "lost", at_ms=NOW_MS, operator="olga")
+    back = ca.enrol(Role.PARTICIPANT, "amber")
+    registry.admit(back.leaf, breaks=1, at_ms=NOW_MS, operator="olga", action="sign")
+    assert registry.new_breaks() == {"amber": 2} and registry.absent_sites() == {"amber"}
+    with pytest.raises(UnavailableError, match="still in the runs"):
+        registry.authorise(peer(back), NOW_MS)
+    registry.breaks_carried("amber", 1)
+    assert registry.new_breaks() == {"amber": 2}
+    registry.breaks_carried("amber", 2)
+    assert registry.new_breaks() == {}
+    registry.authorise(peer(back), NOW_MS)
+
+
+def test_nobody_is_admitted_on_a_decision_that_began_before_a_revocation(
+    registry: Registry, ca: TestAuthority
+) -> None:
+    amber = ca.enrol(Role.PARTICIPANT, "amber")
+    admit(registry, amber)
+    seen = registry.breaks("amber")
+    registry.revoke("amber", "stolen", at_ms=NOW_MS, operator="oscar")
+    with pytest.raises(StateError, match="since it was looked at"):
+        registry.admit(
+            successor(ca, amber).leaf, breaks=seen, at_ms=NOW_MS, operator="olga", action="sign"
+        )
+    assert not registry.site("amber").active
+    stranger = ca.enrol(Role.PARTICIPANT, "birch")
+    admit(registry, ca.enrol(Role.PARTICIPANT, "birch"))
+    with pytest.raises(StateError):
+        registry.admit(stranger.leaf, breaks=None, at_ms=NOW_MS, operator="olga", action="sign")
+
+
+def test_the_signing_key_of_a_site_is_that_of_its_present_admission(
+    registry: Registry, ca: TestAuthority
+) -> None:
+    def key_of(member: TlsIdentity) -> bytes:
+        return member.signing_key.public_key().public_bytes_raw()
+
+    first, second = (ca.enrol(Role.PARTICIPANT, "amber") for _ in range(2))
+    assert registry.signing_key("amber") is None
+    admit(registry, first)
+    assert registry.signing_key("amber") == key_of(first)
+    admit(registry, second)
+    assert registry.signing_key("amber") == key_of(second)
+    registry.revoke("amber", "lost", at_ms=NOW_MS, operator="olga")
+    assert registry.signing_key("amber") is None
+
+
+def test_a_clock_that_is_set_back_revives_no_overlap_from_before_a_revocation(
+    registry: Registry, ca: TestAuthority
+) -> None:
+    old = ca.enrol(Role.PARTICIPANT, "amber")
+    admit(registry, old)
+    renewed = successor(ca, old)
+    registry.renewed(renewed.leaf, NOW_MS)
+    registry.authorise(peer(renewed), NOW_MS)
+    registry.revoke("amber", "stolen", at_ms=NOW_MS + 2 * OVERLAP_MS, operator="olga")
+    admit(registry, ca.enrol(Role.PARTICIPANT, "amber"), NOW_MS + 2 * OVERLAP_MS)
+    for ended in (old, renewed):
+        with pytest.raises(RevokedError):
+            registry.authorise(peer(ended), NOW_MS + 1)
+
+
+def test_certificates_end_with_their_trust_anchor_and_only_who_has_no_other_breaks_with_its_past(
+    registry: Registry, ca: TestAuthority
+) -> None:
+    early, late, both = (ca.enrol(Role.PARTICIPANT, name) for name in ("early", "late", "both"))
     admit(registry, early, NOW_MS)
+    admit(registry, both, NOW_MS)
     admit(registry, late, NOW_MS + 10)
+    after = successor(ca, both)
+    registry.renewed(after.leaf, NOW_MS + 10)
+    registry.authorise(peer(after), NOW_MS + 11)
+    registry.authorise(peer(both), NOW_MS + 12)
     registry.end_issued_before(NOW_MS + 10, NOW_MS + 20)
     registry.authorise(peer(late), NOW_MS + 20)
-    with pytest.raises(RefusedError, match="taken the place"):
-        registry.authorise(peer(early), NOW_MS + 20)
+    registry.authorise(peer(after), NOW_MS + 20)
+    for ended in (early, both):
+        with pytest.raises(RefusedError, match="trust anchor of this certificate is retired"):
+            registry.authorise(peer(ended), NOW_MS + 5)
+    assert registry.new_breaks() == {"early": 1}
 
 
 def test_a_stolen_operators_certificate_is_ended_without_an_overlap(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -335,6 +336,26 @@ def test_a_renewal_that_travels_as_a_file_cuts_nobody_off(home: Home, tmp_path: 
     authorise(home, before)
     authorise(home, place.install(bundle))
     authorise(home, before)
+
+
+def test_a_site_that_is_revoked_while_the_question_is_open_is_not_signed_in_again(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, bundle = Place(tmp_path / "amber", "amber"), tmp_path / "bundle.pem"
+    sign = ("sites", "sign", place.path, "--out", bundle, "--home", home.root)
+    assert invoke(*sign, answer="y\n").exit_code == 0
+    bundle.unlink()
+
+    def meanwhile(site: str, mark: str) -> None:
+        done("sites", "revoke", site, "--reason", "stolen", "--home", home.root)
+
+    # By its module: the name coordinator.cli.sites is that of the command.
+    monkeypatch.setattr(sys.modules["coordinator.cli.sites"], "confirm_fingerprint", meanwhile)
+    result = invoke(*sign, "--json")
+    assert result.exit_code == StateError.exit_code
+    assert "since it was looked at" in error(result)["what"]
+    assert done("sites", "--home", home.root)["sites"][0]["state"] == "revoked"
+    assert not bundle.exists()
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,14 @@ from fedpalm.rounds.receipt import PayloadReceipt
 from fedpalm.rounds.run import AbortRun
 from fedpalm.wire.statements import from_wire
 from fedpalm.wire.v1 import federation_pb2 as pb
-from tests.simulation.federation import RUN, SimulatedFederation, identity, rehearsal_plan
+from tests.simulation.federation import (
+    AUTHORITY,
+    RUN,
+    SimulatedFederation,
+    identity,
+    rehearsal_plan,
+    signing_key,
+)
 from tests.support.agreement import Unchanging, answer, countersignature
 from tests.support.pki import TestAuthority
 
@@ -46,7 +53,7 @@ class World(SimulatedFederation):
 
     def boot(self) -> None:
         super().boot()
-        notary = Notary(Unchanging(identity()), self.clock)
+        notary = Notary(Unchanging(identity()), self.clock, signing_key)
         self.desk = StatementDesk(self.records, self.conductor, notary)
 
     @property
@@ -122,11 +129,13 @@ def test_a_later_answer_replaces_an_earlier_one_and_never_the_other_way_round(
 
 def test_an_answer_counts_only_for_what_it_says_and_from_who_signed_it(world: World) -> None:
     stranger = TestAuthority("simulated").enrol(Role.PARTICIPANT, A)
+    earlier = AUTHORITY.enrol(Role.PARTICIPANT, A, now=world.clock.now())
     cases: list[tuple[SignedStatement, str, type[FedPalmError]]] = [
         (answer(identity(B), RUN, world.plan), A, SenderMismatchError),
         (answer(identity(A), "other-run", world.plan), A, HashMismatchError),
         (answer(identity(A), RUN, rehearsal_plan(sites=3, rounds=4)), A, HashMismatchError),
         (answer(stranger, RUN, world.plan), A, IdentityError),
+        (answer(earlier, RUN, world.plan), A, IdentityError),
         (world.conductor.offer(RUN), A, ProtocolError),
         (answer(identity("site-009"), RUN, world.plan), "site-009", NotOnRosterError),
     ]
@@ -231,6 +240,11 @@ def test_a_countersignature_is_of_the_cohort_and_over_its_manifest(world: World)
         (countersignature(identity(C), manifest), C, NotOnRosterError),
         (countersignature(identity(B), manifest), A, SenderMismatchError),
         (countersignature(identity(A), other), A, HashMismatchError),
+        (
+            countersignature(AUTHORITY.enrol(Role.PARTICIPANT, A, now=world.clock.now()), manifest),
+            A,
+            IdentityError,
+        ),
         (answer(identity(A), RUN, world.plan), A, ProtocolError),
     ):
         with pytest.raises(error):
@@ -300,7 +314,9 @@ def test_nothing_is_counted_while_nothing_can_be_signed(world: World) -> None:
         def current(self):  # type: ignore[no-untyped-def]
             raise IdentityError("tls.pem is half a file")
 
-    conductor = Conductor(world.records, world, world.clock, Notary(Broken(), world.clock))
+    conductor = Conductor(
+        world.records, world, world.clock, Notary(Broken(), world.clock, signing_key)
+    )
     with pytest.raises(ResourceError, match="nothing can be signed"):
         conductor.create("another", world.plan)
     assert [row[0] for row in world.store.query("SELECT run_id FROM runs")] == [RUN]

@@ -19,7 +19,7 @@ from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.events import CloseRound, PersistCohort, PublishModel, RoundRef
 from fedpalm.rounds.run import RoundOpened, Run, RunTerms, Start, advance
-from tests.simulation.federation import identity, rehearsal_plan
+from tests.simulation.federation import identity, rehearsal_plan, signing_key
 from tests.support.agreement import Unchanging
 
 
@@ -116,7 +116,7 @@ def test_every_column_of_the_schema_says_what_it_holds() -> None:
 
 
 def offer_of(plan: Plan) -> SignedStatement:
-    return Notary(Unchanging(identity()), FakeClock(5)).offer("r", plan)
+    return Notary(Unchanging(identity()), FakeClock(5), signing_key).offer("r", plan)
 
 
 def test_a_run_and_everything_that_happened_in_it_come_back(path: Path) -> None:
