@@ -32,6 +32,7 @@ from fedpalm.pki.identity import Identity, Role, coordinator_dns_name
 from fedpalm.pki.keys import new_signing_key, new_tls_key
 from fedpalm.pki.request import create_request
 from fedpalm.plan import Plan
+from fedpalm.transport.ending import Ending
 from fedpalm.transport.enrolment import build_enrolment_server
 from fedpalm.transport.server import GatedServer
 from fedpalm.wire.statements import from_wire, to_wire
@@ -322,14 +323,16 @@ async def _status(channel: grpc.aio.Channel, name: str, parts: list[bytes]) -> g
         call = channel.unary_stream(path)(parts[0], timeout=limit_s)
     else:
         call = channel.unary_unary(path)(parts[0], timeout=limit_s)
+    ending = Ending(call)
     try:
         if method.server_streaming:
             async for _ in call:
                 pass
         else:
             await call
-    except grpc.aio.AioRpcError:
-        pass
+    except grpc.aio.AioRpcError as error:
+        # grpcio may report its own failed write in place of the status that came: see Ending.
+        return (await ending.of(error)).code()
     return await call.code()
 
 
