@@ -111,16 +111,22 @@ def check_invitation(home: Home, invitation: Invitation, now: float) -> None:
                 safe="nothing was changed",
                 next_step="use another --home",
             )
-    pinned_file = home.tls / CA
-    if pinned_file.exists():
-        pinned = read_certificates(pinned_file)
-        if not set(pinned) & set(invitation.anchors):
-            raise IdentityError(
-                f"the invitation is of another CA than {pinned_file}, which this site trusts",
-                safe="nothing was changed or sent",
-                next_step="ask the operator why; a CA that nobody handed over to is compared by hand: "
-                "fedpalm-participant request, then install",
-            )
+    if not set(trusted_anchors(home, invitation)) & set(invitation.anchors):
+        raise IdentityError(
+            f"the invitation is of another CA than {home.tls / CA}, which this site trusts",
+            safe="nothing was changed or sent",
+            next_step="ask the operator why; a CA that nobody handed over to is compared by hand: "
+            "fedpalm-participant request, then install",
+        )
+
+
+def trusted_anchors(home: Home, invitation: Invitation) -> tuple[x509.Certificate, ...]:
+    """Whom this home believes: what it has pinned, or the invitation while it has pinned nothing.
+
+    An invitation adds nothing to what is pinned, for anybody can write one; that takes a handover.
+    """
+    pinned = home.tls / CA
+    return read_certificates(pinned) if pinned.exists() else invitation.anchors
 
 
 def prepare_request(home: Home, config: ParticipantConfig) -> x509.CertificateSigningRequest:
@@ -161,6 +167,8 @@ def install_member(
 ) -> TlsIdentity:
     """Store what came, if it is for this site's name and keys, and log which certificate it is.
 
+    Args:
+        config: this home's settings from here on.
     Raises:
         IdentityError: it is for somebody else, for other keys, or does not lead to ``anchors``.
     """
@@ -172,6 +180,8 @@ def install_member(
             safe="nothing was installed",
         )
     identity = install_certificates(home.tls, chain, anchors, now=clock.now())
+    if home.load() != config:
+        home.save(config)
     with closing(SiteStore(home, clock=clock)) as store:
         record_certificate(store, SiteLog(store, identity.signing_key), identity)
     home.request.unlink(missing_ok=True)

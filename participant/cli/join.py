@@ -24,6 +24,7 @@ from ..enrolment import (
     install_member,
     prepare_request,
     record_request,
+    trusted_anchors,
 )
 from ..files import write_durably
 from ..policy import Policy
@@ -108,20 +109,23 @@ def _join(
         reporter.line(f"{invitation.site} is a member already")
         return _member(home)
     check_invitation(home, invitation, clock.now())
+    known = home.load() if home.config.exists() else None
     config = settings_of(
         invitation.federation,
         invitation.site,
         invitation.coordinator_address,
         images,
         origin=str(invitation_file),
-        known=home.load() if home.config.exists() else None,
+        known=known,
     )
     if images is not None:
         look_at(images)
     policy = _read_policy(policy_file)
 
     home.make()
-    home.save(config)
+    # Where an invitation says that the coordinator is counts once whoever is there has proved to be it.
+    kept = {"coordinator": known.coordinator} if known is not None else {}
+    home.save(config.model_copy(update=kept))
     if policy is not None:
         write_durably(home.policy, policy)
     Progress(invitation.invitation_id, answered=False).save(home)
@@ -136,7 +140,9 @@ def _join(
             invitation,
             request,
             lambda: EnrolmentConnection(
-                invitation.enrol_address, invitation.federation, invitation.anchors
+                invitation.enrol_address,
+                invitation.federation,
+                trusted_anchors(home, invitation),
             ),
             reporter,
             clock,
@@ -146,7 +152,8 @@ def _join(
     if issued is None:
         return _waiting(config, shown, invitation_file, home)
     chain, trust = issued
-    anchors = accept_trust(invitation.anchors, trust, config.federation, clock.now())
+    pinned = trusted_anchors(home, invitation)
+    anchors = accept_trust(pinned, trust, config.federation, clock.now())
     identity = install_member(home, config, chain, anchors, clock)
     Progress(invitation.invitation_id, answered=True).save(home)
     reporter.line(

@@ -22,12 +22,14 @@ from fedpalm.errors import (
     StateError,
 )
 from fedpalm.ledger.bodies import EntryKind
-from fedpalm.pki.authority import Authority, create_authority
-from fedpalm.pki.bundle import load_tls_identity
+from fedpalm.pki.authority import Authority, create_authority, save_authority
+from fedpalm.pki.bundle import load_tls_identity, read_certificates
+from fedpalm.pki.custody import rotate_root
 from fedpalm.pki.identity import Identity, Role
-from fedpalm.pki.invitation import Invitation
+from fedpalm.pki.invitation import Invitation, write_invitation
 from fedpalm.pki.trust import TrustBundle, accept_trust
 from participant.claim import claim
+from participant.cli.join import _join
 from participant.config import Home, ParticipantConfig
 from participant.enrolment import (
     Progress,
@@ -246,6 +248,82 @@ def member(home: Home, authority: Authority, clock: FakeClock) -> Any:
     return install_member(
         home, CONFIG, issue(authority, request, "north"), authority.anchors, clock
     )
+
+
+class Joined:
+    """The ``join`` of one home, and the anchors under which it looked for the coordinator."""
+
+    def __init__(self, home: Home, folder: Path, clock: FakeClock, patch: pytest.MonkeyPatch):
+        self.home, self.folder, self.clock, self.patch = home, folder, clock, patch
+        self.looked_under: list[tuple[x509.Certificate, ...]] = []
+
+    def join(self, authority: Authority, invitation: Invitation) -> None:
+        operator = EnrolmentOperator(authority, "issue")
+
+        def connect(address: str, federation: str, anchors: tuple[x509.Certificate, ...]) -> Any:
+            self.looked_under.append(anchors)
+            return operator.connect()
+
+        self.patch.setattr("fedpalm.transport.channel.EnrolmentConnection", connect)
+        file = self.folder / f"{invitation.invitation_id}.invitation"
+        write_invitation(file, invitation)
+        _join(self.home, file, None, None, Lines(), self.clock, wait=True)
+
+    @property
+    def pinned(self) -> tuple[x509.Certificate, ...]:
+        return read_certificates(self.home.tls / "ca.pem")
+
+
+@pytest.fixture
+def joined(
+    tmp_path: Path,
+    authority: Authority,
+    invitation: Invitation,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Joined:
+    made = Joined(Home(tmp_path / "member"), tmp_path, clock, monkeypatch)
+    made.join(authority, invitation)
+    return made
+
+
+def test_a_forged_invitation_changes_nothing_of_what_a_member_trusts(
+    joined: Joined, authority: Authority, invitation: Invitation
+) -> None:
+    evil = create_authority(FEDERATION, time.time())[0]
+    forged = replace(
+        invitation,
+        invitation_id="cd" * 16,
+        anchors=(authority.anchors[0], evil.anchors[0]),
+        coordinator_address="6.6.6.6:7443",
+    )
+    with pytest.raises(IdentityError, match="no anchor of this site has certified"):
+        joined.join(evil, forged)
+    assert joined.looked_under == [authority.anchors] * 2
+    assert joined.pinned == authority.anchors
+    assert joined.home.load().coordinator == invitation.coordinator_address
+    assert load_tls_identity(joined.home.tls, now=joined.clock.now()).chain[1] == authority.issuing
+
+
+def test_a_member_that_is_invited_anew_learns_the_coordinators_new_address_in_the_end(
+    joined: Joined, authority: Authority, invitation: Invitation
+) -> None:
+    moved = replace(invitation, invitation_id="cd" * 16, coordinator_address="10.0.0.7:7443")
+    joined.join(authority, moved)
+    assert joined.home.load().coordinator == "10.0.0.7:7443"
+
+
+def test_a_new_root_reaches_an_invited_member_by_its_handover(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, root_key = create_authority(FEDERATION, clock.now())
+    save_authority(tmp_path / "ca", first, root_key)
+    made = Joined(Home(tmp_path / "member"), tmp_path, clock, monkeypatch)
+    made.join(first, invitation_of(first, "north", clock.now()))
+    rotated = rotate_root(tmp_path / "ca", clock.now())
+    again = replace(invitation_of(rotated, "north", clock.now()), invitation_id="cd" * 16)
+    made.join(rotated, again)
+    assert made.pinned == rotated.anchors and len(made.pinned) == 2
 
 
 def test_a_certificate_for_somebody_else_is_not_installed(
