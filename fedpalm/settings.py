@@ -57,9 +57,22 @@ def load_toml(model: type[S], path: Path) -> S:
         ConfigError: the file is missing, is not UTF-8 TOML, or holds wrong keys (all are named).
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except OSError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return parse_settings(model, values, str(path))
+    return parse_toml(model, data, str(path))
+
+
+def parse_toml(model: type[S], data: bytes, origin: str) -> S:
+    """Validate the bytes of a TOML file.
+
+    Raises:
+        ConfigError: not UTF-8 TOML, or wrong keys (all are named).
+    """
+    try:
+        values = tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{origin}: {error}") from error
+    return parse_settings(model, values, origin)

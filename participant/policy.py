@@ -12,11 +12,15 @@ from fedpalm.errors import ConfigError, PolicyError
 from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES
 from fedpalm.methods.contribution import codec_for, masking_terms
 from fedpalm.plan import MAX_SITES, Plan
-from fedpalm.settings import Settings, load_toml
+from fedpalm.settings import Settings, parse_toml
 
 from .config import Home
 
 BYTES_PER_MB = 10**6
+MAX_BYTES = 64 * 1024
+"""Of ``policy.toml``."""
+
+Stamp = tuple[int, int, int]
 
 
 class Policy(Settings):
@@ -59,7 +63,13 @@ def load_policy(home: Home) -> Policy:
     Raises:
         ConfigError: the file cannot be read, or names file and every wrong key.
     """
-    return load_toml(Policy, home.policy) if home.policy.exists() else Policy()
+    try:
+        data = home.policy.read_bytes()
+    except FileNotFoundError:
+        return Policy()
+    except OSError as error:
+        raise ConfigError(f"{home.policy}: {error}") from error
+    return parse_toml(Policy, data, str(home.policy))
 
 
 def violations(policy: Policy, plan: Plan) -> list[str]:
@@ -175,50 +185,71 @@ def in_words(policy: Policy) -> list[str]:
 class PolicyFile:
     """The policy of a home as its file says now. Safe to use from several threads.
 
-    Fails closed: while the file is wrong, and from when it disappears under a running process, there
-    is no policy, and so nothing is approved, trained or sent.
+    Fails closed: while the file is wrong, and from when it disappears or is emptied under a running
+    process, there is no policy, and so nothing is approved, trained or sent.
     """
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._lock = threading.Lock()
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: Stamp | None = None
         self._policy: Policy | None = None
-        self._was_there = False
+        self._was_there = self._had_text = False
 
     @property
     def current(self) -> Policy:
         """The policy, read anew if the file has changed.
 
         Raises:
-            PolicyError: the file is wrong (it names file and keys), or is gone.
+            PolicyError: the file cannot be read, is wrong (it names file and keys), or is gone.
         """
         with self._lock:
-            stamp = self.stamp
-            if stamp is None and self._was_there:
-                raise PolicyError(
-                    f"{self._home.policy}: the policy is gone",
-                    safe=_SAFE,
-                    next_step="put the file back, or start the agent again to go on with the defaults",
-                )
-            self._was_there = stamp is not None
-            if self._policy is None or stamp != self._seen:
-                self._policy = None
-                try:
-                    self._policy = load_policy(self._home)
-                except ConfigError as error:
-                    raise PolicyError(error.what, safe=_SAFE, next_step=error.next_step) from error
-                self._seen = stamp
+            try:
+                # What is looked at and what is read is one file, whatever the name means meanwhile.
+                with self._home.policy.open("rb") as file:
+                    self._was_there = True
+                    stamp = _stamp(os.fstat(file.fileno()))
+                    if self._policy is None or stamp != self._seen:
+                        self._policy = None
+                        self._policy, self._seen = self._parsed(file.read(MAX_BYTES + 1)), stamp
+            except FileNotFoundError:
+                if self._was_there:
+                    raise self._unusable("the policy is gone") from None
+                self._policy = Policy()
+            except OSError as error:
+                raise self._unusable(error.strerror or "cannot be read") from error
             return self._policy
 
     @property
-    def stamp(self) -> tuple[int, int, int] | None:
-        """Changes whenever the file does; None while there is none."""
+    def stamp(self) -> Stamp | None:
+        """Changes whenever the file does; None while there is none that can be looked at."""
         try:
-            status = os.stat(self._home.policy)  # noqa: PTH116
-        except FileNotFoundError:
+            return _stamp(os.stat(self._home.policy))  # noqa: PTH116
+        except OSError:
             return None
-        return (status.st_ino, status.st_mtime_ns, status.st_size)
+
+    def _parsed(self, data: bytes) -> Policy:
+        if len(data) > MAX_BYTES:
+            raise self._unusable(f"more than {MAX_BYTES} bytes")
+        if self._had_text and not data.strip():
+            # So a file looks for a moment while somebody writes it.
+            raise self._unusable("the policy is empty")
+        self._had_text = bool(data.strip())
+        try:
+            return parse_toml(Policy, data, str(self._home.policy))
+        except ConfigError as error:
+            raise PolicyError(error.what, safe=_SAFE, next_step=error.next_step) from error
+
+    def _unusable(self, why: str) -> PolicyError:
+        return PolicyError(
+            f"{self._home.policy}: {why}",
+            safe=_SAFE,
+            next_step="put the file back as it was, or start the agent again to go on with the defaults",
+        )
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 _SAFE = "nothing is approved, trained or sent"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
@@ -162,6 +163,54 @@ def test_a_file_that_disappears_does_not_mean_the_defaults(home):
             _ = file.current
     home.policy.write_text("masking = 'required'")
     assert file.current.masking == "required"
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_never_the_defaults(home, monkeypatch):
+    """An editor renames the file away, and writes the new one a moment later."""
+    home.policy.write_text("masking = 'required'")
+    file = PolicyFile(home)
+    assert file.current.masking == "required"
+    home.policy.write_text("masking = 'required' # edited")
+    for call in ("fstat", "stat"):
+        real = getattr(os, call)
+
+        def look(target, *rest, real=real, **how):
+            found = real(target, *rest, **how)
+            home.policy.unlink(missing_ok=True)
+            return found
+
+        monkeypatch.setattr(f"participant.policy.os.{call}", look)
+    assert file.current.masking == "required"
+    monkeypatch.undo()
+    assert _refused(file)
+
+
+def test_a_file_that_is_emptied_or_cannot_be_read_does_not_mean_the_defaults(home):
+    home.policy.write_text("")
+    file = PolicyFile(home)
+    assert file.current == Policy(), "empty from the start: the owner wants the defaults"
+    home.policy.write_text("masking = 'required'")
+    assert file.current.masking == "required"
+    home.policy.write_text("\n")
+    assert _refused(file)
+    home.policy.unlink()
+    home.policy.mkdir()
+    assert _refused(file)
+    home.policy.rmdir()
+    home.policy.symlink_to(home.policy)
+    assert file.stamp is None
+    assert _refused(file)
+    home.policy.unlink()
+    home.policy.write_text("#" * 70_000)
+    assert _refused(file)
+    home.policy.write_text("masking = 'required'")
+    assert file.current.masking == "required"
+
+
+def _refused(file: PolicyFile) -> bool:
+    with pytest.raises(PolicyError) as error:
+        _ = file.current
+    return error.value.safe == "nothing is approved, trained or sent"
 
 
 def test_the_command_shows_the_limits_in_words(world):
