@@ -76,7 +76,7 @@ def check_claim(claim: UpdateClaim, plan: Plan, codec: FixedPointCodec, run: Run
         raise StaleRoundError(
             f"site {claim.site} was expelled from {claim.ref}",
             safe="nothing was stored",
-            next_step="wait for the next instruction; it takes part from the next attempt on",
+            next_step="wait for the next instruction; it takes part from the next round on",
         )
     if claim.plan_hash != plan.hash.hex():
         raise HashMismatchError(f"run {claim.run_id} has another plan")

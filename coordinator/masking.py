@@ -254,7 +254,7 @@ class MaskingDesk:
             raise StaleRoundError(
                 f"site {site} was expelled from {ref}",
                 safe="nothing was stored",
-                next_step="wait for the next instruction; it takes part from the next attempt on",
+                next_step="wait for the next instruction; it takes part from the next round on",
             )
         return attempt
 

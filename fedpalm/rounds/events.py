@@ -36,7 +36,10 @@ class SiteLeft:
 
 @dataclass(frozen=True)
 class SiteExpelled:
-    """The site takes part no more until it joins anew: revoked, or its approval of the plan is gone."""
+    """The site takes part no more until it joins anew: revoked, or its approval of the plan is gone.
+
+    If it is in the cohort, it takes part again from the next round on at the earliest.
+    """
 
     site: str
     reason: str

@@ -16,7 +16,7 @@ carries out *after* it has stored the value. Whatever the table does not name is
 accepted once: again with the same hash it changes nothing, with another hash it is refused, and after
 the survivor set is fixed it is stale. Who is present is not stored: after a restart nobody is. A site
 that is expelled stays in the cohort, which a signed manifest names, but its update does not count; the
-rest does not wait for it. It counts again from the next attempt on that it joins.
+rest does not wait for it. From when on it takes part again is the run's matter.
 """
 
 from __future__ import annotations
@@ -303,9 +303,10 @@ def _expel_over(current: Round, received: SiteExpelled) -> Step:
 def _join_deadline(current: Round, _: JoinDeadline) -> Step:
     if len(current.present) >= current.terms.quorum:
         return _seal(current)
+    out = f", {len(current.expelled)} are out of this round" if current.expelled else ""
     return _close(
         current,
-        f"{len(current.present)} of {len(current.terms.roster)} sites joined in time, "
+        f"{len(current.present)} of {len(current.terms.roster)} sites joined in time{out}, "
         f"quorum {current.terms.quorum}",
     )
 
@@ -329,7 +330,7 @@ def _accept(current: Round, received: UpdateAccepted) -> Step:
         raise StaleRoundError(
             f"site {site} was expelled from {current.ref}",
             safe="its update does not count in this attempt",
-            next_step="approve the plan and join the run again; it takes part from the next attempt on",
+            next_step="approve the plan and join the run again; it takes part from the next round on",
         )
     delivered = {**current.delivered, site: received.payload_hash}
     updated = replace(current, delivered=delivered)

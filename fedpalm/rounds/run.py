@@ -4,7 +4,9 @@
     running --an attempt aborted--> running (next attempt) or paused (max_attempts in a row)
     running --Pause--> paused --Resume--> running;   created, running, paused --AbortRun--> aborted
 
-Sites join as soon as the run exists, and may be expelled from it; one that joins again is back.
+Sites join as soon as the run exists, and may be expelled from it; one that joins again is back. Whoever
+was expelled from the cohort of an attempt is back from the next round on: otherwise one site could fail
+attempt after attempt by taking its approval back and giving it again. A resume lets it in earlier.
 
 A run holds its current round, so one stored value is the whole truth and every advance is atomic:
 the commit of round r and the opening of round r + 1 are one transition.
@@ -149,7 +151,8 @@ RunEffects = tuple[RunEffect, ...]
 class Run:
     """State of a run. ``failures`` counts aborted attempts in a row since the last resume.
 
-    ``joined`` are those that take part, connected or not; ``expelled`` those that nobody waits for.
+    ``joined`` are those that take part, connected or not; ``expelled`` those that nobody waits for;
+    ``barred`` those that were expelled from a cohort of this round, whether they have joined again or not.
     """
 
     terms: RunTerms
@@ -158,6 +161,7 @@ class Run:
     failures: int = 0
     joined: frozenset[str] = frozenset()
     expelled: frozenset[str] = frozenset()
+    barred: frozenset[str] = frozenset()
     present: frozenset[str] = frozenset()
     current: Round | None = None
     reason: str = ""
@@ -174,6 +178,7 @@ class Run:
             "failures": self.failures,
             "joined": sorted(self.joined),
             "expelled": sorted(self.expelled),
+            "barred": sorted(self.barred),
             "current": self.current.to_json() if self.current else None,
             "reason": self.reason,
         }
@@ -189,6 +194,7 @@ class Run:
             failures=values["failures"],
             joined=frozenset(values["joined"]),
             expelled=frozenset(values["expelled"]),
+            barred=frozenset(values["barred"]),
             current=Round.from_json(current, terms.round) if current else None,
             reason=values["reason"],
         )
@@ -217,7 +223,7 @@ def advance(run: Run, received: RunInput) -> Advance:
 
 def _open(run: Run, ref: RoundRef, at_ms: int) -> Advance:
     current, effects = open_round(
-        run.terms.round, ref, run.model_hash, run.present, at_ms, run.expelled
+        run.terms.round, ref, run.model_hash, run.present, at_ms, run.expelled | run.barred
     )
     return replace(run, current=current), (RoundOpened(ref), *effects)
 
@@ -236,7 +242,7 @@ def _start(run: Run, received: Start) -> Advance:
 
 def _resume(run: Run, received: Resume) -> Advance:
     last = _current(run).ref
-    running = replace(run, state=RunState.RUNNING, failures=0, reason="")
+    running = replace(run, state=RunState.RUNNING, failures=0, reason="", barred=frozenset())
     opened, effects = _open(running, RoundRef(last.round, last.attempt + 1), received.at_ms)
     return opened, (OfferRun(), *effects)
 
@@ -273,7 +279,7 @@ def _join(run: Run, received: SiteJoined) -> Advance:
         present=run.present | {site},
         expelled=run.expelled - {site},
     )
-    if joined.current is None:
+    if joined.current is None or site in run.barred:
         return joined, ()
     current, effects = step(joined.current, received)
     return replace(joined, current=current), effects
@@ -291,11 +297,14 @@ def _expel(run: Run, received: SiteExpelled) -> Advance:
     site = received.site
     if site not in run.terms.round.roster:
         raise NotOnRosterError(f"site {site} is not on the roster", safe="the run is unchanged")
+    current = run.current
+    sealed_with_it = current is not None and not current.over and site in current.cohort
     rest = replace(
         run,
         joined=run.joined - {site},
         present=run.present - {site},
         expelled=run.expelled | {site},
+        barred=run.barred | ({site} if sealed_with_it else frozenset()),
     )
     if rest.current is None:
         return rest, ()
@@ -322,7 +331,7 @@ def _after(run: Run, current: Round, received: RoundInput, at_ms: int) -> Advanc
 def _settle(run: Run, ended: Round, at_ms: int) -> Advance:
     """What follows a round that has just ended."""
     if ended.state is RoundState.COMMITTED:
-        advanced = replace(run, model_hash=ended.result, failures=0)
+        advanced = replace(run, model_hash=ended.result, failures=0, barred=frozenset())
         if ended.ref.round < run.terms.rounds:
             return _open(advanced, RoundRef(ended.ref.round + 1, 1), at_ms)
         completed = replace(advanced, state=RunState.COMPLETED)

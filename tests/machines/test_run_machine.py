@@ -42,6 +42,7 @@ from fedpalm.rounds.run import (
     InRound,
     Pause,
     Resume,
+    RoundOpened,
     Run,
     RunEffect,
     RunInput,
@@ -83,6 +84,7 @@ class RunUnderFire(RuleBasedStateMachine):
         self.summed: dict[RoundRef, tuple[str, ...]] = {}
         self.barred: dict[RoundRef, set[str]] = {}
         self.out: set[str] = set()
+        self.until_next_round: set[str] = set()
         self.endings = 0
 
     def now_ms(self) -> int:
@@ -98,6 +100,9 @@ class RunUnderFire(RuleBasedStateMachine):
                 before = self.run.current
                 if before is not None and before.cohort and not before.over:
                     self.barred.setdefault(before.ref, set()).add(site)
+                    self.until_next_round |= {site} & set(before.cohort)
+            case Resume():
+                self.until_next_round.clear()
         self.journal.append(received)
         self.stored = json.dumps(run.to_json())
         self.run = run
@@ -112,8 +117,10 @@ class RunUnderFire(RuleBasedStateMachine):
         match effect:
             case StartTimer():
                 self.timer = effect
+            case RoundOpened(ref=RoundRef(attempt=1)):
+                self.until_next_round.clear()
             case PersistCohort(ref=ref, cohort=cohort):
-                assert ref in self.cohorts or not set(cohort) & self.out
+                assert ref in self.cohorts or not set(cohort) & (self.out | self.until_next_round)
                 assert self.cohorts.setdefault(ref, cohort) == cohort
                 self.feed(self.within(CohortPersisted(self.now_ms()), ref))
             case SendTrain(ref=ref, sites=asked):
@@ -281,6 +288,7 @@ class RunUnderFire(RuleBasedStateMachine):
     @invariant()
     def who_is_out_is_not_waited_for_and_does_not_count(self) -> None:
         assert self.run.expelled == self.out
+        assert self.run.barred == self.until_next_round
         assert not self.out & (self.run.joined | self.run.present)
         current = self.run.current
         if current is not None and not current.over and current.cohort:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from fedpalm.errors import IllegalTransitionError, NotOnRosterError, StaleRoundError
 from fedpalm.rounds.events import (
+    Abort,
     Aggregated,
     AggregationFailed,
     CloseRound,
@@ -221,13 +223,47 @@ def test_later_cohorts_are_sealed_without_an_expelled_site_until_it_joins_again(
     assert back.current is not None and back.current.cohort == ("a", "b")
 
 
+def test_a_site_that_was_expelled_from_a_cohort_is_back_in_the_next_round_and_not_before() -> None:
+    """Delivering, refusing while the sum is formed, and approving again fails one attempt a round."""
+    joined = [SiteJoined(site) for site in "abc"]
+    run, _ = drive(Run(THREE, "m0"), Start(0), *joined, in_round(1, 1, CohortPersisted(1)))
+    run, effects = drive(
+        run,
+        *(in_round(1, 1, UpdateAccepted(site, f"{site}1")) for site in "abc"),
+        SiteExpelled("c", "refused the plan", 5),
+    )
+    assert effects[-1] == PersistCohort(RoundRef(1, 2), ("a", "b"))
+    run, effects = drive(run, in_round(1, 2, CohortPersisted(6)), SiteJoined("c"))
+    assert effects == ()
+    assert (run.joined, run.expelled, run.barred) == (frozenset("abc"), frozenset(), {"c"})
+    run = replace(Run.from_json(json.loads(json.dumps(run.to_json())), THREE), present=run.present)
+    third, effects = drive(run, in_round(1, 2, Abort("no reason")))
+    assert third.state is RunState.PAUSED and third.failures == 2
+    _, effects = drive(third, Resume(7))
+    assert effects[-1] == PersistCohort(RoundRef(1, 3), ("a", "b", "c"))
+    _, effects = drive(
+        run,
+        in_round(1, 2, UpdateAccepted("a", "a2")),
+        in_round(1, 2, UpdateAccepted("b", "b2")),
+        in_round(1, 2, Aggregated("m1")),
+    )
+    assert effects[-1] == PersistCohort(RoundRef(2, 1), ("a", "b", "c"))
+
+
+def test_a_site_that_was_expelled_before_the_cohort_was_sealed_can_be_in_it() -> None:
+    run, _ = drive(Run(THREE, "m0"), Start(0), SiteJoined("c"), SiteExpelled("c", "no", 5))
+    _, effects = drive(run, *(SiteJoined(site) for site in "cab"))
+    assert effects == (PersistCohort(RoundRef(1, 1), ("a", "b", "c")),)
+
+
 def test_an_expulsion_that_ends_an_attempt_opens_the_next_one_which_waits() -> None:
     run, _ = drive(started(), in_round(1, 1, CohortPersisted(1)))
     run, effects = advance(run, SiteExpelled("b", "refused the plan", 5))
     assert [type(effect) for effect in effects] == [CloseRound, RoundOpened, StartTimer]
     assert run.current is not None and run.current.ref == RoundRef(1, 2)
-    _, effects = advance(run, SiteJoined("b"))
-    assert effects == (PersistCohort(RoundRef(1, 2), ("a", "b")),)
+    run, effects = advance(run, SiteJoined("b"))
+    assert effects == ()
+    assert run.current is not None and run.current.awaited == {"a"}
 
 
 def test_an_expulsion_is_kept_in_every_state_and_over_a_restart() -> None:
