@@ -43,7 +43,7 @@ from .store import SiteStore, StoredRun, StoredUpdate
 from .trainer import Trainer
 
 STOP_GRACE_S = 5.0
-COUNTERSIGNATURE_POLL_S = 0.5
+COUNTERSIGNATURE_POLL_S = 0.05
 COUNTERSIGNATURE_POLL_CAP_S = 5.0
 """Each question is logged: who waits for long asks more rarely."""
 AMENDMENT_GRACE_S = 10.0
