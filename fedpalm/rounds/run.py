@@ -5,8 +5,9 @@
     running --Pause--> paused --Resume--> running;   created, running, paused --AbortRun--> aborted
 
 Sites join as soon as the run exists, and may be expelled from it; one that joins again is back. Whoever
-was expelled from the cohort of an attempt is back from the next round on: otherwise one site could fail
-attempt after attempt by taking its approval back and giving it again. A resume lets it in earlier.
+was expelled from the cohort of an attempt is back from the next round on, as long as the others are a quorum
+without it: otherwise one site could fail attempt after attempt by taking its approval back and giving it
+again. A resume lets it in earlier.
 
 A run holds its current round, so one stored value is the whole truth and every advance is atomic:
 the commit of round r and the opening of round r + 1 are one transition.
@@ -170,6 +171,13 @@ class Run:
     def over(self) -> bool:
         return self.state in (RunState.COMPLETED, RunState.ABORTED)
 
+    @property
+    def kept_out(self) -> frozenset[str]:
+        """Those of ``barred`` that take no part now: all, unless the quorum needs one of them."""
+        terms = self.terms.round
+        rest = terms.roster - self.expelled - self.barred
+        return self.barred if len(rest) >= terms.quorum else frozenset()
+
     def to_json(self) -> dict[str, Any]:
         """What is stored: everything but the terms (the plan has them) and who is present."""
         return {
@@ -223,7 +231,7 @@ def advance(run: Run, received: RunInput) -> Advance:
 
 def _open(run: Run, ref: RoundRef, at_ms: int) -> Advance:
     current, effects = open_round(
-        run.terms.round, ref, run.model_hash, run.present, at_ms, run.expelled | run.barred
+        run.terms.round, ref, run.model_hash, run.present, at_ms, run.expelled | run.kept_out
     )
     return replace(run, current=current), (RoundOpened(ref), *effects)
 
@@ -279,7 +287,7 @@ def _join(run: Run, received: SiteJoined) -> Advance:
         present=run.present | {site},
         expelled=run.expelled - {site},
     )
-    if joined.current is None or site in run.barred:
+    if joined.current is None or site in joined.kept_out:
         return joined, ()
     current, effects = step(joined.current, received)
     return replace(joined, current=current), effects

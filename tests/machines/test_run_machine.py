@@ -113,6 +113,12 @@ class RunUnderFire(RuleBasedStateMachine):
         for effect in effects:
             self.carry_out(effect)
 
+    @property
+    def kept_out(self) -> set[str]:
+        """Who was expelled from a cohort of this round, if the others can do without."""
+        enough = len(set(ROSTER) - self.out - self.until_next_round) >= QUORUM
+        return self.until_next_round if enough else set()
+
     def carry_out(self, effect: RunEffect) -> None:
         match effect:
             case StartTimer():
@@ -120,7 +126,7 @@ class RunUnderFire(RuleBasedStateMachine):
             case RoundOpened(ref=RoundRef(attempt=1)):
                 self.until_next_round.clear()
             case PersistCohort(ref=ref, cohort=cohort):
-                assert ref in self.cohorts or not set(cohort) & (self.out | self.until_next_round)
+                assert ref in self.cohorts or not set(cohort) & (self.out | self.kept_out)
                 assert self.cohorts.setdefault(ref, cohort) == cohort
                 self.feed(self.within(CohortPersisted(self.now_ms()), ref))
             case SendTrain(ref=ref, sites=asked):

@@ -250,6 +250,15 @@ def test_a_site_that_was_expelled_from_a_cohort_is_back_in_the_next_round_and_no
     assert effects[-1] == PersistCohort(RoundRef(2, 1), ("a", "b", "c"))
 
 
+def test_a_site_that_the_quorum_needs_is_let_in_again_in_the_same_round() -> None:
+    joined = [SiteJoined(site) for site in "ab"]
+    run, _ = drive(Run(TERMS, "m0"), Start(0), *joined, in_round(1, 1, CohortPersisted(1)))
+    run, _ = drive(run, SiteExpelled("b", "refused the plan", 5))
+    assert (run.barred, run.kept_out) == ({"b"}, frozenset())
+    _, effects = drive(run, SiteJoined("b"))
+    assert effects == (PersistCohort(RoundRef(1, 2), ("a", "b")),)
+
+
 def test_a_site_that_was_expelled_before_the_cohort_was_sealed_can_be_in_it() -> None:
     run, _ = drive(Run(THREE, "m0"), Start(0), SiteJoined("c"), SiteExpelled("c", "no", 5))
     _, effects = drive(run, *(SiteJoined(site) for site in "cab"))
@@ -261,9 +270,8 @@ def test_an_expulsion_that_ends_an_attempt_opens_the_next_one_which_waits() -> N
     run, effects = advance(run, SiteExpelled("b", "refused the plan", 5))
     assert [type(effect) for effect in effects] == [CloseRound, RoundOpened, StartTimer]
     assert run.current is not None and run.current.ref == RoundRef(1, 2)
-    run, effects = advance(run, SiteJoined("b"))
-    assert effects == ()
-    assert run.current is not None and run.current.awaited == {"a"}
+    _, effects = advance(run, SiteJoined("b"))
+    assert effects == (PersistCohort(RoundRef(1, 2), ("a", "b")),)
 
 
 def test_an_expulsion_is_kept_in_every_state_and_over_a_restart() -> None:
