@@ -42,7 +42,7 @@ from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES, SealedExpert, verify_s
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.rounds.run import RunState
-from fedpalm.text import clean_text
+from fedpalm.text import one_line
 from fedpalm.wire.v1 import federation_pb2 as pb
 
 from . import instructions
@@ -200,7 +200,7 @@ class ExchangeDesk:
     def refuse(self, run_id: str, exchange_id: str, site: str, reason: str) -> None:
         """A site's no ends the exchange; every site and operator reads its reason, in one line."""
         self._machine(run_id, exchange_id, site)
-        self._feed(exchange_id, ConsentRefused(site, clean_text(reason).replace("\n", " ")))
+        self._feed(exchange_id, ConsentRefused(site, one_line(reason)))
 
     def consents(self, run_id: str, exchange_id: str, site: str) -> list[SignedConsent]:
         """All consents, once there is one of every site. Raises StateError before."""

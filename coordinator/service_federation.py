@@ -20,7 +20,7 @@ from fedpalm.errors import (
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.rounds.events import RoundRef
 from fedpalm.secagg.codec import BYTES_PER_VALUE
-from fedpalm.text import clean_text
+from fedpalm.text import one_line
 from fedpalm.transport.chunks import SpoolWriter, partial_bytes, send_file
 from fedpalm.transport.peer import Context, current_peer
 from fedpalm.wire import consents, masking
@@ -52,7 +52,7 @@ class FederationService(FederationServicer):
                 f"the coordinator speaks {PROTOCOL_VERSION}",
                 next_step="install a version of fedpalm that speaks it",
             )
-        version = clean_text(request.software_version).replace("\n", " ")
+        version = one_line(request.software_version)
         self._c.registry.site_seen(site, self._c.now_ms(), version)
         return pb.HelloReply(
             protocol_version=PROTOCOL_VERSION,

@@ -16,6 +16,7 @@ from fedpalm.methods.contribution import codec_for, masking_terms
 from fedpalm.plan import Plan
 from fedpalm.rounds.run import AbortRun, Resume, RunInput, Start
 from fedpalm.secagg.codec import BYTES_PER_VALUE
+from fedpalm.text import one_line
 from fedpalm.transport.chunks import CHUNK_BYTES, SpoolWriter, send_file
 from fedpalm.transport.peer import Context, current_peer
 from fedpalm.wire.v1 import operator_pb2 as pb
@@ -76,7 +77,7 @@ class OperatorService(OperatorServicer):
         return self._order(context, "resume", request.run_id, Resume(self._c.now_ms()))
 
     async def AbortRun(self, request: pb.AbortRunRequest, context: Context) -> pb.RunStatus:
-        reason = request.reason or "aborted by the operator"
+        reason = one_line(request.reason) or "aborted by the operator"
         return self._order(context, "abort", request.run_id, AbortRun(reason), reason)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsReply:

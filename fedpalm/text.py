@@ -10,3 +10,8 @@ _CONTROL = re.compile(r"[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066
 def clean_text(text: str) -> str:
     """Text without control and direction characters, line feeds excepted: it moves no terminal."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def one_line(text: str) -> str:
+    """The same on a single line: it adds no row to a table and no line to a log."""
+    return clean_text(text).replace("\n", " ")

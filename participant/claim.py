@@ -22,11 +22,11 @@ from fedpalm.errors import (
 )
 from fedpalm.pki.invitation import Invitation
 from fedpalm.pki.trust import TrustBundle
+from fedpalm.text import one_line
 from fedpalm.transport.backoff import Backoff
 from fedpalm.wire.membership import issued_from_wire
 from fedpalm.wire.v1 import membership_pb2 as wire
 
-from .incoming import one_line
 from .reporter import Reporter
 
 CALL_DEADLINE_S = 20.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedpalm.ids import run_id
-from fedpalm.text import clean_text
+from fedpalm.text import one_line
 from fedpalm.wire.v1 import federation_pb2 as wire
 
 
@@ -29,8 +29,3 @@ def checked(instruction: wire.Instruction) -> wire.Instruction:
     if "reason" in fields:
         message.reason = one_line(message.reason)
     return safe
-
-
-def one_line(text: str) -> str:
-    """Text of others as a single line without control and direction characters."""
-    return clean_text(text).replace("\n", " ")

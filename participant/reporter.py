@@ -9,7 +9,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.status import Status
 
-from .incoming import one_line
+from fedpalm.text import one_line
 
 
 class Reporter(Protocol):

@@ -14,6 +14,7 @@ from fedpalm.errors import KeyFileError
 from fedpalm.ids import site_id
 from fedpalm.pki.authority import load_trust
 from fedpalm.pki.invitation import new_invitation, write_invitation
+from fedpalm.text import one_line
 
 from ..config import Home
 from ..invitations import Invitations
@@ -149,6 +150,6 @@ def _list(place: Home, as_json: bool) -> None:
             when(row["created_ms"]),
             when(row["expires_ms"]),
             row["invitation"],
-            row["reason"],
+            one_line(row["reason"]),
         )
     emit({"invitations": rows}, as_json, table)

@@ -12,6 +12,7 @@ from rich.live import Live
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option, out
 from fedpalm.errors import NotFoundError, RoundAbortedError
+from fedpalm.text import one_line
 from fedpalm.transport.channel import Connection
 from fedpalm.wire.v1 import operator_pb2 as pb
 
@@ -121,7 +122,7 @@ def follow_run(
     if not as_json:
         out().print(run_text(last))
     if last.state == "aborted" or (until_exchange and last.exchange.state == "cancelled"):
-        reason = last.reason or last.exchange.reason
+        reason = one_line(last.reason or last.exchange.reason)
         raise RoundAbortedError(
             f"{last.run_id} ended: {reason}", safe="the newest committed model stays"
         )

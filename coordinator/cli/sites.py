@@ -20,6 +20,7 @@ from fedpalm.pki.fingerprint import fingerprint
 from fedpalm.pki.identity import Role
 from fedpalm.pki.request import parse_request, verify_request
 from fedpalm.pki.validity import end_ms
+from fedpalm.text import one_line
 from fedpalm.wire.v1 import operator_pb2 as pb
 
 from ..config import Home
@@ -136,7 +137,7 @@ def reject(site: str, reason: str, home: Path, as_json: bool) -> None:
         invitations, now = Invitations(store), now_ms()
         row = invitations.waiting_for(site, now)
         # The contract counts bytes.
-        said = reason.encode()[:500].decode(errors="ignore")
+        said = one_line(reason).encode()[:500].decode(errors="ignore")
         invitations.reject(row, said, at_ms=now, operator=operator_name(place))
     emit({"site": site, "state": "rejected", "request_fingerprint": _fingerprint(row)}, as_json)
 
@@ -208,7 +209,7 @@ def revoke(site: str, reason: str, home: Path, as_json: bool) -> None:
 
     It comes back by another invitation.
     """
-    place = Home(home)
+    place, reason = Home(home), one_line(reason)
     with store_of(place) as store:
         Registry(store).revoke(site, reason, at_ms=now_ms(), operator=operator_name(place))
     emit({"site": site, "state": "revoked", "reason": reason}, as_json)

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedpalm.text import one_line
 from fedpalm.wire.v1 import operator_pb2 as pb
 
 
@@ -88,7 +89,8 @@ def run_text(status: pb.RunStatus) -> RenderableType:
         said = f"{exchange.state}, yes from {', '.join(exchange.consented) or 'nobody yet'}"
         rows.append(("exchange", said + (f": {exchange.reason}" if exchange.reason else "")))
     for name, value in rows:
-        table.add_row(Text(name, style="bold"), Text(value))
+        # Reasons and warnings quote others; a line break would look like another row.
+        table.add_row(Text(name, style="bold"), Text(one_line(value)))
     return table
 
 
@@ -117,7 +119,7 @@ def run_line(status: pb.RunStatus) -> str:
         parts.append(f"approved {len(status.approved)}/{len(status.roster)}")
     if status.exchange.state:
         parts.append(f"exchange {status.exchange.state}")
-    return ", ".join(parts)
+    return one_line(", ".join(parts))
 
 
 def runs_text(statuses: list[pb.RunStatus]) -> RenderableType:

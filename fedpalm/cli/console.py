@@ -11,15 +11,17 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TextIO, TypeVar
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from ..errors import FedPalmError, InterruptedError_
+from ..text import clean_text
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,9 +54,19 @@ def err() -> Console:
     return _console(sys.stderr)
 
 
+class _PlainConsole(Console):
+    """Styles and controls are its own; in what it shows, which others may have written, there are none."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for one in super().render(renderable, options):
+            yield one if one.control else Segment(clean_text(one.text), one.style)
+
+
 def _console(stream: TextIO) -> Console:
     terminal = stream.isatty()
-    return Console(
+    return _PlainConsole(
         file=stream, highlight=False, soft_wrap=not terminal, width=None if terminal else 120
     )
 

@@ -9,6 +9,9 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
+from rich.console import Group
+from rich.table import Column, Table
+from rich.text import Text
 
 from fedpalm.cli.app import commands
 from fedpalm.cli.console import command_errors, emit, json_option
@@ -32,6 +35,32 @@ def test_a_result_is_text_for_people_and_one_json_object_for_programs():
     assert text.exit_code == 0 and "r-1" in text.stdout and "run id" in text.stdout
     value = CliRunner().invoke(command(None), ["--json"])
     assert json.loads(value.stdout) == {"run_id": "r-1", "sites": ["a"]}
+
+
+EVIL = "x\x1b]0;title\x07\x1b[2J\u202eend"
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [EVIL, Text(EVIL), Group(Text(EVIL)), Table(Column(EVIL), title=EVIL)],
+    ids=["str", "text", "group", "table"],
+)
+def test_what_others_have_written_moves_no_terminal(shown, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    emit({"said": EVIL}, False, shown)
+    emit({"said": EVIL}, False)
+    written = capsys.readouterr().out
+    assert "end" in written
+    assert [one for one in ("\x1b]", "\x1b[2J", "\x07", "\u202e") if one in written] == []
+
+
+def test_styles_are_still_styles_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    emit({}, False, Text("bold", style="bold"))
+    assert "\x1b[1mbold\x1b[0m" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", [DataError, *error_codes().values()])

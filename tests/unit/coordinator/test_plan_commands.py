@@ -243,3 +243,20 @@ def test_a_person_sees_which_step_of_masking_is_waited_for_and_what_is_warned_of
     shown = run_json(status)
     assert (shown["masking"], shown["masking_step"]) == ("secagg", "inputs")
     assert shown["warnings"] == ["masking needs all 3 sites"]
+
+
+def test_a_reason_is_shown_on_one_line_that_moves_no_terminal() -> None:
+    evil = "x\x1b]0;title\x07\x1b[2J\nrun  completed"
+    status = o.RunStatus(
+        state="aborted",
+        reason=evil,
+        warnings=[evil],
+        exchange=o.ExchangeStatus(state="x", reason=evil),
+    )
+    console = Console(width=200, file=io.StringIO(), force_terminal=True)
+    console.print(run_text(status))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert shown.count("run  completed") == 3
+    assert not any(line.startswith("run  completed") for line in shown.splitlines())
+    assert "\x1b]" not in shown and "\x1b[2J" not in shown and "\x07" not in shown

@@ -529,9 +529,12 @@ async def test_plans_that_cannot_be_run_are_refused_at_submission(world: World) 
         with pytest.raises(StateError, match="several runs"):
             await operator.call("StartRun", o.RunRef())
         status = await operator.call(
-            "AbortRun", o.AbortRunRequest(run_id=reply.run_id, reason="enough")
+            "AbortRun", o.AbortRunRequest(run_id=reply.run_id, reason="enough\nof that\x1b")
         )
-        assert (status.state, status.reason) == ("aborted", "enough")
+        assert (status.state, status.reason) == (
+            "aborted",
+            "enough of that\N{REPLACEMENT CHARACTER}",
+        )
 
 
 @in_loop
