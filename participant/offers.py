@@ -8,6 +8,7 @@ whose plan is not approved in the store at that moment.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 from fedpalm.errors import (
     ConfigError,
@@ -16,10 +17,12 @@ from fedpalm.errors import (
     HashMismatchError,
     IdentityError,
     NotFoundError,
+    NotOnRosterError,
     PlanNotApprovedError,
     PolicyError,
     ProtocolError,
     RefusedError,
+    ResourceError,
     RevokedError,
     StateError,
     WrongRoleError,
@@ -32,6 +35,11 @@ from .plan_desk import PlanDesk
 from .reporter import Reporter
 from .store import SiteStore, StoredRun
 from .trainer import Trainer
+
+MAX_OFFERS = 256
+"""That wait to be looked at, on one connection."""
+MAX_MENTIONED = 10_000
+"""Runs that the coordinator may speak of on one connection."""
 
 
 class OfferWorker:
@@ -59,16 +67,24 @@ class OfferWorker:
     def reconnected(self) -> None:
         """The coordinator will say again which runs there are."""
         self._offers: asyncio.Queue[wire.RunOffer] = asyncio.Queue()
+        self._later: deque[wire.RunOffer] = deque()  # for which there was no room
         self._mentioned: set[str] = set()
         self._ended: set[str] = set()
         self._open: dict[str, None] = {}  # offered and not joined on this connection, in order
         self._asked_again: set[str] = set()
+        self._told_full = False
 
     def note(self, instruction: wire.Instruction) -> None:
-        """Take note of an instruction as it arrives; an offer is followed by :meth:`work`."""
+        """Take note of an instruction as it arrives; an offer is followed by :meth:`work`.
+
+        Raises:
+            ProtocolError: the coordinator offers or speaks of more than any coordinator has to.
+        """
         match instruction.WhichOneof("kind"):
             case "run_offer":
                 self._mentioned.add(instruction.run_offer.run_id)
+                if self._offers.qsize() + len(self._later) >= MAX_OFFERS:
+                    raise ProtocolError(f"more than {MAX_OFFERS} offers wait to be looked at")
                 self._offers.put_nowait(instruction.run_offer)
             case "train":
                 self._mentioned.add(instruction.train.ref.run_id)
@@ -78,15 +94,20 @@ class OfferWorker:
                 self._mentioned.add(instruction.run_ended.run_id)
                 self._ended.add(instruction.run_ended.run_id)
                 self._open.pop(instruction.run_ended.run_id, None)
+        if len(self._mentioned) > MAX_MENTIONED:
+            raise ProtocolError(f"the coordinator speaks of more than {MAX_MENTIONED} runs")
 
     async def work(self, link: Link) -> None:
         """Take up offers, send answers and join, for as long as the connection lasts.
 
         Raises:
-            NotOnRosterError, LayoutMismatchError, ConfigError, DataError, IntegrityError: this site
-                cannot take part; and whatever the link raises.
+            LayoutMismatchError, ConfigError, DataError, IntegrityError: this site cannot take part
+                in what it has approved; and whatever the link raises.
+            ResourceError: the coordinator is busy.
         """
         while True:
+            while self._later and self._has_room():
+                await self._take_up(link, self._later.popleft())
             while not self._offers.empty():
                 await self._take_up(link, self._offers.get_nowait())
             self._follow_policy()
@@ -104,6 +125,9 @@ class OfferWorker:
     async def _take_up(self, link: Link, offer: wire.RunOffer) -> None:
         run_id = offer.run_id
         known = self._desk.book.get(run_id)
+        if known is None and not self._has_room():
+            self._later.append(offer)
+            return
         if known is None or known.plan.hash != offer.plan_hash:
             self._report.working(f"run {run_id}: reading the plan")
             try:
@@ -113,7 +137,10 @@ class OfferWorker:
                 return
             try:
                 known = self._desk.propose(run_id, plan, signed)
-            except (IdentityError, WrongRoleError, ProtocolError, HashMismatchError) as error:
+            except (
+                *(IdentityError, WrongRoleError, ProtocolError, HashMismatchError),
+                NotOnRosterError,
+            ) as error:
                 self._report.line(f"run {run_id}: offer refused: {error.what}")
                 return
             except ForkError as error:
@@ -126,6 +153,17 @@ class OfferWorker:
                 return
         self._open[run_id] = None
         self._consider(run_id)
+
+    def _has_room(self) -> bool:
+        """Whether another plan is taken up; what is not waits until there is room."""
+        try:
+            self._desk.require_room()
+        except ResourceError as error:
+            if not self._told_full:
+                self._report.line(f"offers are left alone: {error.what}. Next: {error.next_step}")
+            self._told_full = True
+            return False
+        return True
 
     # --- decisions --------------------------------------------------------------------------------
 
@@ -241,6 +279,8 @@ class OfferWorker:
         return active.run_id in self._mentioned and not withdrawn
 
     def _tell_once(self, run_id: str, text: str) -> None:
+        if len(self._told) > MAX_MENTIONED:
+            self._told.clear()
         if (run_id, text) not in self._told:
             self._told.add((run_id, text))
             self._report.line(f"run {run_id}: {text}")

@@ -101,6 +101,15 @@ class PlanBook:
         )
         return [_stored(row) for row in rows]
 
+    def counts(self, since_ms: int) -> tuple[int, int]:
+        """How many plans nobody has decided about, and how many were offered since then."""
+        row = self._store.row(
+            "SELECT COUNT(*) FILTER (WHERE state = 'proposed') AS undecided, "
+            "COUNT(*) FILTER (WHERE offered_ms >= ?) AS new FROM plans",
+            since_ms,
+        )
+        return (int(row["undecided"]), int(row["new"])) if row else (0, 0)
+
     def is_agreed(self, run_id: str) -> bool:
         """Whether the plan is approved and the coordinator has heard so; costs no reading of the plan."""
         row = self._store.row("SELECT state, answered FROM plans WHERE run_id = ?", run_id)

@@ -6,6 +6,7 @@ transaction that changes it, so that neither overrides what the other has just d
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ from fedpalm.errors import (
     HashMismatchError,
     NotFoundError,
     NotOnRosterError,
+    ResourceError,
     StateError,
 )
 from fedpalm.ledger.bodies import EntryKind
@@ -28,6 +30,12 @@ from .policy import PolicyFile, require_allowed, violations
 from .store import SiteStore
 
 MAX_REASON = 500
+MAX_UNDECIDED = 64
+MAX_NEW_PLANS = 256
+"""Within 24 hours: what the policy decides by itself stays in the store and the log for ever, too."""
+MAX_OTHER_OFFERS = 16
+"""Of one run, that are kept beside the first: two prove all there is to prove."""
+DAY_MS = 86_400_000
 By = Literal["person", "policy"]
 
 
@@ -46,6 +54,22 @@ class PlanDesk:
 
     # --- the coordinator offers -------------------------------------------------------------------
 
+    def require_room(self) -> None:
+        """Raises ResourceError: too many plans wait for a decision, or came within a day."""
+        undecided, new = self.book.counts(self.store.now_ms() - DAY_MS)
+        if undecided >= MAX_UNDECIDED:
+            raise ResourceError(
+                f"{undecided} plans wait for a decision, and no more are taken up until some have one",
+                safe=_SAFE,
+                next_step="decide about them: fedpalm-participant status lists them",
+            )
+        if new >= MAX_NEW_PLANS:
+            raise ResourceError(
+                f"{new} plans were offered within 24 hours, and no more are taken up",
+                safe=_SAFE,
+                next_step="ask the operator of the coordinator what they are for",
+            )
+
     def propose(self, run_id: str, plan: Plan, offer: SignedStatement) -> StoredPlan:
         """Take up an offered plan; nothing is approved by it. The same offer again changes nothing.
 
@@ -56,7 +80,8 @@ class PlanDesk:
             HashMismatchError: it is for another run or plan than what came with it.
             NotOnRosterError: the plan is not for this site.
             ForkError: the coordinator has signed another plan for this run before; both offers are
-                named in the log.
+                named in the log and kept.
+            ResourceError: as :meth:`require_room`.
         """
         own = self.live.current
         offered = PlanOffer.open(offer, own.anchors, now=self.store.clock.now())
@@ -76,24 +101,17 @@ class PlanDesk:
         with self.store.transaction() as db:
             known = self.book.get(run_id)
             if known is None:
+                self.require_room()
                 self.book.add(db, run_id, plan, offer)
             elif known.plan.hash != plan.hash:
-                seen = {
-                    "run": run_id,
-                    "manifest_hash": known.offer.hash.hex(),
-                    "other_hash": offer.hash.hex(),
-                }
-                if not any(
-                    entry.kind is EntryKind.FORK_SEEN and dict(entry.body) == seen
-                    for entry in self.log.entries()
-                ):
-                    self.log.append(db, EntryKind.FORK_SEEN, seen)
+                self._keep_fork(db, known, offer)
         stored = self.plan(run_id)
         if stored.plan.hash != plan.hash:
             raise ForkError(
                 f"run {run_id} is offered with another plan ({plan.hash.hex()[:12]}) than before "
                 f"({stored.plan.hash.hex()[:12]}), and the coordinator has signed both",
-                safe="the first one stands; the second was neither stored nor approved",
+                safe="the first one stands; the second is not approved; both signed offers are kept: "
+                f"fedpalm-participant manifests {run_id}",
                 next_step="ask the operator; a changed plan needs a new run",
             )
         return stored
@@ -185,6 +203,27 @@ class PlanDesk:
         return answer
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _keep_fork(self, db: sqlite3.Connection, known: StoredPlan, offer: SignedStatement) -> None:
+        """Evidence and log entry, once for each other offer. The run goes on under the first."""
+        seen = {
+            "run": known.run_id,
+            "manifest_hash": known.offer.hash.hex(),
+            "other_hash": offer.hash.hex(),
+        }
+        before = [
+            dict(entry.body) for entry in self.log.entries() if entry.kind is EntryKind.FORK_SEEN
+        ]
+        kept = db.execute(
+            "SELECT COUNT(*) FROM forks WHERE run_id = ? AND answer = -1", (known.run_id,)
+        ).fetchone()[0]
+        if seen in before or kept >= MAX_OTHER_OFFERS:
+            return
+        entry = self.log.append(db, EntryKind.FORK_SEEN, seen)
+        db.execute(
+            "INSERT INTO forks (seq, run_id, answer, held, other) VALUES (?, ?, -1, ?, ?)",
+            (entry.seq, known.run_id, known.offer.to_bytes(), offer.to_bytes()),
+        )
 
     def _decide(self, run_id: str, state: PlanState, by: By, reason: str) -> StoredPlan:
         own = self.live.current

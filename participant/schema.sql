@@ -36,14 +36,14 @@ CREATE TABLE countersignatures (
   PRIMARY KEY (run_id, round, attempt, site)
 ) STRICT;
 
--- Signed statements that contradict a manifest accepted here: evidence, kept. The run goes no further
--- under the answer to its plan that was in force then.
+-- Signed statements that contradict a manifest accepted here, or the first offer of a run: evidence, kept.
+-- After the former the run goes no further under the answer to its plan that was in force then.
 CREATE TABLE forks (
   seq INTEGER PRIMARY KEY,         -- of the log entry
   run_id TEXT NOT NULL REFERENCES plans (run_id),
-  answer INTEGER NOT NULL,         -- plans.number when it was seen
-  held BLOB,                       -- SignedStatement of the manifest that was accepted before, if any
-  other BLOB NOT NULL              -- SignedStatement of the manifest or countersignature against it
+  answer INTEGER NOT NULL,         -- plans.number when it was seen; -1 for offers, which hold nothing up
+  held BLOB,                       -- SignedStatement of the manifest or offer accepted before, if any
+  other BLOB NOT NULL              -- SignedStatement of the manifest, countersignature or offer against it
 ) STRICT;
 
 -- Masked attempts that this site began. Their secrets lie in a file of their own (masking/), which belongs in

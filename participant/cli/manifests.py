@@ -13,6 +13,7 @@ from rich.table import Table
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.errors import NotFoundError
 from fedpalm.pki.statement import SignedStatement
+from fedpalm.rounds.agreement import PlanOffer
 from fedpalm.rounds.manifest import Countersignature, RoundManifest
 
 from ..desk import Desk
@@ -42,10 +43,11 @@ def manifest_chain(desk: Desk, run_id: str | None) -> dict[str, Any]:
         NotFoundError: no manifest of such a run was accepted.
     """
     book = ManifestBook(desk.store, desk.log, desk.live, desk.policy)
+    forks = book.forks()
     runs = book.runs()
-    if run_id is None and runs:
-        run_id = runs[-1]
-    if run_id is None or run_id not in runs:
+    if run_id is None and (runs or forks):
+        run_id = runs[-1] if runs else forks[-1].run_id
+    if run_id is None or run_id not in {*runs, *(seen.run_id for seen in forks)}:
         raise NotFoundError(
             "this site has accepted no manifest" + (f" of run {run_id[:63]!r}" if run_id else ""),
             next_step="fedpalm-participant status shows the runs of this site",
@@ -53,8 +55,8 @@ def manifest_chain(desk: Desk, run_id: str | None) -> dict[str, Any]:
     said = [RoundManifest.read(signed) for signed in book.chain(run_id)]
     return {
         "run_id": run_id,
-        "plan_hash": said[0].plan_hash,
-        "newest_hash": said[-1].hash.hex(),
+        "plan_hash": desk.plans.plan(run_id).plan.hash.hex(),
+        "newest_hash": said[-1].hash.hex() if said else "",
         "manifests": [
             {
                 "seq": one.seq,
@@ -68,7 +70,7 @@ def manifest_chain(desk: Desk, run_id: str | None) -> dict[str, Any]:
             }
             for one in said
         ],
-        "forks": [_described(seen) for seen in book.forks() if seen.run_id == run_id],
+        "forks": [_described(seen) for seen in forks if seen.run_id == run_id],
     }
 
 
@@ -84,6 +86,8 @@ def _words(signed: SignedStatement) -> str:
     if b'"manifest_hash":' in signed.statement:
         said = Countersignature.read(signed)
         return f"{said.site} has signed manifest {said.manifest_hash} for round {said.round}.{said.attempt}"
+    if b'"offered_ms":' in signed.statement:
+        return f"offer {signed.hash.hex()} of plan {PlanOffer.read(signed).plan_hash}"
     made = RoundManifest.read(signed)
     return (
         f"manifest {signed.hash.hex()}, position {made.seq}, round {made.round}.{made.attempt}, "
@@ -107,7 +111,7 @@ def _shown(found: dict[str, Any]) -> Group:
             "all" if signed == set(one["cohort"]) else ", ".join(sorted(signed)) or "-",
             one["hash"][:12],
         )
-    newest = [f"newest manifest {found['newest_hash']}"]
+    newest = [f"newest manifest {found['newest_hash'] or '(none was accepted)'}"]
     forks = [
         f"FORK ({'the run is held up' if seen['open'] else 'decided'}): {seen['held']} AGAINST "
         f"{seen['other']}"

@@ -400,6 +400,23 @@ def test_the_command_shows_the_chain_and_who_signed_it(site, chain):
     assert f"newest manifest {newest.hash.hex()}" in output.replace("\n", " ")
 
 
+def test_the_command_shows_both_offers_of_a_run_that_was_offered_twice(world, site):
+    """Nothing was accepted yet, and nothing is held up: the first offer stands."""
+    second = world.offer(make_plan(rounds=4), "toy-2")
+    site.desk.plans.propose("toy-2", make_plan(), world.offer(make_plan(), "toy-2"))
+    with pytest.raises(ForkError):
+        site.desk.plans.propose("toy-2", make_plan(rounds=4), second)
+    code, output = _command(site, "toy-2", "--json")
+    assert code == 0
+    shown = json.loads(output)
+    assert (shown["manifests"], shown["newest_hash"]) == ([], "")
+    (fork,) = shown["forks"]
+    assert not fork["open"]
+    assert make_plan().hash.hex() in fork["held"]
+    assert make_plan(rounds=4).hash.hex() in fork["other"]
+    assert "AGAINST offer" in _command(site, "toy-2")[1].replace("\n", " ")
+
+
 def test_the_command_shows_both_sides_of_a_fork(world, site, chain):
     manifest = chain.ask(site)
     other = chain.say(sealed_ms=7)

@@ -23,6 +23,7 @@ from fedpalm.errors import (
     PlanNotApprovedError,
     PolicyError,
     ProtocolError,
+    ResourceError,
     StaleRoundError,
     StateError,
     WrongRoleError,
@@ -35,9 +36,13 @@ from fedpalm.pki.request import create_request
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Continues
 from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
+from fedpalm.wire.v1 import federation_pb2 as wire
+from participant import plan_desk
 from participant.ending import ExitAfter, Outcome
+from participant.offers import MAX_MENTIONED, MAX_OFFERS, OfferWorker
 from participant.outgoing import PayloadKind
 from participant.plan_book import PlanState
+from participant.plan_desk import MAX_OTHER_OFFERS, MAX_UNDECIDED
 from participant.store import NewUpdate
 from tests.support.aio import in_loop
 from tests.support.participant import (
@@ -369,6 +374,38 @@ def test_another_plan_for_the_same_run_is_a_fork_is_logged_once_and_the_first_st
     assert site.desk.plans.book.approved(RUN) == make_plan()
 
 
+def test_both_signed_offers_of_a_fork_are_kept_and_hold_nothing_up(world, site):
+    _propose(world, site)
+    site.desk.plans.approve(RUN)
+    for rounds in (4, 4, *range(5, 30)):
+        with pytest.raises(ForkError, match="both signed offers are kept"):
+            _propose(world, site, rounds=rounds)
+    forks = site.gate.manifests.forks()
+    assert len(forks) == len(_entries(site, EntryKind.FORK_SEEN)) == MAX_OTHER_OFFERS
+    assert {one.held for one in forks} == {world.offer(make_plan())}
+    assert forks[0].other == world.offer(make_plan(rounds=4))
+    assert not any(one.open for one in forks)
+    site.gate.manifests.refuse_forked(RUN)
+
+
+def test_no_more_plans_are_taken_up_than_anybody_decides_about_in_a_day(world, site, monkeypatch):
+    monkeypatch.setattr(plan_desk, "MAX_UNDECIDED", 2)
+    monkeypatch.setattr(plan_desk, "MAX_NEW_PLANS", 4)
+    for run_id in ("one", "two"):
+        _propose(world, site, run_id)
+    with pytest.raises(ResourceError, match="2 plans wait for a decision"):
+        _propose(world, site, "three")
+    _propose(world, site, "one")
+    for run_id in ("three", "four"):
+        site.desk.plans.refuse(site.desk.plans.book.all()[-1].run_id)
+        _propose(world, site, run_id)
+    site.desk.plans.refuse("four")
+    with pytest.raises(ResourceError, match="4 plans were offered within 24 hours"):
+        _propose(world, site, "five")
+    monkeypatch.setattr(plan_desk, "DAY_MS", -1)
+    _propose(world, site, "five")
+
+
 def test_the_same_offer_again_changes_nothing(world, site):
     _propose(world, site)
     decided = site.desk.plans.approve(RUN)
@@ -514,6 +551,44 @@ async def test_a_plan_that_differs_from_the_stored_one_is_refused_loudly_and_the
         coordinator.expected = ("north",)
         coordinator._advance()
         assert (await task).completed
+
+
+@in_loop
+async def test_offers_beyond_what_waits_are_left_alone_until_somebody_decides(world):
+    coordinator = _coordinator(world)
+    for number in range(MAX_UNDECIDED + 40):
+        coordinator.plans[f"flood-{number}"] = coordinator.plan
+    site, _ = world.site("north")
+    async with _running(site, coordinator):
+        await _told(site, f"offers are left alone: {MAX_UNDECIDED} plans wait for a decision")
+        await asyncio.sleep(0.05)
+        book = site.desk.plans.book
+        assert len(book.all()) == MAX_UNDECIDED
+        # Not even asked for: every question is a line in the log.
+        assert _sent(site, PayloadKind.FETCH_PLAN) == MAX_UNDECIDED
+        for stored in book.all()[:3]:
+            site.desk.plans.refuse(stored.run_id)
+        await _until(lambda: len(book.all()) == MAX_UNDECIDED + 3)
+    assert sum("offers are left alone" in line for line in site.lines) == 1
+
+
+def _offered(run_id: str) -> wire.Instruction:
+    return wire.Instruction(run_offer=wire.RunOffer(run_id=run_id, plan_hash=make_plan().hash))
+
+
+@in_loop
+async def test_more_offers_than_anybody_could_mean_end_the_connection(world):
+    site, _ = world.site("north")
+    worker = OfferWorker(site.store, site.desk.plans, site.trainer, site, poll_s=1)
+    for number in range(MAX_OFFERS):
+        worker.note(_offered(f"flood-{number}"))
+    with pytest.raises(ProtocolError, match=f"more than {MAX_OFFERS} offers"):
+        worker.note(_offered("flood"))
+    worker.reconnected()
+    with pytest.raises(ProtocolError, match=f"more than {MAX_MENTIONED} runs"):
+        for number in range(MAX_MENTIONED + 1):
+            worker.note(wire.Instruction(run_ended=wire.RunEnded(run_id=f"run-{number}")))
+    site.store.close()
 
 
 @in_loop
