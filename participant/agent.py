@@ -23,6 +23,7 @@ from fedpalm.errors import (
     NotOnRosterError,
     PlanNotApprovedError,
     PolicyError,
+    ProtocolError,
     RefusedError,
     ResourceError,
     RevokedError,
@@ -49,6 +50,8 @@ BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 30.0
 DECISION_POLL_S = 0.5
 MAX_BAD_TRANSFERS = 5
+MAX_WAITING = 256
+"""Instructions that came while an earlier one was followed."""
 
 Connect = Callable[[], AbstractAsyncContextManager[ConnectionLike]]
 
@@ -95,7 +98,7 @@ class Agent:
             backoff_base_s, max(BACKOFF_CAP_S, backoff_base_s), rng or random.SystemRandom()
         )
         self._stop = asyncio.Event()
-        self._queue: asyncio.Queue[wire.Instruction] = asyncio.Queue()
+        self._queue: asyncio.Queue[wire.Instruction] = asyncio.Queue(MAX_WAITING)
         self._bad_transfers = 0
 
     @property
@@ -129,9 +132,10 @@ class Agent:
                 ) as error:
                     await self._wait_after(error)
                 except FedPalmError as error:
-                    if type(error) is not FedPalmError:
+                    if type(error) not in (FedPalmError, ProtocolError):
                         raise
-                    # An error without a code of its own: a fault at the other end, which may pass.
+                    # A malformed message, or an error without a code of its own: a fault at the other
+                    # end, which may pass.
                     await self._wait_after(error)
             return Outcome()
         finally:
@@ -144,7 +148,7 @@ class Agent:
         async with self._connect() as connection:
             link = Link(connection, self._gate)
             await link.hello()
-            self._queue = asyncio.Queue()
+            self._queue = asyncio.Queue(MAX_WAITING)
             self._runs.reconnected()
             self._offers.reconnected()
             self._report.line(f"connected to {self._config.coordinator} as {self._config.site}")
@@ -168,8 +172,15 @@ class Agent:
                 continue
             self._runs.note(instruction)
             self._offers.note(instruction)
-            if kind != "run_offer":
+            if kind == "run_offer":
+                continue
+            try:
                 self._queue.put_nowait(instruction)
+            except asyncio.QueueFull:
+                raise ProtocolError(
+                    f"more than {MAX_WAITING} instructions came while an earlier one was followed",
+                    safe="they were dropped; what is stored is as it was",
+                ) from None
         raise UnavailableError("the coordinator ended the stream of instructions")
 
     async def _keep_identity(self, link: Link) -> None:

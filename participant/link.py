@@ -43,9 +43,9 @@ UPLOAD_DEADLINE_S = 3600.0
 MASKING_DEADLINE_S = 120.0
 CHUNK_IDLE_S = 60.0
 MISSED_HEARTBEATS = 3
-MAX_MANIFESTS = 10_000
-"""Of a run, that a site has missed at once."""
 MAX_RECEIPTS = 100_000
+MAX_LISTED_BYTES = 64 * 2**20
+"""Of one list that the coordinator gives, so that it cannot fill a site's memory."""
 
 
 class ConnectionLike(Protocol):
@@ -137,14 +137,24 @@ class Link:
 
     # --- rounds -----------------------------------------------------------------------------------
 
-    async def fetch_manifests(self, run_id: str, from_seq: int) -> list[SignedStatement]:
-        """What a site missed of a run's chain, in order, unchecked; MAX_MANIFESTS of it at most."""
+    async def fetch_manifests(
+        self, run_id: str, from_seq: int, count: int
+    ) -> list[SignedStatement]:
+        """The ``count`` manifests of a run's chain from a position on, unchecked, or fewer.
+
+        Raises:
+            ProtocolError: malformed, or more than MAX_LISTED_BYTES.
+        """
         payload = self._gate.release_fetch_manifests(run_id, from_seq)
         found: list[SignedStatement] = []
+        room = MAX_LISTED_BYTES
         async with aclosing(self._stream("FetchManifests", payload)) as stream:
             async for item in stream:
+                room -= item.ByteSize()
+                if room < 0:
+                    raise _too_much("FetchManifests")
                 found.append(statements.from_wire(item))
-                if len(found) == MAX_MANIFESTS:
+                if len(found) == count:
                     break
         return found
 
@@ -323,12 +333,16 @@ class Link:
                 yield item
 
     async def _listed(self, method: str, payload: OutgoingPayload, most: int) -> list[Any]:
-        """All of a stream. Raises ProtocolError: more than ``most`` came."""
+        """All of a stream. Raises ProtocolError: more than ``most`` or MAX_LISTED_BYTES came."""
         found: list[Any] = []
+        room = MAX_LISTED_BYTES
         async with aclosing(self._stream(method, payload)) as stream:
             async for item in stream:
                 if len(found) == most:
                     raise ProtocolError(f"{method}: more than {most} came")
+                room -= item.ByteSize()
+                if room < 0:
+                    raise _too_much(method)
                 found.append(item)
         return found
 
@@ -345,6 +359,10 @@ class Link:
                 yield request(chunk=chunk)
         finally:
             os.close(descriptor)
+
+
+def _too_much(method: str) -> ProtocolError:
+    return ProtocolError(f"{method}: more than {MAX_LISTED_BYTES} bytes came")
 
 
 async def _each(requests: Sequence[Message]) -> AsyncGenerator[Message, None]:

@@ -196,8 +196,7 @@ class ManifestBook:
             HashMismatchError: they do not lead from one to the next up to ``newest``.
             FedPalmError: as :meth:`accept`, of ``newest`` or of one of them.
         """
-        anchors, now = self._live.current.anchors, self._store.clock.now()
-        follows = RoundManifest.open(newest, anchors, now=now).previous
+        follows = self.newest(newest).previous
         for signed in reversed(missed):
             if signed.hash.hex() != follows:
                 raise HashMismatchError(
@@ -208,6 +207,25 @@ class ManifestBook:
             follows = RoundManifest.read(signed).previous
         for signed in missed:
             self.accept(signed, missed=True)
+
+    def newest(self, signed: SignedStatement) -> RoundManifest:
+        """A manifest that the coordinator signed, before anything is asked for because of it.
+
+        Raises:
+            IdentityError, WrongRoleError, ProtocolError: it is not the coordinator's word.
+        """
+        return RoundManifest.open(signed, self._live.current.anchors, now=self._store.clock.now())
+
+    def still_asked(self, manifest: RoundManifest) -> None:
+        """What must hold at the moment in which an accepted manifest is acted upon.
+
+        Raises:
+            PlanNotApprovedError: the approval was taken back since.
+            ForkError: a contradiction was seen since.
+            NotOnRosterError, PolicyError: as :meth:`check_asked`.
+        """
+        self.refuse_forked(manifest.run)
+        self.check_asked(manifest, self._plans.approved(manifest.run))
 
     def check_asked(self, manifest: RoundManifest, plan: Plan) -> None:
         """What must hold whenever this site acts on a manifest, at the limits of this moment.

@@ -23,6 +23,7 @@ from fedpalm.errors import (
     RefusedError,
     StaleRoundError,
     StateError,
+    WrongRoleError,
 )
 from fedpalm.layout import FloatVector
 from fedpalm.pki.statement import SignedStatement
@@ -157,6 +158,11 @@ class RunWorker:
         except (ProtocolError, HashMismatchError) as error:
             self._refused(place, error)
             return None
+        try:
+            self._manifests.newest(signed)
+        except (IdentityError, ProtocolError, WrongRoleError) as error:
+            self._refused(place, error)
+            return None
         missed = await self._missed(link, place.run, said.seq)
         try:
             if missed:
@@ -174,7 +180,7 @@ class RunWorker:
         size = self._manifests.size(run_id)
         if size >= seq:
             return []
-        missed = (await link.fetch_manifests(run_id, size))[: seq - size]
+        missed = await link.fetch_manifests(run_id, size, seq - size)
         if len(missed) < seq - size:
             raise StateError(
                 f"run {run_id}: manifest {seq} came, and {len(missed)} of the {seq - size} before it",
@@ -192,7 +198,7 @@ class RunWorker:
         await link.countersign(place, self._manifests.countersign(manifest))
         update = self._store.update(place.run, manifest.round)
         if update is None:
-            update = await self._trained(link, run, manifest.round, model_hash)
+            update = await self._trained(link, run, manifest, model_hash)
         if update.model_hash != model_hash:
             raise StaleRoundError(
                 f"round {place.round} was trained from another global model; it is not trained twice",
@@ -247,8 +253,9 @@ class RunWorker:
         )
 
     async def _trained(
-        self, link: Link, run: StoredRun, round_number: int, model_hash: bytes
+        self, link: Link, run: StoredRun, manifest: RoundManifest, model_hash: bytes
     ) -> StoredUpdate:
+        round_number = manifest.round
         key = (run.run_id, round_number)
         if self._training is None or self._training[0] != key:
             if self._training is not None:
@@ -257,8 +264,9 @@ class RunWorker:
             if self._store.state_round(run.run_id) >= round_number:
                 raise StaleRoundError(f"round {round_number} is past at this site")
             shared = await self._download(link, run, round_number - 1, model_hash)
+            self._manifests.still_asked(manifest)  # the download may have taken long
             self._report.line(f"round {round_number}: training")
-            task = asyncio.create_task(self._train(run, round_number, model_hash, shared))
+            task = asyncio.create_task(self._train(run, manifest, model_hash, shared))
             self._training = (key, task)
         self._report.working(f"round {round_number} of {run.plan.draft.rounds}: training")
         task = self._training[1]
@@ -269,11 +277,14 @@ class RunWorker:
                 self._training = None
 
     async def _train(
-        self, run: StoredRun, round_number: int, model_hash: bytes, shared: FloatVector
+        self, run: StoredRun, manifest: RoundManifest, model_hash: bytes, shared: FloatVector
     ) -> StoredUpdate:
         """Train, then store the state and the encoded update in one transaction."""
+        round_number = manifest.round
 
         def work() -> tuple[StoredUpdate, dict[str, float]]:
+            self._trainer.resume(run.run_id, run.plan)
+            self._manifests.still_asked(manifest)  # loading the images may have taken long
             update, state = self._trainer.train(run.run_id, run.plan, round_number, shared)
             encoded = self._gate.encode_update(
                 run.run_id,

@@ -23,7 +23,11 @@ from fedpalm.errors import (
 )
 from fedpalm.layout import Layout, TensorSpec
 from fedpalm.ledger.bodies import EntryKind
+from fedpalm.methods.base import SiteMethod
+from fedpalm.plan import Plan
+from fedpalm.wire.statements import to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
+from participant.agent import MAX_WAITING
 from participant.config import Home
 from participant.ending import ExitAfter, Outcome
 from participant.outgoing import PayloadKind
@@ -304,9 +308,90 @@ async def test_a_fault_of_the_coordinator_without_a_name_is_waited_out(world):
 async def test_a_site_that_is_not_on_the_roster_does_not_join(world):
     coordinator = FakeCoordinator(world, make_plan(sites=("east", "west")), expected=("east",))
     site, home = world.site("north")
-    with pytest.raises(NotOnRosterError):
-        await site.run(coordinator)
-    assert not _payloads(home, PayloadKind.JOIN_RUN)
+    async with _running(site, coordinator):
+        await _told(site, "run toy-1: offer refused: north is not on the roster")
+        coordinator.offer_also(make_plan(rounds=1), "toy-2")
+        await _told(site, "run toy-2: joined")
+    assert coordinator.connections == 1
+    assert [body["run"] for body in _payloads(home, PayloadKind.JOIN_RUN)] == ["toy-2"]
+
+
+@in_loop
+async def test_a_malformed_countersignature_is_told_and_the_round_goes_on_without_it(world):
+    coordinator = FakeCoordinator(world, make_plan(1), expected=("north", "west"))
+    good = coordinator.FetchCountersignatures
+    forged = [
+        wire.SignedStatement(statement=b"x", signature=b"y" * 64, chain=[b"no certificate"]),
+        to_wire(replace(world.offer(make_plan()), statement=b"\xff\xfe")),
+    ]
+
+    async def bad(site: str, request: wire.RoundRef) -> AsyncIterator[wire.SignedStatement]:
+        if forged:
+            yield forged.pop()
+        async for signed in good(site, request):
+            yield signed
+
+    coordinator.FetchCountersignatures = bad  # type: ignore[method-assign]
+    site, _ = world.site("north")
+    async with _running(site, coordinator):
+        await _until(lambda: coordinator.deliveries)
+    assert coordinator.connections == 3
+    assert sum("malformed signed statement" in line for line in site.lines) == 2
+
+
+@in_loop
+async def test_more_instructions_than_anybody_could_mean_end_the_connection(world):
+    coordinator = FakeCoordinator(world, make_plan(), expected=("north",))
+    began = asyncio.Event()
+
+    async def never(site: str, request: wire.DownloadModelRequest) -> AsyncIterator[wire.Chunk]:
+        began.set()
+        await asyncio.Event().wait()
+        yield wire.Chunk()
+
+    coordinator.DownloadModel = never  # type: ignore[method-assign]
+    site, _ = world.site("north")
+    async with _running(site, coordinator):
+        await began.wait()
+        train = coordinator._train()
+        coordinator.tell("north", *[train] * (MAX_WAITING + 1))
+        await _told(site, f"more than {MAX_WAITING} instructions came while")
+        await _until(lambda: coordinator.connections > 1)
+
+
+@in_loop
+async def test_a_plan_that_is_refused_while_the_model_comes_is_not_trained(world):
+    coordinator = _coordinator(world)
+    site, _ = world.site("north")
+    download = coordinator.DownloadModel
+
+    async def slow(name: str, request: wire.DownloadModelRequest) -> AsyncIterator[wire.Chunk]:
+        site.desk.plans.refuse("toy-1", "stop")
+        async for chunk in download(name, request):
+            yield chunk
+
+    coordinator.DownloadModel = slow  # type: ignore[method-assign]
+    async with _running(site, coordinator):
+        await _told(site, "refused: run toy-1: this site has refused plan")
+    assert not site.methods[0].trained
+
+
+@in_loop
+async def test_a_plan_that_is_refused_while_the_images_are_loaded_is_not_trained(world):
+    coordinator = _coordinator(world)
+    site, _ = world.site("north")
+    resume = site.trainer.resume
+
+    def slow(run_id: str, plan: Plan) -> SiteMethod:
+        method = resume(run_id, plan)
+        if not site.methods[0].trained:
+            site.desk.plans.refuse("toy-1", "stop")
+        return method
+
+    site.trainer.resume = slow  # type: ignore[method-assign]
+    async with _running(site, coordinator):
+        await _told(site, "refused: run toy-1: this site has refused plan")
+    assert not site.methods[0].trained
 
 
 @in_loop

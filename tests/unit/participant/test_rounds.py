@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from fedpalm.errors import ProtocolError
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.identity import Role
 from fedpalm.rounds.manifest import ManifestHead, RoundManifest
 from fedpalm.wire.statements import to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
-from participant import rounds
+from participant import link, rounds
 from participant.ending import ExitAfter
+from participant.link import Link
 from participant.outgoing import PayloadKind
 from tests.support.aio import in_loop
 from tests.support.participant import FakeCoordinator, Site, make_plan
@@ -95,8 +97,15 @@ def _changed(**changes):
     return lie
 
 
+def _forged_far_ahead(coordinator):
+    values = {**coordinator.next_manifest().model_dump(), "seq": 9000}
+    signer = TestAuthority("unit").enrol(Role.COORDINATOR, "coordinator")
+    return RoundManifest.model_validate(values).sign(signer)
+
+
 LIES = {
     "forged": (_forged, "CA"),
+    "forged, far ahead": (_forged_far_ahead, "CA"),
     "altered": (_altered, "signature does not hold"),
     "another plan": (_changed(plan_hash="ab" * 32), "another plan"),
     "another run": (_changed(run="toy-2"), "manifest that came is of run toy-2"),
@@ -118,7 +127,8 @@ async def test_a_manifest_that_does_not_hold_is_told_and_nothing_is_signed_train
         await _told(site, words)
         assert not task.done()
         assert site.methods[0].trained == []
-        assert not {"countersign", "download_model", "update"} & set(_sent(site))
+        never = {"countersign", "download_model", "update", "fetch_manifests"}
+        assert not never & set(_sent(site))
         assert site.gate.manifests.chain(RUN) == []
 
 
@@ -240,6 +250,33 @@ async def test_manifests_that_were_missed_are_fetched_and_then_the_newest_is_fol
     ]
     assert [(r, a) for _, r, a, _ in coordinator.deliveries] == [(1, 3), (2, 1)]
     again.store.close()
+
+
+@in_loop
+async def test_no_more_is_read_than_was_missed_and_no_list_fills_the_memory(world, monkeypatch):
+    class Endless(FakeCoordinator):
+        read = 0
+
+        async def FetchManifests(self, site, request):
+            while True:
+                self.read += 1
+                yield to_wire(self.manifests[0])
+
+        ListReceipts = FetchManifests
+
+    coordinator = Endless(world, make_plan(1), expected=("north",))
+    coordinator._manifest((1, 1))
+    site, _ = world.site("north")
+    async with coordinator.connect(site) as connection:
+        found = Link(connection, site.gate)
+        assert len(await found.fetch_manifests(RUN, 0, 3)) == coordinator.read == 3
+        monkeypatch.setattr(link, "MAX_LISTED_BYTES", 10_000)
+        coordinator.read = 0
+        for fetch in (found.fetch_manifests(RUN, 0, 10**6), found.list_receipts(RUN)):
+            with pytest.raises(ProtocolError, match="more than 10000 bytes"):
+                await fetch
+        assert coordinator.read < 40
+    site.store.close()
 
 
 @in_loop
