@@ -42,7 +42,6 @@ from fedpalm.rounds.run import (
     InRound,
     Pause,
     Resume,
-    RoundOpened,
     Run,
     RunEffect,
     RunInput,
@@ -123,8 +122,6 @@ class RunUnderFire(RuleBasedStateMachine):
         match effect:
             case StartTimer():
                 self.timer = effect
-            case RoundOpened(ref=RoundRef(attempt=1)):
-                self.until_next_round.clear()
             case PersistCohort(ref=ref, cohort=cohort):
                 assert ref in self.cohorts or not set(cohort) & (self.out | self.kept_out)
                 assert self.cohorts.setdefault(ref, cohort) == cohort
@@ -142,8 +139,10 @@ class RunUnderFire(RuleBasedStateMachine):
             case PublishModel(ref=ref):
                 assert not set(self.summed[ref]) & self.barred.get(ref, set())
                 self.commits[ref.round] += 1
-            case CloseRound(model_hash=model_hash):
+            case CloseRound(model_hash=model_hash, committed=committed):
                 assert model_hash == self.run.model_hash
+                if committed:
+                    self.until_next_round.clear()
             case EndRun():
                 self.endings += 1
 
