@@ -142,9 +142,9 @@ class MaskingRecords:
     ) -> dict[str, VerifyingKey]:
         """The key of each site: of its countersignature of the attempt, or else of its answer to the plan.
 
-        Both were held to the site's present key when they came. A new admission voids its answers and expels
-        it from the attempt, so what counts in an attempt is signed with the present key, and what an expelled
-        site had said before is read back with the key that it had then.
+        Both were held to the site's present key when they came. A new admission voids its answers and
+        expels it from the attempt, so what counts in an attempt is signed with the present key, and what
+        an expelled site had said before is read back with the key that it had then.
         """
         rows = self._store.query(
             "SELECT site, signed FROM plan_answers WHERE run_id = ?", run_id

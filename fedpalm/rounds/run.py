@@ -5,9 +5,9 @@
     running --Pause--> paused --Resume--> running;   created, running, paused --AbortRun--> aborted
 
 Sites join as soon as the run exists, and may be expelled from it; one that joins again is back. Whoever
-was expelled from the cohort of an attempt is back from the next round on, as long as the others are a quorum
-without it: otherwise one site could fail attempt after attempt by taking its approval back and giving it
-again. A resume lets it in earlier.
+was expelled from the cohort of an attempt is back from the next round on, as long as the others are a
+quorum without it: otherwise one site could fail attempt after attempt by taking its approval back and
+giving it again. A resume lets it in earlier.
 
 A run holds its current round, so one stored value is the whole truth and every advance is atomic:
 the commit of round r and the opening of round r + 1 are one transition.
