@@ -127,6 +127,7 @@ class EgressGate(MessageGate):
             EgressRefusedError: the attempt's manifest was not accepted, names another model, or fewer
                 sites than the plan's quorum have signed it.
             PlanNotApprovedError, PolicyError, NotOnRosterError, ForkError: the run goes no further here.
+            ContributionReuseError: an update from the same model was masked before.
         """
         place = Place(run_id, round_number, attempt)
         # All in one transaction: what a person or another process changes comes before or after it.
@@ -142,6 +143,7 @@ class EgressGate(MessageGate):
                 raise refused(f"the update of {place} was trained from another model")
             if update.path is None:
                 raise StaleRoundError(f"{run_id}: round {round_number} is past")
+            self.masked.require_never_masked(db, update.model_hash)
             return self._outgoing(
                 db,
                 PayloadKind.UPDATE,

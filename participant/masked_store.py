@@ -22,7 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from fedpalm.canonical import canonical_json
-from fedpalm.errors import FedPalmError, KeyFileError, StaleRoundError
+from fedpalm.errors import (
+    ContributionReuseError,
+    FedPalmError,
+    KeyFileError,
+    StaleRoundError,
+)
 from fedpalm.pki.keys import VerifyingKey
 from fedpalm.secagg.memory import AttemptRef, Contribution, ContributionMemory, NewestAttempt
 from fedpalm.secagg.site import AttemptFacts, SiteAttempt, Stage
@@ -88,6 +93,7 @@ class MaskedBook:
 
         Raises:
             KeyFileError: the copy is damaged.
+            ContributionReuseError: it is gone, so this home came from a backup.
         """
         newest: dict[str, NewestAttempt] = {}
         given: dict[str, Contribution] = {}
@@ -105,7 +111,14 @@ class MaskedBook:
         try:
             copy = (self._folder / MEMORY).read_bytes()
         except FileNotFoundError:
-            return rows
+            if not newest:
+                return rows
+            raise ContributionReuseError(
+                f"{self._folder / MEMORY} is gone: this home came from a backup, and what it has "
+                "contributed since is not known",
+                safe="nothing is masked or revealed here any more",
+                next_step="for masked rounds make a new home: ask the operator for an invitation",
+            ) from None
         try:
             return rows.merge(ContributionMemory.from_json(json.loads(copy)))
         except (ValueError, FedPalmError) as error:
@@ -192,9 +205,15 @@ class MaskedBook:
 
         Raises:
             StaleRoundError: a later attempt was begun, or the row has come to another stage meanwhile.
-            ContributionReuseError: as in :class:`ContributionMemory`.
+            ContributionReuseError: as in :class:`ContributionMemory`; or an update from this model has
+                left unmasked, which the sum without masks would be compared with.
         """
         ref, memory, before = _ref(place), self.memory(), self.row(place)
+        if attempt.stage in (Stage.KEYED, Stage.MASKED, Stage.REVEALED):
+            self._require_never_plain(db, ref, model_hash)
+        if not (self._folder / MEMORY).exists():
+            # Before the first row: from then on its absence means that somebody took it away.
+            write_durably(self._folder / MEMORY, canonical_json(memory.to_json()))
         order = [None, *(stage.value for stage in Stage)]
         stage, last = attempt.stage.value, before.stage if before else None
         if last == DEAD or order.index(stage) != order.index(last) + 1:
@@ -235,6 +254,41 @@ class MaskedBook:
                 *(place.run, place.round, place.attempt),
             ),
         )
+
+    def require_never_masked(self, db: sqlite3.Connection, model_hash: bytes) -> None:
+        """Before an update leaves unmasked: none from this model was ever masked here.
+
+        A masked vector that left may be in a sum; the sum less the plain updates of the others would be
+        the update of one site.
+
+        Raises:
+            ContributionReuseError: one was.
+        """
+        row = db.execute(
+            "SELECT 1 FROM masked_attempts WHERE model_hash = ? AND masked_hash IS NOT NULL",
+            (model_hash,),
+        ).fetchone()
+        if row is not None or model_hash.hex() in self.memory().given:
+            raise ContributionReuseError(
+                f"an update from model {model_hash.hex()[:16]} was masked by this site; unmasked, none "
+                "leaves any more",
+                safe="nothing was sent",
+                next_step="a run without masking starts from another model",
+            )
+
+    @staticmethod
+    def _require_never_plain(db: sqlite3.Connection, ref: AttemptRef, model_hash: bytes) -> None:
+        row = db.execute(
+            "SELECT 1 FROM updates u JOIN releases r ON r.payload_hash = u.payload_hash "
+            "WHERE u.model_hash = ? AND r.payload = 'update'",
+            (model_hash,),
+        ).fetchone()
+        if row is not None:
+            raise ContributionReuseError(
+                f"{ref}: an update from model {model_hash.hex()[:16]} has left this site unmasked",
+                safe="nothing is masked",
+                next_step="a masked run starts from another model",
+            )
 
     def stored(self) -> None:
         """After the commit and before anything is sent: erase what is past, copy the memory."""
@@ -283,7 +337,10 @@ class MaskedBook:
             if not self._trusted(path, found.state_hash):
                 killed.append(found.place)
                 self.kill(found.place.run, found.place.round, found.place.attempt)
-        self.stored()
+        try:
+            self.stored()
+        except ContributionReuseError:
+            self.sweep()  # Masked rounds are refused one by one; the others go on.
         return killed
 
     def _trusted(self, path: Path, digest: bytes) -> bool:

@@ -7,6 +7,7 @@ here has asked that site, by telephone, which key is its own.
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 
 from fedpalm.errors import NotFoundError, StateError
@@ -45,10 +46,7 @@ class PeerBook:
     def all(self) -> list[Peer]:
         """By name."""
         rows = self._store.rows("SELECT * FROM peers ORDER BY site")
-        return [
-            Peer(row["site"], _key(row["key"]), row["since_ms"], _optional(row["other_key"]))
-            for row in rows
-        ]
+        return [_peer(row) for row in rows]
 
     def get(self, site: str) -> Peer | None:
         return next((peer for peer in self.all() if peer.site == site), None)
@@ -72,12 +70,14 @@ class PeerBook:
             db.execute("UPDATE peers SET other_key = ? WHERE site = ?", (raw, site))
             return False
 
-    def accept(self, site: str) -> Peer:
+    def accept(self, site: str, key_id: str) -> Peer:
         """A person here says that the other key is the site's own.
 
+        Args:
+            key_id: of that key, as the site read it out; another one may have come meanwhile.
         Raises:
             NotFoundError: this site has seen no key of it.
-            StateError: there is no other key.
+            StateError: there is no other key, or it is not the one that was read out.
         """
         with self._store.transaction() as db:
             row = db.execute("SELECT * FROM peers WHERE site = ?", (site,)).fetchone()
@@ -85,6 +85,13 @@ class PeerBook:
                 raise NotFoundError(f"no key of site {site[:63]!r} has been seen here")
             if row["other_key"] is None:
                 raise StateError(f"{site} has come with no other key than the one that is known")
+            other = _peer(row).other_key_id
+            if "".join(key_id.split()).lower() != "".join(other.split()):
+                raise StateError(
+                    f"{site} has come with the key {other}, which is not the one that was named",
+                    safe="the known key stays",
+                    next_step="read the id to that site by telephone once more",
+                )
             db.execute(
                 "UPDATE peers SET key = other_key, other_key = NULL, since_ms = ? WHERE site = ?",
                 (self._store.now_ms(), site),
@@ -92,6 +99,10 @@ class PeerBook:
         accepted = self.get(site)
         assert accepted is not None
         return accepted
+
+
+def _peer(row: sqlite3.Row) -> Peer:
+    return Peer(row["site"], _key(row["key"]), row["since_ms"], _optional(row["other_key"]))
 
 
 def _key(raw: bytes) -> VerifyingKey:

@@ -31,7 +31,7 @@ def masking_terms(plan: Plan) -> SecAggTerms | None:
     """
     if plan.draft.masking != "secagg":
         return None
-    terms = SecAggTerms(plan.roster, plan.draft.colluders)
+    terms = SecAggTerms(plan.roster, plan.draft.colluders, plan.draft.quorum)
     if plan.draft.quorum < terms.quorum:
         raise ConfigError(
             f"quorum {plan.draft.quorum}: masking among {terms.sites} sites with "

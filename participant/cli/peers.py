@@ -38,15 +38,16 @@ def peers(context: click.Context, home: Path, as_json: bool) -> None:
 
 @peers.command()
 @click.argument("site")
+@click.argument("key_id")
 @home_option("the site")
 @json_option
 @command_errors
-def accept(site: str, home: Path, as_json: bool) -> None:
-    """Say that SITE's other key is its own: read its id to that site by telephone first."""
+def accept(site: str, key_id: str, home: Path, as_json: bool) -> None:
+    """Say that SITE's other key, with the id KEY_ID, is its own: that site reads the id by telephone."""
     with open_site(home) as (_, desk):
         book = PeerBook(desk.store)
         before = book.get(site)
-        accepted = book.accept(site)
+        accepted = book.accept(site, key_id)
         old = before.key_id if before is not None else ""
         emit(
             {"site": site, "old_key_id": old, "key_id": accepted.key_id},
@@ -70,6 +71,7 @@ def _words(peer: Peer) -> str:
     if peer.other is not None:
         lines += [
             f"  REFUSED  {peer.other_key_id}",
-            f"  if {peer.site} says that this is its own: fedpalm-participant peers accept {peer.site}",
+            f"  if {peer.site} says that this is its own: fedpalm-participant peers accept {peer.site} "
+            "KEY_ID",
         ]
     return "\n".join(lines)

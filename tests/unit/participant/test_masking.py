@@ -7,7 +7,14 @@ import asyncio
 import numpy as np
 import pytest
 
-from fedpalm.errors import EgressRefusedError, PlanNotApprovedError, PolicyError, StaleRoundError
+from fedpalm.errors import (
+    ContributionReuseError,
+    EgressRefusedError,
+    PlanNotApprovedError,
+    PolicyError,
+    StaleRoundError,
+    StateError,
+)
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.methods.contribution import masking_terms
 from fedpalm.plan import Continues
@@ -165,6 +172,45 @@ def test_under_a_masked_plan_the_plain_update_has_no_way_out(world):
     assert site.store.row("SELECT 1 FROM releases WHERE payload = 'update'") is None
 
 
+def test_an_update_of_a_model_that_was_masked_never_leaves_unmasked_and_the_other_way_round(world):
+    site, plan, manifest = _trained(world)
+    update = site.store.update(RUN, 1)
+    _worker(site)._begin(plan, PLACE, manifest)
+    with site.store.transaction() as db:
+        site.gate.masked.require_never_masked(db, update.model_hash)
+        db.execute("UPDATE masked_attempts SET masked_hash = ?, stage = 'dead'", (bytes(32),))
+        with pytest.raises(ContributionReuseError, match="unmasked, none leaves any more"):
+            site.gate.masked.require_never_masked(db, update.model_hash)
+
+
+def test_an_update_that_left_unmasked_is_never_masked_afterwards(world):
+    site, plan, manifest = _trained(world)
+    update = site.store.update(RUN, 1)
+    with site.store.transaction() as db:
+        db.execute(
+            "INSERT INTO releases (seq, payload, place, recipient, payload_hash, payload_bytes, "
+            "released_ms) VALUES (999, 'update', '', '', ?, 0, 0)",
+            (update.payload_hash,),
+        )
+    with pytest.raises(ContributionReuseError, match="has left this site unmasked"):
+        _worker(site)._begin(plan, PLACE, manifest)
+    assert site.gate.masked.row(PLACE) is None
+
+
+def test_a_home_that_comes_back_without_its_memory_masks_nothing_more(world):
+    site, plan, manifest = _trained(world)
+    worker = _worker(site)
+    worker.start()
+    worker._begin(plan, PLACE, manifest)
+    (site.home.masking / "memory.json").unlink()
+    _worker(site).start()
+    assert not (site.home.masking / "memory.json").exists()
+    with pytest.raises(ContributionReuseError, match="came from a backup"):
+        site.gate.masked.memory()
+    with pytest.raises(ContributionReuseError, match="came from a backup"):
+        _worker(site)._begin(plan, PLACE, manifest)
+
+
 def test_an_attempt_of_another_boot_is_dead_and_its_file_is_erased(world):
     site, plan, manifest = _trained(world)
     _worker(site)._begin(plan, PLACE, manifest)
@@ -218,7 +264,12 @@ def test_a_peer_with_another_signing_key_is_told_of_and_used_once_a_person_accep
     assert sum("peers accept east" in line for line in site.lines) == 1
     from participant.peers import PeerBook
 
-    accepted = PeerBook(site.store).accept("east")
+    book = PeerBook(site.store)
+    named = book.get("east").other_key_id
+    with pytest.raises(StateError, match="not the one that was named"):
+        book.accept("east", "0" * 64)
+    assert worker.signing_keys(manifest) is None
+    accepted = book.accept("east", named)
     assert accepted.key.public_bytes_raw() == row["key"]
     assert accepted.other is None
     assert worker.signing_keys(manifest) is not None
