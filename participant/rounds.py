@@ -264,7 +264,6 @@ class RunWorker:
             if self._store.state_round(run.run_id) >= round_number:
                 raise StaleRoundError(f"round {round_number} is past at this site")
             shared = await self._download(link, run, round_number - 1, model_hash)
-            self._manifests.still_asked(manifest)  # the download may have taken long
             self._report.line(f"round {round_number}: training")
             task = asyncio.create_task(self._train(run, manifest, model_hash, shared))
             self._training = (key, task)
@@ -284,7 +283,8 @@ class RunWorker:
 
         def work() -> tuple[StoredUpdate, dict[str, float]]:
             self._trainer.resume(run.run_id, run.plan)
-            self._manifests.still_asked(manifest)  # loading the images may have taken long
+            # The download, the images and an earlier training may have taken long.
+            self._manifests.still_asked(manifest)
             update, state = self._trainer.train(run.run_id, run.plan, round_number, shared)
             encoded = self._gate.encode_update(
                 run.run_id,
