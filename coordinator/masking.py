@@ -22,7 +22,6 @@ from fedpalm.errors import (
     NotOnRosterError,
     ResourceError,
     StaleRoundError,
-    TooFewSurvivorsError,
 )
 from fedpalm.rounds.events import Abort, RoundInput, RoundRef, SumReady, TimerKind, UpdateAccepted
 from fedpalm.rounds.machine import RoundState
@@ -204,7 +203,6 @@ class MaskingDesk:
         without = f"; nothing came from {silent}" if silent else ""
         try:
             after = before.close_step()
-            _require_quorum(attempt, after)
         except MaskingError as error:
             self._feed(run_id, self._in(attempt, Abort(f"{error.what}{without}")), ())
             return
@@ -272,15 +270,3 @@ def _collecting(attempt: MaskedAttempt) -> bool:
         and current.ref == attempt.ref
         and current.state is RoundState.COLLECTING
     )
-
-
-def _require_quorum(attempt: MaskedAttempt, after: Collection) -> None:
-    """Whose vectors are in, or can still come, must be as many as the plan's quorum, too.
-
-    Raises:
-        TooFewSurvivorsError
-    """
-    left = after.waiting_for if after.step in (Step.BOXES, Step.INPUTS) else after.inputs
-    quorum = attempt.conducted.plan.draft.quorum
-    if len(left) < quorum:
-        raise TooFewSurvivorsError(f"{len(left)} sites are left, quorum {quorum}")

@@ -428,7 +428,7 @@ def test_an_attempt_below_the_plans_quorum_ends_before_anything_is_revealed(at: 
         federation.play()
         federation.deadline()
     (reason,) = federation.store.query("SELECT reason FROM attempts WHERE attempt = 1")[0]
-    assert "4 sites are left, quorum 5" in reason and not federation.revealed
+    assert "inputs: 4 sites, masking needs 5" in reason and not federation.revealed
 
 
 def test_a_timer_of_a_step_that_is_closed_closes_no_other(at: To) -> None:
