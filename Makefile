@@ -14,7 +14,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[site,dev]"
-	touch $@
+	: > $@
 
 demo: env
 	$(BIN)/fedpalm demo $(ARGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,7 +116,7 @@ class SignedStatement:
         return cls(statement, signature, chain)
 
 
-class Statement(BaseModel):
+class Statement(BaseModel, ABC):
     """Base of everything that is signed; a subclass names its purpose and its signer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -126,9 +127,9 @@ class Statement(BaseModel):
     federation: Label
 
     @property
+    @abstractmethod
     def signer(self) -> Identity:
         """The only party whose signature makes this statement true."""
-        raise NotImplementedError
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: exactly what is signed."""

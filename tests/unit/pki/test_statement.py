@@ -307,3 +307,11 @@ def test_reading_unverified_checks_form_alone(north: TlsIdentity, signed: Signed
     assert Note.read(replace(signed, signature=bytes(64))) == note()
     with pytest.raises(ProtocolError):
         Note.read(replace(signed, statement=b"{}"))
+
+
+def test_a_kind_of_statement_that_names_no_signer_cannot_be_made() -> None:
+    class Anonymous(Statement):
+        DOMAIN = "anonymous/v1"
+
+    with pytest.raises(TypeError, match="signer"):
+        Anonymous(federation="trial")  # type: ignore[abstract]
