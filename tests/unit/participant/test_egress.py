@@ -16,6 +16,7 @@ import participant
 from fedpalm.clock import FakeClock
 from fedpalm.errors import (
     CodecOverflowError,
+    ContributionReuseError,
     EgressRefusedError,
     ForkError,
     HashMismatchError,
@@ -300,6 +301,20 @@ def test_an_update_that_is_not_finite_is_not_encoded(site):
     delta[7] = np.nan
     with pytest.raises(NonFiniteUpdateError):
         _encode(site, SiteUpdate(delta, 3.0))
+
+
+def test_a_plain_update_of_a_model_whose_update_was_masked_before_is_not_released(site):
+    site.store.commit_round(RUN, 1, _private(), _encode(site))
+    with site.store.transaction() as db:
+        db.execute(
+            "INSERT INTO masked_attempts (run_id, round, attempt, stage, model_hash, encoded_hash, "
+            "masked_hash) VALUES (?, 1, 1, 'dead', ?, ?, ?)",
+            (RUN, MODEL, bytes(32), bytes(32)),
+        )
+    (site.home.masking / "memory.json").write_text('{"given":{},"newest":{}}')
+    with pytest.raises(ContributionReuseError, match="unmasked, none leaves any more"):
+        site.gate.release_update(RUN, 1, 1)
+    assert not _sent(site)
 
 
 def test_what_is_not_stored_cannot_be_released(site, chain):
