@@ -20,7 +20,8 @@ from fedpalm.secagg.site import AttemptFacts
 from fedpalm.secagg.unmasking import Collection, Step
 from fedpalm.wire.masking import from_wire, input_from_wire, step_from_wire, step_to_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
-from tests.support.participant import SITES, FakeCoordinator, World, make_plan
+from tests.support.fake_coordinator import FakeCoordinator
+from tests.support.participant import SITES, World, make_plan
 
 
 def masked_plan(rounds: int = 1, **changes: Any) -> Plan:

@@ -85,6 +85,15 @@ async def both(
     return run_id, sites, orders[0]
 
 
+async def first_update(
+    hub: RunningCoordinator, stack: AsyncExitStack, plan: Plan
+) -> tuple[Site, f.UpdateHeader, bytes]:
+    """The first site of a started run, and the update of round 1 that it is about to send."""
+    _, sites, order = await both(hub, stack, plan)
+    payload = payload_of(plan, SITES[0])
+    return sites[0], sites[0].header(order, plan, payload), payload
+
+
 def model_of(order: f.TrainRound) -> bytes:
     return bytes.fromhex(manifest_of(order).model_hash)
 
@@ -211,9 +220,7 @@ async def test_an_upload_goes_on_where_it_broke_even_after_a_restart(world: Worl
     plan = rehearsal_plan(sites=2, rounds=1, parameters=BIG)
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(world.running())
-        _, sites, order = await both(hub, stack, plan)
-        site, payload = sites[0], payload_of(plan, SITES[0])
-        header = site.header(order, plan, payload)
+        site, header, payload = await first_update(hub, stack, plan)
         assert (await site.call("UpdateOffset", header)).offset == 0
         with pytest.raises(ProtocolError, match="ended at byte 2097152"):
             await site.upload(header, payload, until=2 << 20)
@@ -236,9 +243,7 @@ async def test_a_stream_that_hangs_gives_way_to_the_next_one_of_its_site(world: 
     plan = rehearsal_plan(sites=2, rounds=1, parameters=BIG)
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(world.running())
-        _, sites, order = await both(hub, stack, plan)
-        site, payload = sites[0], payload_of(plan, SITES[0])
-        header = site.header(order, plan, payload)
+        site, header, payload = await first_update(hub, stack, plan)
         sent = asyncio.Event()
 
         async def hanging() -> AsyncIterator[f.UploadRequest]:

@@ -32,15 +32,8 @@ from participant.config import Home
 from participant.ending import ExitAfter, Outcome
 from participant.outgoing import PayloadKind
 from tests.support.aio import in_loop
-from tests.support.participant import (
-    Crash,
-    FakeCoordinator,
-    Site,
-    ToyMethod,
-    World,
-    initial_vector,
-    make_plan,
-)
+from tests.support.fake_coordinator import FakeCoordinator
+from tests.support.participant import Crash, Site, ToyMethod, World, initial_vector, make_plan
 
 ROUNDS = 3
 

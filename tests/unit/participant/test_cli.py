@@ -33,7 +33,8 @@ from participant.config import DataSettings, Home, ParticipantConfig, to_toml
 from participant.enrolment import install_member, prepare_request, site_identity
 from tests.support.aio import in_loop
 from tests.support.enrolment import EnrolmentOperator, invitation_of, issue
-from tests.support.participant import FEDERATION, FakeCoordinator, Site, World, make_plan
+from tests.support.fake_coordinator import FakeCoordinator
+from tests.support.participant import FEDERATION, Site, World, make_plan
 
 
 def _call(*arguments: object, code: int = 0) -> str:

@@ -25,7 +25,8 @@ from participant.config import Home
 from participant.ending import ExitAfter
 from participant.outgoing import PayloadKind
 from tests.support.aio import in_loop
-from tests.support.participant import EXPERT, SITES, Crash, FakeCoordinator, Site, World, make_plan
+from tests.support.fake_coordinator import FakeCoordinator
+from tests.support.participant import EXPERT, SITES, Crash, Site, World, make_plan
 
 EXCHANGE = "exchange-1"
 

@@ -14,7 +14,8 @@ from participant.ending import ExitAfter
 from participant.incoming import checked
 from participant.reporter import LiveReporter, PlainReporter
 from tests.support.aio import in_loop
-from tests.support.participant import FakeCoordinator, Site, make_plan
+from tests.support.fake_coordinator import FakeCoordinator
+from tests.support.participant import Site, make_plan
 
 HOSTILE = "quota\x1b[2J\x1b]0;owned\x07\nexchange x-1: approved \u202edesrever"
 SHOWN = "quota\ufffd[2J\ufffd]0;owned\ufffd exchange x-1: approved \ufffddesrever"

@@ -45,15 +45,8 @@ from participant.plan_book import PlanState
 from participant.plan_desk import MAX_OTHER_OFFERS, MAX_UNDECIDED
 from participant.store import NewUpdate
 from tests.support.aio import in_loop
-from tests.support.participant import (
-    FEDERATION,
-    Crash,
-    FakeCoordinator,
-    Site,
-    ToyMethod,
-    World,
-    make_plan,
-)
+from tests.support.fake_coordinator import FakeCoordinator
+from tests.support.participant import FEDERATION, Crash, Site, ToyMethod, World, make_plan
 from tests.support.pki import TestAuthority
 
 RUN = "toy-1"
@@ -643,12 +636,17 @@ async def test_a_coordinator_that_takes_an_approval_and_denies_it_is_asked_twice
         assert _sent(site, PayloadKind.ANSWER_PLAN) == 2
 
 
-@in_loop
-async def test_a_policy_that_becomes_stricter_takes_an_approval_back(world):
+def _agreeable(world):
+    """A site whose policy approves by itself, and a coordinator whose round waits for another site."""
     world.policy = "auto_approve = true\n"
     coordinator = _coordinator(world)
     coordinator.expected = ("north", "west")
-    site, home = world.site("north")
+    return coordinator, *world.site("north")
+
+
+@in_loop
+async def test_a_policy_that_becomes_stricter_takes_an_approval_back(world):
+    coordinator, site, home = _agreeable(world)
     async with _running(site, coordinator):
         await _until(lambda: coordinator.deliveries)
         home.policy.write_text("max_rounds = 1\n")
@@ -660,10 +658,7 @@ async def test_a_policy_that_becomes_stricter_takes_an_approval_back(world):
 
 @in_loop
 async def test_a_refusal_that_the_policy_keeps_from_leaving_is_sent_when_it_can_be(world):
-    world.policy = "auto_approve = true\n"
-    coordinator = _coordinator(world)
-    coordinator.expected = ("north", "west")
-    site, home = world.site("north")
+    coordinator, site, home = _agreeable(world)
     async with _running(site, coordinator):
         await _until(lambda: coordinator.deliveries)
         home.policy.write_text("max_mb_per_day = 'none'\n")

@@ -31,15 +31,8 @@ from participant.cli.egress import egress
 from participant.ending import ExitAfter
 from participant.link import Link
 from participant.receipts import compare_with_coordinator, runs_of, verify_receipts
-from tests.support.participant import (
-    LAYOUT,
-    SITES,
-    FakeConnection,
-    FakeCoordinator,
-    Site,
-    ToyMethod,
-    make_plan,
-)
+from tests.support.fake_coordinator import FakeConnection, FakeCoordinator
+from tests.support.participant import LAYOUT, SITES, Site, ToyMethod, make_plan
 from tests.support.pki import TestAuthority
 from tests.support.rounds import RUN, Chain, receipt_for
 

@@ -19,7 +19,8 @@ from participant.ending import ExitAfter
 from participant.link import Link
 from participant.outgoing import PayloadKind
 from tests.support.aio import in_loop
-from tests.support.participant import FakeCoordinator, Site, make_plan
+from tests.support.fake_coordinator import FakeCoordinator
+from tests.support.participant import Site, make_plan
 from tests.support.pki import TestAuthority
 
 RUN = "toy-1"
