@@ -179,6 +179,15 @@ def test_a_document_with_other_keys_values_or_depths_is_taken_or_refused(
     run()
 
 
+@pytest.mark.parametrize("name", PARSERS)
+@pytest.mark.parametrize("shape", [b"[%s]", b'{"a":%s}'], ids=["lists", "objects"])
+def test_a_document_that_is_nested_without_end_is_refused(name: str, shape: bytes) -> None:
+    """Not left to chance: Python's parser gives up on it with an error of its own."""
+    opening, closing = shape.split(b"%s")
+    with pytest.raises(FedPalmError):
+        PARSERS[name][0](opening * 5000 + b"0" + closing * 5000)
+
+
 def test_every_module_of_the_contract_is_covered() -> None:
     folder = importlib.import_module("fedpalm.wire.v1").__path__[0]
     from pathlib import Path
