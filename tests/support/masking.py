@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fedpalm.canonical import domain_hash
+from fedpalm.errors import FedPalmError
 from fedpalm.pki.keys import SigningKey
 from fedpalm.secagg import site as core
 from fedpalm.secagg.codec import Encoded
@@ -297,3 +299,10 @@ class Federation:
     def assert_nothing_was_revealed(self) -> None:
         assert not self.reveals()
         self.assert_no_sum_can_be_opened()
+
+
+def refused(kind: type[FedPalmError], step: Callable[[], object], match: str | None = None) -> None:
+    """The step ends in exactly this error."""
+    with pytest.raises(kind, match=match) as caught:
+        step()
+    assert type(caught.value) is kind
