@@ -25,8 +25,9 @@ def why_not() -> str:
     """Why there can be no namespaces here; empty if there can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if shutil.which("ip") is None:
-        return "network namespaces need iproute2 (the command ip)"
+    for program, package in (("ip", "iproute2"), ("openssl", "openssl")):
+        if shutil.which(program) is None:
+            return f"the test in network namespaces needs {package} (the command {program})"
     name = f"fp{os.getpid()}-try"
     done = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if done.returncode != 0:

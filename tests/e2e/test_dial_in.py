@@ -31,6 +31,7 @@ from fedpalm.transport.channel import Connection
 from fedpalm.wire.v1.federation_pb2 import HelloRequest
 from fedpalm.wire.v1.operator_pb2 import ListSitesRequest
 from tests.support.pki import TestAuthority
+from tests.support.programs import needs_openssl
 
 from .background import wait_until
 from .harness import RealFederation
@@ -199,6 +200,7 @@ def _openssl(server: RunningServer, folder: Path, version: str) -> subprocess.Co
     )
 
 
+@needs_openssl
 def test_tls_1_2_is_refused_even_with_a_good_certificate(
     running_server: RunningServer, tmp_path: Path
 ) -> None:
@@ -208,6 +210,7 @@ def test_tls_1_2_is_refused_even_with_a_good_certificate(
     assert "Cipher is (NONE)" in done.stdout
 
 
+@needs_openssl
 def test_the_same_client_gets_a_tls_1_3_handshake(
     running_server: RunningServer, tmp_path: Path
 ) -> None:

@@ -6,7 +6,6 @@ The program is OpenSSL's: another implementation than the one inside gRPC.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,8 @@ from fedpalm.pki.bundle import pem_of
 from fedpalm.pki.identity import Role
 from tests.support.aio import in_loop
 from tests.support.pki import TestAuthority
+from tests.support.programs import needs_openssl
 from tests.support.servicer import Desk, Recorder, enrolling, live_identity, running
-
-needs_openssl = pytest.mark.skipif(
-    shutil.which("openssl") is None, reason="the openssl program is not installed"
-)
 
 AUTHORITY = TestAuthority("palms")
 HUB = AUTHORITY.enrol(Role.COORDINATOR, "hub")
