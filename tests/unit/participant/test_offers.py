@@ -1,14 +1,12 @@
-"""Plans at a site: nothing runs that is not approved here, and every answer is signed, logged and sent."""
+"""Offers: what one must be, and how the agent answers it, joins, and goes on with an amended plan."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,39 +15,31 @@ from fedpalm.errors import (
     ForkError,
     HashMismatchError,
     IdentityError,
-    IntegrityError,
-    NotFoundError,
     NotOnRosterError,
     PlanNotApprovedError,
-    PolicyError,
     ProtocolError,
     ResourceError,
     StaleRoundError,
-    StateError,
     WrongRoleError,
 )
 from fedpalm.ledger.bodies import EntryKind
-from fedpalm.pki.bundle import pem_of
 from fedpalm.pki.identity import Role
-from fedpalm.pki.keys import new_tls_key
-from fedpalm.pki.request import create_request
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Continues
-from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
+from fedpalm.rounds.agreement import PlanOffer
 from fedpalm.wire.v1 import federation_pb2 as wire
 from participant import plan_desk
 from participant.ending import ExitAfter, Outcome
 from participant.offers import MAX_MENTIONED, MAX_OFFERS, OfferWorker
 from participant.outgoing import PayloadKind
-from participant.plan_book import PlanState
 from participant.plan_desk import MAX_OTHER_OFFERS, MAX_UNDECIDED
 from participant.store import NewUpdate
 from tests.support.aio import in_loop
 from tests.support.fake_coordinator import FakeCoordinator
-from tests.support.participant import FEDERATION, Crash, Site, ToyMethod, World, make_plan
+from tests.support.participant import FEDERATION, Site, ToyMethod, World, make_plan
 from tests.support.pki import TestAuthority
+from tests.support.plans import RUN, entries, person, propose
 
-RUN = "toy-1"
 ANSWERS = (EntryKind.PLAN_APPROVED, EntryKind.PLAN_REFUSED)
 
 
@@ -95,191 +85,8 @@ async def _told(site: Site, text: str) -> None:
     await _until(lambda: any(text in line for line in site.lines))
 
 
-def _person(site: Site) -> Site:
-    """The site's person, in a process of their own."""
-    return Site(site.home)
-
-
-def _propose(world: World, site: Site, run_id: str = RUN, **changes):
-    plan = make_plan(**changes)
-    return site.desk.plans.propose(run_id, plan, world.offer(plan, run_id))
-
-
-def _entries(site: Site, *kinds: EntryKind):
-    return [entry for entry in site.log.entries() if entry.kind in kinds]
-
-
 def _sent(site: Site, kind: PayloadKind) -> int:
-    return sum(entry.body["payload"] == kind for entry in _entries(site, EntryKind.EGRESS))
-
-
-# --- the desk -------------------------------------------------------------------------------------
-
-
-def test_an_approval_is_signed_numbered_stored_and_logged_in_one_step(world, site):
-    _propose(world, site)
-    stored = site.desk.plans.approve(RUN)
-    answer = PlanAnswer.open(stored.answer, world.authority.anchors, now=time.time())
-    assert (answer.run, answer.site, answer.answer, answer.by) == (
-        RUN,
-        "north",
-        "approve",
-        "person",
-    )
-    assert (answer.number, answer.plan_hash) == (1, make_plan().hash.hex())
-    assert (stored.state, stored.answered) == (PlanState.APPROVED, False)
-    (entry,) = _entries(site, *ANSWERS)
-    assert entry.kind is EntryKind.PLAN_APPROVED
-    assert dict(entry.body) == {
-        "run": RUN,
-        "plan_hash": make_plan().hash.hex(),
-        "answer_hash": stored.answer.hash.hex(),
-        "number": 1,
-        "by": "person",
-    }
-
-
-@pytest.mark.parametrize("step", ["before commit", "committed"])
-def test_a_crash_while_an_answer_is_stored_leaves_all_of_it_or_nothing(world, step):
-    armed = False
-
-    def dies(name: str) -> None:
-        if armed and name == step:
-            raise Crash(name)
-
-    site, home = world.site("north", dies)
-    _propose(world, site)
-    armed = True
-    with pytest.raises(Crash):
-        site.desk.plans.approve(RUN)
-    armed = False
-    site.store.close()
-    again = Site(home)
-    done = step == "committed"
-    assert (again.desk.plans.plan(RUN).state is PlanState.APPROVED) == done
-    assert (again.desk.plans.plan(RUN).answer is not None) == done
-    assert len(_entries(again, *ANSWERS)) == done
-    again.store.close()
-
-
-def test_each_change_of_mind_has_the_next_number_and_the_same_answer_again_has_none(world, site):
-    _propose(world, site)
-    plans = site.desk.plans
-    for decide in (plans.approve, plans.approve, plans.refuse, plans.refuse, plans.approve):
-        decide(RUN)
-    said = [(entry.kind, entry.body["number"]) for entry in _entries(site, *ANSWERS)]
-    assert said == [
-        (EntryKind.PLAN_APPROVED, 1),
-        (EntryKind.PLAN_REFUSED, 2),
-        (EntryKind.PLAN_APPROVED, 3),
-    ]
-    assert plans.plan(RUN).number == 3
-
-
-def test_only_an_approved_plan_is_given_out_and_the_error_names_the_command(world, site):
-    book = site.desk.plans.book
-    with pytest.raises(PlanNotApprovedError, match="no plan of run toy-1"):
-        book.approved(RUN)
-    _propose(world, site)
-    with pytest.raises(PlanNotApprovedError) as waiting:
-        book.approved(RUN)
-    assert "fedpalm-participant review toy-1" in waiting.value.next_step
-    site.desk.plans.approve(RUN)
-    assert book.approved(RUN) == make_plan()
-    site.desk.plans.refuse(RUN)
-    with pytest.raises(PlanNotApprovedError, match="refused") as refused:
-        book.approved(RUN)
-    assert "fedpalm-participant approve toy-1" in refused.value.next_step
-
-
-def test_a_plan_that_was_altered_in_the_store_is_not_approved_any_more(world, site):
-    _propose(world, site)
-    site.desk.plans.approve(RUN)
-    with sqlite3.connect(site.home.database) as db:
-        db.execute("UPDATE plans SET plan = ?", (make_plan(rounds=4).to_bytes(),))
-    with pytest.raises(IntegrityError, match="not the one that was offered"):
-        site.desk.plans.book.approved(RUN)
-
-
-def test_what_the_policy_forbids_cannot_be_approved_and_every_violation_is_named(world, site):
-    _propose(world, site)
-    site.home.policy.write_text("min_cohort = 3\nmax_rounds = 2\nexpert_exchange = false\n")
-    with pytest.raises(PolicyError) as error:
-        site.desk.plans.approve(RUN)
-    for key in ("min_cohort", "max_rounds", "expert_exchange"):
-        assert f"\n{key}: " in error.value.what
-    assert site.desk.plans.plan(RUN).state is PlanState.PROPOSED
-    assert not _entries(site, *ANSWERS)
-
-
-def test_a_policy_that_cannot_be_read_approves_nothing_but_lets_a_person_refuse(world, site):
-    _propose(world, site)
-    site.home.policy.write_text("auto_approve = 'yes please'\n")
-    with pytest.raises(PolicyError, match=r"policy\.toml: auto_approve"):
-        site.desk.plans.consider(RUN)
-    with pytest.raises(PolicyError):
-        site.desk.plans.approve(RUN)
-    assert site.desk.plans.refuse(RUN, "broken").state is PlanState.REFUSED
-
-
-@pytest.mark.parametrize(
-    ("policy", "before", "after", "by"),
-    [
-        ("", "proposed", "proposed", ""),
-        ("auto_approve = true", "proposed", "approved", "policy"),
-        ("auto_approve = true\nmax_rounds = 1", "proposed", "refused", "policy"),
-        ("max_rounds = 1", "approved", "refused", "policy"),
-        ("auto_approve = true", "refused", "refused", "person"),
-        ("max_rounds = 1", "refused", "refused", "person"),
-        ("", "approved", "approved", "person"),
-    ],
-)
-def test_the_policy_decides_what_it_can_and_a_persons_no_stands(
-    world, site, policy, before, after, by
-):
-    _propose(world, site)
-    if before != "proposed":
-        (site.desk.plans.approve if before == "approved" else site.desk.plans.refuse)(RUN)
-    site.home.policy.write_text(policy)
-    stored = site.desk.plans.consider(RUN)
-    assert (stored.state.value, stored.decided_by) == (after, by)
-    if stored.answer is not None:
-        assert PlanAnswer.read(stored.answer).by == by
-
-
-def test_a_plan_whose_run_is_over_has_no_more_answers(world, site):
-    world.agreed(site, make_plan())
-    site.store.end_run(RUN, "completed", None, "")
-    with pytest.raises(StateError, match="over"):
-        site.desk.plans.refuse(RUN)
-    assert site.desk.plans.consider(RUN).state is PlanState.APPROVED
-
-
-def test_without_a_name_the_one_plan_that_waits_is_meant(world, site):
-    with pytest.raises(NotFoundError, match="no plan waits"):
-        site.desk.plans.plan(None)
-    _propose(world, site)
-    assert site.desk.plans.plan(None).run_id == RUN
-    _propose(world, site, "toy-2")
-    with pytest.raises(StateError, match="toy-1, toy-2"):
-        site.desk.plans.plan(None)
-
-
-def test_an_answer_that_was_not_sent_yet_goes_out_under_the_present_certificate(world, site):
-    _propose(world, site)
-    before = site.desk.plans.approve(RUN).answer
-    assert site.desk.plans.answer_to_send(RUN) == before
-    own = site.live.current
-    request = create_request(own.identity, new_tls_key(), own.signing_key)
-    renewed = world.authority.issue(request, own.identity, now=time.time())
-    (site.home.tls / "tls.pem").write_bytes(pem_of((renewed, world.authority.issuing)))
-    site.live._identity = replace(own, chain=(renewed, world.authority.issuing))
-    site.live._seen = site.live._stamp()
-    sent = site.desk.plans.answer_to_send(RUN)
-    assert sent.hash == before.hash
-    assert sent.chain[0] == renewed
-    PlanAnswer.open(sent, world.authority.anchors, now=time.time())
-    assert site.desk.plans.plan(RUN).answer == sent
+    return sum(entry.body["payload"] == kind for entry in entries(site, EntryKind.EGRESS))
 
 
 # --- what an offer must be ------------------------------------------------------------------------
@@ -353,12 +160,12 @@ def test_a_plan_of_another_federation_or_without_this_site_is_not_stored(world, 
 
 
 def test_another_plan_for_the_same_run_is_a_fork_is_logged_once_and_the_first_stands(world, site):
-    _propose(world, site)
+    propose(world, site)
     site.desk.plans.approve(RUN)
     for _ in range(2):
         with pytest.raises(ForkError, match="has signed both"):
-            _propose(world, site, rounds=4)
-    (entry,) = _entries(site, EntryKind.FORK_SEEN)
+            propose(world, site, rounds=4)
+    (entry,) = entries(site, EntryKind.FORK_SEEN)
     assert dict(entry.body) == {
         "run": RUN,
         "manifest_hash": world.offer(make_plan()).hash.hex(),
@@ -368,13 +175,13 @@ def test_another_plan_for_the_same_run_is_a_fork_is_logged_once_and_the_first_st
 
 
 def test_both_signed_offers_of_a_fork_are_kept_and_hold_nothing_up(world, site):
-    _propose(world, site)
+    propose(world, site)
     site.desk.plans.approve(RUN)
     for rounds in (4, 4, *range(5, 30)):
         with pytest.raises(ForkError, match="both signed offers are kept"):
-            _propose(world, site, rounds=rounds)
+            propose(world, site, rounds=rounds)
     forks = site.gate.manifests.forks()
-    assert len(forks) == len(_entries(site, EntryKind.FORK_SEEN)) == MAX_OTHER_OFFERS
+    assert len(forks) == len(entries(site, EntryKind.FORK_SEEN)) == MAX_OTHER_OFFERS
     assert {one.held for one in forks} == {world.offer(make_plan())}
     assert forks[0].other == world.offer(make_plan(rounds=4))
     assert not any(one.open for one in forks)
@@ -385,24 +192,24 @@ def test_no_more_plans_are_taken_up_than_anybody_decides_about_in_a_day(world, s
     monkeypatch.setattr(plan_desk, "MAX_UNDECIDED", 2)
     monkeypatch.setattr(plan_desk, "MAX_NEW_PLANS", 4)
     for run_id in ("one", "two"):
-        _propose(world, site, run_id)
+        propose(world, site, run_id)
     with pytest.raises(ResourceError, match="2 plans wait for a decision"):
-        _propose(world, site, "three")
-    _propose(world, site, "one")
+        propose(world, site, "three")
+    propose(world, site, "one")
     for run_id in ("three", "four"):
         site.desk.plans.refuse(site.desk.plans.book.all()[-1].run_id)
-        _propose(world, site, run_id)
+        propose(world, site, run_id)
     site.desk.plans.refuse("four")
     with pytest.raises(ResourceError, match="4 plans were offered within 24 hours"):
-        _propose(world, site, "five")
+        propose(world, site, "five")
     monkeypatch.setattr(plan_desk, "DAY_MS", -1)
-    _propose(world, site, "five")
+    propose(world, site, "five")
 
 
 def test_the_same_offer_again_changes_nothing(world, site):
-    _propose(world, site)
+    propose(world, site)
     decided = site.desk.plans.approve(RUN)
-    assert _propose(world, site) == decided
+    assert propose(world, site) == decided
 
 
 # --- the agent ------------------------------------------------------------------------------------
@@ -417,9 +224,9 @@ async def test_nothing_is_joined_or_trained_before_a_person_has_approved_in_anot
         assert not coordinator.joined
         assert not site.methods
         assert _sent(site, PayloadKind.JOIN_RUN) == 0
-        person = _person(site)
-        person.desk.plans.approve(RUN)
-        person.store.close()
+        decider = person(site)
+        decider.desk.plans.approve(RUN)
+        decider.store.close()
         assert (await task).completed
     answer = coordinator.answers["north", RUN]
     assert (answer.answer, answer.by, answer.number) == ("approve", "person", 1)
@@ -433,11 +240,11 @@ async def test_a_refused_plan_is_answered_and_not_joined(world):
     site, _ = world.site("north")
     async with _running(site, coordinator):
         await _told(site, "waits for a decision")
-        person = _person(site)
-        person.desk.plans.refuse(RUN, "our board has said no")
+        decider = person(site)
+        decider.desk.plans.refuse(RUN, "our board has said no")
         await _told(site, "this site's refusal was sent")
-        assert person.desk.plans.plan(RUN).answered
-        person.store.close()
+        assert decider.desk.plans.plan(RUN).answered
+        decider.store.close()
     answer = coordinator.answers["north", RUN]
     assert (answer.answer, answer.number) == ("refuse", 1)
     assert "board" not in answer.to_bytes().decode()
@@ -464,8 +271,8 @@ async def test_an_approval_taken_back_in_a_run_stops_it_here_and_given_again_goe
     site, _ = world.site("north")
     async with _running(site, coordinator) as task:
         await _until(lambda: coordinator.deliveries)
-        person = _person(site)
-        person.desk.plans.refuse(RUN)
+        decider = person(site)
+        decider.desk.plans.refuse(RUN)
         await _told(site, "this site's refusal was sent")
         assert "north" not in coordinator.joined
         coordinator.expected = ("north",)
@@ -475,8 +282,8 @@ async def test_an_approval_taken_back_in_a_run_stops_it_here_and_given_again_goe
         await _told(site, "has refused plan")
         assert [delivery[1] for delivery in coordinator.deliveries] == [1]
         assert site.methods[0].trained == [1]
-        person.desk.plans.approve(RUN)
-        person.store.close()
+        decider.desk.plans.approve(RUN)
+        decider.store.close()
         assert (await task).completed
     assert coordinator.answers["north", RUN].number == 3
     assert site.methods[0].trained == [1, 2, 3]
@@ -499,9 +306,9 @@ async def test_an_approval_taken_back_while_a_round_is_trained_keeps_its_update_
     site.trainer._build = lambda plan, name, images: Slow(plan, name)
     async with _running(site, coordinator):
         await begun.wait()
-        person = _person(site)
-        person.desk.plans.refuse(RUN)
-        person.store.close()
+        decider = person(site)
+        decider.desk.plans.refuse(RUN)
+        decider.store.close()
         await _told(site, "this site's refusal was sent")
         go_on.set()
         await _told(site, "has refused plan")
@@ -604,9 +411,9 @@ async def test_an_answer_that_the_coordinator_refuses_is_reported_and_not_sent_a
     site, _ = world.site("north")
     async with _running(site, coordinator):
         await _told(site, "waits for a decision")
-        person = _person(site)
-        person.desk.plans.refuse(RUN)
-        person.store.close()
+        decider = person(site)
+        decider.desk.plans.refuse(RUN)
+        decider.store.close()
         await _told(site, "did not take this site's refusal: answer 1 comes after 2")
         await asyncio.sleep(0.05)
         assert _sent(site, PayloadKind.ANSWER_PLAN) == 1
@@ -617,7 +424,7 @@ async def test_an_approval_that_the_coordinator_has_lost_is_said_again(world):
     world.policy = "auto_approve = true\n"
     coordinator = _coordinator(world)
     site, _ = world.site("north")
-    _propose(world, site)
+    propose(world, site)
     site.desk.plans.approve(RUN)
     site.desk.plans.book.set_answered(RUN, 1)
     assert (await site.run(coordinator)).completed
@@ -662,9 +469,9 @@ async def test_a_refusal_that_the_policy_keeps_from_leaving_is_sent_when_it_can_
     async with _running(site, coordinator):
         await _until(lambda: coordinator.deliveries)
         home.policy.write_text("max_mb_per_day = 'none'\n")
-        person = _person(site)
-        person.desk.plans.refuse(RUN)
-        person.store.close()
+        decider = person(site)
+        decider.desk.plans.refuse(RUN)
+        decider.store.close()
         await _told(site, "policy.toml: max_mb_per_day")
         home.policy.write_text("auto_approve = true\n")
         await _told(site, "this site's refusal was sent")
