@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 PATIENCE_S = 420.0
-TINY = ("--sites", "2", "--identities", "2", "--images", "4", "--rounds", "3", "--seed", "7")
+TINY = ("--sites", "3", "--identities", "2", "--images", "4", "--rounds", "3", "--seed", "7")
 
 
 def demo(*arguments: str | Path) -> list[str]:
@@ -89,7 +89,7 @@ def test_the_report_has_every_figure_with_its_interval(told: tuple[Path, dict[st
         assert set(estimates) == names
         for one in estimates.values():
             assert 0 <= one["low"] <= one["high"] <= 1 and one["genuine"] and one["impostor"]
-    assert {s["site"] for s in report["sites"]} == {"site-1", "site-2"}
+    assert {s["site"] for s in report["sites"]} == {"site-1", "site-2", "site-3"}
     assert set(report["open_set"]["curves"]) == names
     assert [p["round"] for p in report["open_set"]["convergence"]["fedpalm"]] == [1, 2, 3]
 
@@ -103,9 +103,12 @@ def test_the_report_tells_what_left_each_site(told: tuple[Path, dict[str, Any]])
         # A round that was cut off may be sent twice: never fewer, and each of the vector's size.
         assert egress["update"]["count"] >= 3
         assert egress["update"]["bytes"] == egress["update"]["count"] * 4 * (parameters + 1)
-        assert egress["sealed_expert"]["count"] == 1
-        assert 4 * expert < egress["sealed_expert"]["bytes"] < 4 * expert + 8192
+        # One for each of the two others.
+        assert egress["sealed_expert"]["count"] == 2
+        assert 8 * expert < egress["sealed_expert"]["bytes"] < 2 * (4 * expert + 8192)
         assert egress["consent"]["count"] == 1
+        for step in ("keys", "boxes", "agreement", "reveal"):
+            assert egress[f"masking_{step}"]["count"] >= 3, step
 
 
 def test_all_promised_files_are_there(told: tuple[Path, dict[str, Any]]):
@@ -142,7 +145,7 @@ def test_a_finished_demo_shows_its_report_again_and_starts_nothing(
 def test_other_settings_do_not_touch_a_demo_that_is_there(told: tuple[Path, dict[str, Any]]):
     folder, _ = told
     done = subprocess.run(
-        demo("--sites", "3", "--out", folder, "--json"), capture_output=True, text=True
+        demo("--sites", "4", "--out", folder, "--json"), capture_output=True, text=True
     )
     assert done.returncode == 3
     assert "other settings" in json.loads(done.stdout)["error"]["what"]

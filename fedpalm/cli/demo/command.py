@@ -48,6 +48,13 @@ _DEFAULT = DemoSettings()
 )
 @click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True)
 @click.option(
+    "--masking",
+    type=click.Choice(["secagg", "none"]),
+    default="secagg",
+    show_default=True,
+    help="secagg: the coordinator opens sums over the sites, and no site's update.",
+)
+@click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the run; the same command continues a run that was cut off.  "
@@ -63,18 +70,20 @@ def commands(
     rounds: int,
     method: str,
     seed: int,
+    masking: str,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Run a whole federation on this machine and compare it.
 
     A coordinator and several sites run as processes with certificates of their own, train a shared
-    model over mutual TLS, exchange experts, and evaluate; FedAvg and training alone run beside them
-    on the same split and seed. Leaves report.html, report.json, plots and all logs in --out.
+    model over mutual TLS from masked updates, exchange experts, and evaluate; FedAvg and training
+    alone run beside them on the same split and seed. Leaves report.html, report.json, plots and all
+    logs in --out.
     """
     from .story import tell
 
-    settings = resolve(data, sites, identities, images, rounds, method, seed)
+    settings = resolve(data, sites, identities, images, rounds, method, seed, masking)
     workspace = Workspace(out or default_folder(settings))
     console = err()
     try:
@@ -104,6 +113,7 @@ def resolve(
     rounds: int,
     method: str,
     seed: int,
+    masking: str,
 ) -> DemoSettings:
     """Settings from options; a folder's own size decides what was left out."""
     from .people import largest_fit
@@ -124,6 +134,7 @@ def resolve(
             "rounds": rounds,
             "method": method,
             "seed": seed,
+            "masking": masking,
         },
         "demo options",
     )
@@ -140,6 +151,8 @@ def default_folder(settings: DemoSettings) -> Path:
         if value != getattr(default, key):
             parts.append(f"{value}{unit}")
     parts.append(f"seed{settings.seed}")
+    if settings.masking != default.masking:
+        parts.append("unmasked")
     return Path("runs") / "-".join(parts)
 
 

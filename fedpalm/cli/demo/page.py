@@ -10,15 +10,16 @@ from importlib.resources import files
 from .figures import LABELS, Estimate, Report
 from .settings import SYNTHETIC
 from .wording import (
-    NEVER,
     count,
     duration,
     egress_labels,
     egress_rows,
     finding,
     interval,
+    never,
     percent,
     size,
+    who_reads_updates,
 )
 
 _NUMBERS = ("Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
@@ -168,7 +169,9 @@ def _egress(report: Report) -> str:
             for label in labels
         ]
         rows.append([escape(site), *cells, size(sum(item.bytes for item in row.values()))])
-    never = "".join(f"<li>{escape(what)}<span>{escape(why)}</span></li>\n" for what, why in NEVER)
+    stayed = "".join(
+        f"<li>{escape(what)}<span>{escape(why)}</span></li>\n" for what, why in never(report)
+    )
     expert = (
         "<p>The textural expert is "
         f"{report.expert_parameters:,} of {report.parameters:,} parameters. It left each site "
@@ -185,11 +188,9 @@ def _egress(report: Report) -> str:
         "signature before anything was trained under it.</p>\n"
         + _table(["Site", *labels, "Together"], rows)
         + f"{expert}<h3>What never did</h3>\n"
-        f'<ul class="never">\n{never}</ul>\n'
+        f'<ul class="never">\n{stayed}</ul>\n'
         '<p class="note">Protocol messages carry names of sites and runs, versions, hashes and '
-        "offsets; they are in the logs, too. A site\u2019s round update, and its number of training "
-        "images as the weight inside it, can be read by the coordinator, and by nobody on the way."
-        "</p>\n</section>\n"
+        f"offsets; they are in the logs, too. {escape(who_reads_updates(report))}</p>\n</section>\n"
     )
 
 
@@ -205,6 +206,7 @@ def _how(report: Report) -> str:
     facts = {
         "Data": escape(_data(report)),
         "Plan": f"{settings.rounds} rounds, seed {settings.seed}, "
+        f"{'masked (secagg)' if settings.masked else 'not masked'}, "
         f"hash <code>{report.plan_hash[:16]}\u2026</code>",
         "Final model": f"{report.parameters:,} parameters, SHA-256 "
         f"<code>{report.model_hash[:16]}\u2026</code>",
@@ -233,6 +235,14 @@ def _limits(report: Report) -> str:
         "All processes ran on one machine: times say nothing about a network.",
         "One seed. Intervals cover the choice of identities, not the chance in training.",
     ]
+    if report.settings.masked:
+        items += [
+            "The sites took each other\u2019s masking keys as the coordinator first showed them. "
+            "Between institutions people compare them: fedpalm-participant peers.",
+            "The plan says reproducible = true, which derives the rounding of updates from the plan: "
+            "the same command gives the same model on the same machine, as long as no round is "
+            "lost to an interruption. Another plan, with masking or without, rounds otherwise.",
+        ]
     if report.settings.data == SYNTHETIC:
         items.insert(
             0,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...plan import MAX_SITES, PlanDraft
+from ...secagg.terms import MIN_MASKED_SITES
 from ...settings import Settings
 
 Method = Literal["fedpalm", "fedavg"]
+Masking = Literal["secagg", "none"]
 SYNTHETIC = "synthetic-palm"
 FEDERATION = "demo"
 
@@ -28,6 +30,21 @@ class DemoSettings(Settings):
     rounds: int = Field(12, ge=1, le=1000)
     method: Method = "fedpalm"
     seed: int = Field(0, ge=0, lt=2**53)
+    masking: Masking = "secagg"
+
+    @model_validator(mode="after")
+    def _enough_to_mask(self) -> DemoSettings:
+        if self.masked and self.sites < MIN_MASKED_SITES:
+            raise ValueError(
+                f"masking needs {MIN_MASKED_SITES} sites or more, and this demo has {self.sites}: "
+                "take more --sites, or --masking none"
+            )
+        return self
+
+    @property
+    def masked(self) -> bool:
+        """The coordinator opens sums and no site's update."""
+        return self.masking != "none"
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -48,6 +65,7 @@ class DemoSettings(Settings):
             seed=self.seed,
             reproducible=True,
             quorum=self.sites,
+            masking=self.masking,
             join_deadline_s=600,
             round_deadline_s=1800,
         )

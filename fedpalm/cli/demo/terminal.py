@@ -8,14 +8,15 @@ from rich.text import Text
 
 from .figures import LABELS, Estimate, Report
 from .wording import (
-    NEVER,
     duration,
     egress_labels,
     egress_rows,
     finding,
     interval,
+    never,
     percent,
     size,
+    who_reads_updates,
 )
 from .workspace import Workspace
 
@@ -28,7 +29,8 @@ def summary(report: Report, workspace: Workspace) -> RenderableType:
         Text(finding(report).replace("\u00a0", " ")),
         Text(),
         _egress(report),
-        _never(),
+        _never(report),
+        Text(who_reads_updates(report)),
         Text(),
         _files(report, workspace),
     )
@@ -66,9 +68,10 @@ def _egress(report: Report) -> Table:
     return table
 
 
-def _never() -> Text:
+def _never(report: Report) -> Text:
     text = Text("What never left any site: ", style="bold")
-    text.append(", ".join(what[0].lower() + what[1:] for what, _ in NEVER) + ".", style="not bold")
+    items = [what[0].lower() + what[1:] for what, _ in never(report)]
+    text.append(", ".join(items) + ".", style="not bold")
     return text
 
 

@@ -11,6 +11,10 @@ KINDS = {
     "refusal": "Refusals",
     "answer_plan": "Signed answers to plans",
     "countersign": "Countersigned rounds",
+    "masking_keys": "Masking messages",
+    "masking_boxes": "Masking messages",
+    "masking_agreement": "Masking messages",
+    "masking_reveal": "Masking messages",
 }
 PROTOCOL = "Protocol messages"
 
@@ -79,7 +83,29 @@ def egress_rows(report: Report) -> list[tuple[str, dict[str, Egress]]]:
 def egress_labels(report: Report) -> list[str]:
     """Labels that occur, in their order."""
     there = {label for _, row in egress_rows(report) for label in row}
-    return [label for label in (*KINDS.values(), PROTOCOL) if label in there]
+    return [label for label in dict.fromkeys((*KINDS.values(), PROTOCOL)) if label in there]
+
+
+def never(report: Report) -> tuple[tuple[str, str], ...]:
+    """What left no site, and why not."""
+    if not report.settings.masked:
+        return NEVER
+    return (("A site\u2019s update by itself", "it left masked; alone it reads like noise"), *NEVER)
+
+
+def who_reads_updates(report: Report) -> str:
+    """What the coordinator could see of the rounds, in two sentences."""
+    if report.settings.masked:
+        return (
+            f"Every update left masked: the coordinator opened sums over all {report.settings.sites} "
+            "sites, and could read no site\u2019s own update or its number of training images. "
+            'A site\u2019s policy can require this: masking = "required".'
+        )
+    return (
+        "This plan did not mask: a site\u2019s round update, and its number of training images as the "
+        "weight inside it, can be read by the coordinator, and by nobody on the way. A site\u2019s "
+        'policy can refuse such plans: masking = "required".'
+    )
 
 
 def finding(report: Report) -> str:

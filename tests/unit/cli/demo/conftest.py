@@ -34,6 +34,10 @@ def canned_report(eers: dict[str, float], method: str = "fedpalm", rounds: int =
     settings = DemoSettings(method=method, rounds=rounds)
     names = settings.contenders
     update = Egress(kind="update", count=rounds, bytes=rounds * 19_975_640)
+    masking = tuple(
+        Egress(kind=f"masking_{step}", count=rounds, bytes=rounds * 4_000)
+        for step in ("keys", "boxes", "agreement", "reveal")
+    )
     exchange = (
         (
             Egress(kind="consent", count=1, bytes=1_200),
@@ -62,7 +66,7 @@ def canned_report(eers: dict[str, float], method: str = "fedpalm", rounds: int =
                 open_identities=10,
                 images=200,
                 closed={name: estimate(eers[name] / 10, 250) for name in names},
-                egress=(update, *exchange),
+                egress=(update, *masking, *exchange),
             )
             for site in settings.site_names
         ),

@@ -17,7 +17,7 @@ from fedpalm.cli.demo.figures import Report
 from fedpalm.cli.demo.page import page
 from fedpalm.cli.demo.plots import PLOTS, write_plots
 from fedpalm.cli.demo.terminal import summary
-from fedpalm.cli.demo.wording import duration, finding, size
+from fedpalm.cli.demo.wording import duration, egress_labels, egress_rows, finding, size
 from fedpalm.cli.demo.workspace import Workspace
 
 
@@ -82,12 +82,33 @@ def test_the_page_shows_every_figure_of_the_report(report: Report, tmp_path: Pat
     for estimate in report.open_set.estimates.values():
         assert f"{100 * estimate.eer:.2f} %" in text
         assert f"{100 * estimate.low:.2f} to {100 * estimate.high:.2f} %" in text
-    for site in report.sites:
-        assert site.site in text
-        for item in site.egress:
+    for site, row in egress_rows(report):
+        assert site in text
+        for item in row.values():
             assert size(item.bytes) in text
     assert report.run_id in text
     assert report.command in text
+
+
+def test_the_report_says_who_could_read_an_update(report: Report, tmp_path: Path):
+    plain = report.settings.model_copy(update={"masking": "none"})
+    unmasked = report.model_copy(update={"settings": plain})
+    for one, said, unsaid in (
+        (report, "left masked", "can be read by the coordinator"),
+        (unmasked, "can be read by the coordinator", "left masked"),
+    ):
+        html = "".join(read(rendered(one, tmp_path)).text)
+        stream = io.StringIO()
+        Console(file=stream, width=500).print(summary(one, Workspace(tmp_path)))
+        for text in (html, stream.getvalue()):
+            assert said in text and unsaid not in text
+            assert 'masking = "required"' in text
+
+
+def test_the_four_kinds_of_masking_messages_are_one_column(report: Report):
+    assert egress_labels(report).count("Masking messages") == 1
+    for _, row in egress_rows(report):
+        assert row["Masking messages"].count == 4 * report.settings.rounds
 
 
 def test_names_from_outside_cannot_become_markup(report: Report, tmp_path: Path):

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from fedpalm.cli.demo.settings import DemoSettings, plan_toml
+from fedpalm.cli.demo.command import default_folder, resolve
+from fedpalm.cli.demo.comparison import bound_plan
+from fedpalm.cli.demo.settings import SYNTHETIC, DemoSettings, plan_toml
 from fedpalm.cli.demo.tail import Tail
 from fedpalm.cli.demo.workspace import Workspace
 from fedpalm.errors import ConfigError, IntegrityError
+from fedpalm.methods.contribution import sites_to_spare
 from fedpalm.plan import PlanDraft
 from fedpalm.settings import load_toml
 
-SETTINGS = DemoSettings(sites=2, rounds=3)
+SETTINGS = DemoSettings(sites=3, rounds=3)
 
 
 def test_a_finished_step_is_not_taken_again(tmp_path: Path):
@@ -41,7 +44,7 @@ def test_a_step_that_failed_is_taken_again(tmp_path: Path):
 def test_a_folder_with_another_demo_is_not_touched(tmp_path: Path):
     Workspace(tmp_path).open(SETTINGS)
     with pytest.raises(ConfigError, match="rounds 3, now 4"):
-        Workspace(tmp_path).open(DemoSettings(sites=2, rounds=4))
+        Workspace(tmp_path).open(DemoSettings(sites=3, rounds=4))
 
 
 def test_a_folder_with_other_things_is_not_touched(tmp_path: Path):
@@ -56,6 +59,23 @@ def test_a_damaged_journal_is_an_error_that_names_it(tmp_path: Path):
     (tmp_path / "demo.json").write_text('{"settings": {}')
     with pytest.raises(IntegrityError, match=r"demo\.json"):
         Workspace(tmp_path).open(SETTINGS)
+
+
+def test_a_demo_masks_unless_it_is_told_not_to():
+    plan = bound_plan(DemoSettings())
+    assert plan.draft.masking == "secagg"
+    assert sites_to_spare(plan) == 0  # a sum is over every site
+    assert DemoSettings(masking="none").draft().masking == "none"
+
+
+def test_two_sites_are_too_few_to_mask_and_the_way_out_is_said():
+    with pytest.raises(ConfigError, match="--masking none"):
+        resolve(SYNTHETIC, 2, None, 4, 3, "fedpalm", 0, "secagg")
+    assert resolve(SYNTHETIC, 2, None, 4, 3, "fedpalm", 0, "none").masking == "none"
+
+
+def test_a_demo_without_masking_has_a_folder_of_its_own():
+    assert default_folder(DemoSettings()) != default_folder(DemoSettings(masking="none"))
 
 
 @pytest.mark.parametrize("method", ["fedpalm", "fedavg"])
