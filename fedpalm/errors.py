@@ -248,10 +248,29 @@ class ContributionReuseError(MaskingError):
     code = "contribution_reuse"
 
 
+class BoxesRefusedError(MaskingError):
+    """Boxes that came to a site of a masked attempt do not open, by the fault of ``accused``, sorted."""
+
+    code = "boxes_refused"
+
+    def __init__(
+        self, what: str, *, safe: str = "", next_step: str = "", accused: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(what, safe=safe, next_step=next_step)
+        self.accused = accused
+
+
 class BadShareError(MaskingError):
-    """A share or a secret is not the one that its owner committed to."""
+    """A share or a secret is not the one that its owner committed to.
+
+    ``caught`` is the site whose fault that is, empty where nobody's can be shown.
+    """
 
     code = "bad_share"
+
+    def __init__(self, what: str, *, safe: str = "", next_step: str = "", caught: str = "") -> None:
+        super().__init__(what, safe=safe, next_step=next_step)
+        self.caught = caught
 
 
 class ConsentError(RefusedError):

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from fedpalm.canonical import domain_hash
 from fedpalm.pki.hybrid import PRIVATE_BYTES, HybridKey, seal
 from fedpalm.pki.keys import SigningKey
+from fedpalm.secagg.boxes import box_info, pair_stream
 from fedpalm.secagg.codec import FixedPointCodec
 from fedpalm.secagg.masks import apply_masks
 from fedpalm.secagg.messages import (
@@ -36,7 +38,6 @@ from fedpalm.secagg.messages import (
 )
 from fedpalm.secagg.secrets import AttemptSecrets, PairSecrets, own_stream, seed_hash
 from fedpalm.secagg.shamir import PRIME, split
-from fedpalm.secagg.site import box_info, pair_stream
 from fedpalm.secagg.terms import SecAggTerms
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "vectors" / "secagg"
@@ -117,7 +118,8 @@ def attempt_vectors(sealed_before: dict[str, str]) -> dict[str, Any]:
                 kind: share_hash(later, sender, recipient, kind, shares[kind][at], salts[kind])
                 for kind in ShareKind
             }
-            pair_secret = made[sender].pairs.pair_secret(recipient) if sender < recipient else b""
+            chosen = terms.chooser(sender, recipient) == sender
+            pair_secret = made[sender].pairs.pair_secret(recipient) if chosen else b""
             sealed = {}
             for purpose, plain, public in (
                 ("shares", held, keys[recipient].transport),
@@ -151,18 +153,18 @@ def attempt_vectors(sealed_before: dict[str, str]) -> dict[str, Any]:
                     "signature": boxes[sender, recipient].signature.hex(),
                 }
             )
-    streams = {
-        f"{first} {second}": pair_stream(
+    streams = {}
+    for first, second in combinations(SITES, 2):
+        chooser = terms.chooser(first, second)
+        other = second if chooser == first else first
+        streams[f"{first} {second}"] = pair_stream(
             later,
-            keys[first],
-            keys[second],
-            made[first].pairs.agree(keys[second].agreement),
-            made[first].pairs.pair_secret(second),
-            boxes[first, second],
+            keys[chooser],
+            keys[other],
+            made[chooser].pairs.agree(keys[other].agreement),
+            made[chooser].pairs.pair_secret(other),
+            boxes[chooser, other],
         )
-        for at, first in enumerate(SITES)
-        for second in SITES[at + 1 :]
-    }
     total = np.zeros(8, dtype=np.uint32)
     inputs = []
     for site in SITES:

@@ -17,6 +17,7 @@ from ..pki.hybrid import SEAL_BYTES, hybrid_public_key, x25519_public_key
 from ..pki.keys import SigningKey, VerifyingKey
 from ..pki.signing import sign, verify
 from .shamir import SECRET_BYTES, SHARE_BYTES
+from .terms import SecAggTerms
 
 SALT_BYTES = 16
 HELD_BYTES = 2 * (SHARE_BYTES + SALT_BYTES)
@@ -58,9 +59,9 @@ class Box:
     """Step 2: what ``sender`` entrusts to ``recipient``.
 
     ``shares`` is sealed to the recipient's transport key: its shares of the sender's m and b, with their
-    salts. ``pair`` is sealed to the recipient's escrow key: the pair secret, from the one that stands
-    first in the roster; empty in the other direction. The two hashes let the coordinator hold the
-    recipient to these shares later.
+    salts. ``pair`` is sealed to the recipient's escrow key: the pair secret, from the site of the pair
+    that chooses it; empty in the other direction. The two hashes let the coordinator hold the recipient
+    to these shares later.
     """
 
     sender: str
@@ -106,6 +107,20 @@ class MaskedInput:
         return domain_hash(
             self.DOMAIN, context, self.site.encode(), _names(self.masked_with), self.payload_hash
         )
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """Step 3, in place of a masked input: the boxes of these sites do not open, so ``site`` drops out."""
+
+    site: str
+    accused: tuple[str, ...]
+    signature: bytes = b""
+
+    DOMAIN: ClassVar[str] = "secagg-complaint/v1"
+
+    def message(self, context: bytes) -> bytes:
+        return domain_hash(self.DOMAIN, context, self.site.encode(), _names(self.accused))
 
 
 @dataclass(frozen=True)
@@ -170,8 +185,8 @@ class Reveal:
         return domain_hash(self.DOMAIN, context, self.site.encode(), *parts)
 
 
-Signed = SiteKeys | Box | MaskedInput | Agreement | Reveal
-S = TypeVar("S", SiteKeys, Box, MaskedInput, Agreement, Reveal)
+Signed = SiteKeys | Box | MaskedInput | Complaint | Agreement | Reveal
+S = TypeVar("S", SiteKeys, Box, MaskedInput, Complaint, Agreement, Reveal)
 
 
 def attempt_context(
@@ -253,18 +268,23 @@ def _halves(public: bytes) -> tuple[bytes, bytes]:
     return public[:-32], public[-32:]
 
 
-def check_box(box: Box) -> None:
+def check_box(box: Box, terms: SecAggTerms) -> None:
     """Raises MaskingMessageError: a box that cannot hold what it should, whoever signed it."""
-    pair = SEAL_BYTES + SECRET_BYTES if box.sender < box.recipient else 0
     if (
         box.sender == box.recipient
+        or not {box.sender, box.recipient} <= set(terms.roster)
         or len(box.shares) != SEAL_BYTES + HELD_BYTES
-        or len(box.pair) != pair
+        or len(box.pair) != _pair_bytes(box, terms)
         or (len(box.mask_share_hash), len(box.seed_share_hash)) != (32, 32)
     ):
         raise MaskingMessageError(
             f"the box of {box.sender[:63]} for {box.recipient[:63]} is not of its form", safe=_SAFE
         )
+
+
+def _pair_bytes(box: Box, terms: SecAggTerms) -> int:
+    chosen = terms.chooser(box.sender, box.recipient) == box.sender
+    return SEAL_BYTES + SECRET_BYTES if chosen else 0
 
 
 def check_signature(

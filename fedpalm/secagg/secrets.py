@@ -40,13 +40,13 @@ class PairSecrets:
 
     @cached_property
     def escrow(self) -> HybridKey:
-        """k: opens the pair secrets that peers before this site in the roster sent it."""
+        """k: opens the pair secrets that peers chose and sealed to this site."""
         return HybridKey.from_private_bytes(
             derive(self.mask_secret, "escrow", length=PRIVATE_BYTES)
         )
 
     def pair_secret(self, peer: str) -> bytes:
-        """r_ij, 32 bytes, which this site chose for a peer behind it in the roster."""
+        """r_ij, 32 bytes, for a peer with which this site is the one that chooses."""
         return derive(derive(self.mask_secret, "pairs"), "pair", peer.encode())
 
     def agree(self, peer_key: bytes) -> bytes:

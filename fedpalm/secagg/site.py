@@ -1,6 +1,7 @@
 """A site's part in a masked attempt: five steps, each a pure function of what is stored.
 
     fresh --keys--> keyed --shares--> shared --mask--> masked --agree--> agreed --reveal--> revealed
+                                      shared --complain--> complained
 
 Whoever drives this stores the new state *before* it sends what a step returns. A step that is asked for
 again with the same input returns the same output; with another input it raises, and nothing leaves. Lists
@@ -19,24 +20,23 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
-from ..canonical import domain_hash
 from ..errors import (
+    BoxesRefusedError,
     ContributionReuseError,
-    IntegrityError,
     MaskingMessageError,
     NotOnRosterError,
     SplitViewError,
     TooFewSurvivorsError,
 )
-from ..pki.hybrid import seal
 from ..pki.keys import SigningKey, VerifyingKey
+from .boxes import HeldShares, open_pair, open_shares, pair_stream, seal_box
 from .codec import Encoded
 from .masks import apply_masks
 from .messages import (
-    HELD_BYTES,
     SALT_BYTES,
     Agreement,
     Box,
+    Complaint,
     MaskedInput,
     OpenedShare,
     Reveal,
@@ -49,11 +49,10 @@ from .messages import (
     check_signature,
     inputs_hash,
     keys_context,
-    share_hash,
     signed,
 )
-from .secrets import AttemptSecrets, PairSecrets, derive, own_stream, seed_hash
-from .shamir import SHARE_BYTES, is_share, split
+from .secrets import AttemptSecrets, own_stream, seed_hash
+from .shamir import split
 from .terms import SecAggTerms
 
 _SAFE = "nothing was revealed; this site's update stays masked"
@@ -63,6 +62,7 @@ class Stage(StrEnum):
     KEYED = "keyed"
     SHARED = "shared"
     MASKED = "masked"
+    COMPLAINED = "complained"
     AGREED = "agreed"
     REVEALED = "revealed"
 
@@ -123,34 +123,8 @@ class AttemptFacts:
 
 
 @dataclass(frozen=True)
-class HeldShares:
-    """What a peer entrusted to this site."""
-
-    mask_share: bytes = field(repr=False)
-    mask_salt: bytes = field(repr=False)
-    seed_share: bytes = field(repr=False)
-    seed_salt: bytes = field(repr=False)
-
-    def to_bytes(self) -> bytes:
-        return self.mask_share + self.mask_salt + self.seed_share + self.seed_salt
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> HeldShares:
-        """Raises MaskingMessageError for anything but two shares and two salts."""
-        cut = SHARE_BYTES + SALT_BYTES
-        made = cls(raw[:SHARE_BYTES], raw[SHARE_BYTES:cut], raw[cut:-SALT_BYTES], raw[-SALT_BYTES:])
-        if len(raw) != HELD_BYTES or not (is_share(made.mask_share) and is_share(made.seed_share)):
-            raise MaskingMessageError("a box does not hold two shares and two salts", safe=_SAFE)
-        return made
-
-    def without_mask_share(self) -> HeldShares:
-        """A site's own: it survives in its own eyes, so nobody may ever have its share of its m."""
-        return replace(self, mask_share=bytes(SHARE_BYTES), mask_salt=bytes(SALT_BYTES))
-
-
-@dataclass(frozen=True)
 class SiteAttempt:
-    """State of a site in one attempt; ``secrets`` is gone once the vector is masked."""
+    """State of a site in one attempt; ``secrets`` is gone once the vector is masked, or never will be."""
 
     facts: AttemptFacts
     stage: Stage
@@ -161,6 +135,7 @@ class SiteAttempt:
     own_shares: HeldShares | None = field(default=None, repr=False)
     held: Mapping[str, HeldShares] = field(default_factory=dict, repr=False)
     masked: MaskedInput | None = None
+    complaint: Complaint | None = None
     agreement: Agreement | None = None
     reveal: Reveal | None = field(default=None, repr=False)
 
@@ -258,36 +233,10 @@ def _check_keys(attempt: SiteAttempt, keys: tuple[SiteKeys, ...]) -> None:
 
 
 def _box(attempt: SiteAttempt, recipient: str, held: HeldShares, key: SigningKey) -> Box:
-    me = attempt.facts.site
-    theirs = attempt.keys_of(recipient)
-    pair = b""
-    if me < recipient:
-        secret = _secrets(attempt).pairs.pair_secret(recipient)
-        pair = seal(secret, theirs.escrow, box_info(attempt.context, me, recipient, "pair"))
-    box = Box(
-        sender=me,
-        recipient=recipient,
-        shares=seal(
-            held.to_bytes(),
-            theirs.transport,
-            box_info(attempt.context, me, recipient, "shares"),
-        ),
-        pair=pair,
-        mask_share_hash=share_hash(
-            attempt.context, me, recipient, ShareKind.MASK, held.mask_share, held.mask_salt
-        ),
-        seed_share_hash=share_hash(
-            attempt.context, me, recipient, ShareKind.SEED, held.seed_share, held.seed_salt
-        ),
-    )
-    return signed(box, attempt.context, key)
-
-
-def box_info(context: bytes, sender: str, recipient: str, purpose: str) -> bytes:
-    """HPKE ``info`` of a box: it opens for this attempt, pair, direction and purpose alone."""
-    return domain_hash(
-        "secagg-box-info/v1", context, sender.encode(), recipient.encode(), purpose.encode()
-    )
+    me, terms = attempt.facts.site, attempt.facts.terms
+    chosen = terms.chooser(me, recipient) == me
+    secret = _secrets(attempt).pairs.pair_secret(recipient) if chosen else None
+    return seal_box(attempt.context, me, attempt.keys_of(recipient), held, secret, key)
 
 
 # --- step 3 ---------------------------------------------------------------------------------------
@@ -296,39 +245,46 @@ def box_info(context: bytes, sender: str, recipient: str, purpose: str) -> bytes
 def mask(
     attempt: SiteAttempt, boxes: Iterable[Box], encoded: Encoded, key: SigningKey
 ) -> tuple[SiteAttempt, MaskedInput]:
-    """Open every box that came, and mask ``encoded`` **in place** with exactly those peers.
+    """Open every box that came, then mask ``encoded`` **in place** with exactly those peers.
 
     From here on m, b and c of this site are gone: what is stored is the masked vector.
 
     Args:
-        boxes: of every peer that the coordinator counts in; one that does not open ends the attempt.
-        encoded: (L,) uint32, the stored contribution; a copy of it.
+        boxes: of every peer that the coordinator counts in.
+        encoded: (L,) uint32, the stored contribution; a copy of it. Untouched if anything is raised.
     Raises:
-        MaskingMessageError: a box that is not its sender's, is missing a pair secret, or does not open.
+        BoxesRefusedError: boxes that are not as their senders owed them; :func:`complain` is all that
+            this site has left in this attempt.
+        MaskingMessageError: a box of a wrong peer, for another site, or two of one peer.
         TooFewSurvivorsError: too few peers, in all or in a group of parameters.
-        ContributionReuseError: the vector of this attempt is masked already.
+        ContributionReuseError: the vector of this attempt is masked already, or never will be.
     """
     if attempt.stage is not Stage.SHARED:
         raise ContributionReuseError(
             f"an attempt that is {attempt.stage.value} masks no vector",
             safe=_SAFE,
-            next_step="the stored masked vector is sent again",
+            next_step="what was said instead, or the stored masked vector, is sent again",
         )
     facts, made = attempt.facts, _secrets(attempt)
-    came = {}
+    came: dict[str, Box] = {}
     for box in boxes:
         if box.sender in came or box.sender == facts.site:
             raise MaskingMessageError(f"two boxes of {box.sender[:63]}", safe=_SAFE)
+        if box.recipient != facts.site:
+            raise MaskingMessageError(
+                f"a box of {box.sender[:63]} for {box.recipient[:63]}", safe=_SAFE
+            )
         came[box.sender] = box
     with_sites = facts.require((*came, facts.site), "boxes")
     if not set(with_sites) <= {one.site for one in attempt.keys}:
         raise MaskingMessageError("a box of a site that gave no keys", safe=_SAFE)
-    held: dict[str, HeldShares] = {facts.site: _own_shares(attempt).without_mask_share()}
+    opened = _open_boxes(attempt, came)
+    held = {facts.site: _own_shares(attempt).without_mask_share()}
     add: list[bytes] = [own_stream(made.seed_secret)]
     subtract: list[bytes] = []
-    for peer, box in came.items():
-        held[peer] = _open_box(attempt, box)
-        (add if facts.site < peer else subtract).append(_pair_stream(attempt, peer, box))
+    for peer, (shares, stream) in opened.items():
+        held[peer] = shares
+        (add if facts.site < peer else subtract).append(stream)
     apply_masks(encoded, add, subtract)
     said = MaskedInput(
         facts.site, with_sites, hashlib.sha256(encoded.astype("<u4", copy=False).data).digest()
@@ -342,68 +298,76 @@ def mask(
     )
 
 
-def _open_box(attempt: SiteAttempt, box: Box) -> HeldShares:
-    facts, sender = attempt.facts, box.sender
-    if box.recipient != facts.site:
-        raise MaskingMessageError(f"a box of {sender} for {box.recipient[:63]}", safe=_SAFE)
-    check_signature(box, sender, attempt.context, facts.signing_keys)
-    check_box(box)
-    info = box_info(attempt.context, sender, facts.site, "shares")
-    try:
-        held = HeldShares.from_bytes(_secrets(attempt).transport.open(box.shares, info))
-    except (IntegrityError, MaskingMessageError) as error:
-        raise MaskingMessageError(f"the box of {sender}: {error.what}", safe=_SAFE) from None
-    for kind, share_bytes, salt, promised in (
-        (ShareKind.MASK, held.mask_share, held.mask_salt, box.mask_share_hash),
-        (ShareKind.SEED, held.seed_share, held.seed_salt, box.seed_share_hash),
-    ):
-        if share_hash(attempt.context, sender, facts.site, kind, share_bytes, salt) != promised:
-            raise MaskingMessageError(f"the box of {sender} holds another share", safe=_SAFE)
-    return held
+def _open_boxes(
+    attempt: SiteAttempt, came: Mapping[str, Box]
+) -> dict[str, tuple[HeldShares, bytes]]:
+    """By peer: its shares, and the key of the mask that this site shares with it.
 
-
-def _pair_stream(attempt: SiteAttempt, peer: str, box: Box) -> bytes:
-    """Key of the mask that this site shares with ``peer``; there is none without the pair secret."""
-    me, pairs = attempt.facts.site, _secrets(attempt).pairs
-    agreed = pairs.agree(attempt.keys_of(peer).agreement)
-    if me < peer:
-        ours = next(one for one in attempt.own_boxes if one.recipient == peer)
-        return pair_stream(
-            attempt.context, attempt.own_keys, attempt.keys_of(peer), agreed,
-            pairs.pair_secret(peer), ours,
+    All boxes are tried, so that one complaint names everybody who is to blame.
+    """
+    opened: dict[str, tuple[HeldShares, bytes]] = {}
+    refused: dict[str, str] = {}
+    for peer, box in sorted(came.items()):
+        try:
+            opened[peer] = _open_box(attempt, box)
+        except MaskingMessageError as error:
+            refused[peer] = error.what
+    if refused:
+        raise BoxesRefusedError(
+            "; ".join(list(refused.values())[:5]), safe=_SAFE, accused=tuple(refused),
+            next_step="this site says so to the coordinator and joins the next attempt",
         )  # fmt: skip
-    info = box_info(attempt.context, peer, me, "pair")
-    try:
-        secret = pairs.escrow.open(box.pair, info)
-    except IntegrityError:
-        raise MaskingMessageError(f"the pair secret of {peer} does not open", safe=_SAFE) from None
-    return pair_stream(
-        attempt.context, attempt.keys_of(peer), attempt.own_keys, agreed, secret, box
-    )
+    return opened
 
 
-def pair_stream(
-    context: bytes, first: SiteKeys, second: SiteKeys, agreed: bytes, secret: bytes, box: Box
-) -> bytes:
-    """seed_ij, 32 bytes: X25519 and the pair secret together, bound to both sites and the box.
+def _open_box(attempt: SiteAttempt, box: Box) -> tuple[HeldShares, bytes]:
+    facts, context, pairs = attempt.facts, attempt.context, _secrets(attempt).pairs
+    peer, me = attempt.keys_of(box.sender), attempt.own_keys
+    check_signature(box, peer.site, context, facts.signing_keys)
+    check_box(box, facts.terms)
+    held = open_shares(context, box, _secrets(attempt).transport)
+    agreed = pairs.agree(peer.agreement)
+    if facts.terms.chooser(me.site, peer.site) == me.site:
+        ours = next(one for one in attempt.own_boxes if one.recipient == peer.site)
+        secret = pairs.pair_secret(peer.site)
+        return held, pair_stream(context, me, peer, agreed, secret, ours)
+    secret = open_pair(context, box, pairs.escrow)
+    return held, pair_stream(context, peer, me, agreed, secret, box)
+
+
+def complain(
+    attempt: SiteAttempt, accused: Iterable[str], key: SigningKey
+) -> tuple[SiteAttempt, Complaint]:
+    """Say whose boxes :func:`mask` refused, in place of a masked vector; this attempt ends here.
+
+    From here on m, b and c of this site are gone: it masks nothing and reveals nothing in this attempt.
 
     Args:
-        first, second: keys of the pair in the roster's order.
-        agreed: X25519 of both, 32 bytes.
-        secret: r_ij, 32 bytes.
-        box: the first one's box to the second, which carried r_ij.
+        accused: :attr:`BoxesRefusedError.accused`.
+    Raises:
+        MaskingMessageError: nobody, this site itself, or one that gave no keys.
+        ContributionReuseError: a vector is masked in this attempt, or another complaint was made.
     """
-    return derive(
-        agreed + secret,
-        "pair-mask",
-        context,
-        first.site.encode(),
-        second.site.encode(),
-        first.agreement,
-        second.agreement,
-        second.escrow,
-        box.pair_hash,
+    facts = attempt.facts
+    said = Complaint(facts.site, tuple(sorted(set(accused))))
+    if attempt.complaint is not None:
+        if attempt.complaint.accused != said.accused:
+            raise ContributionReuseError(
+                "this site has complained of others in this attempt", safe=_SAFE
+            )
+        return attempt, attempt.complaint
+    if attempt.stage is not Stage.SHARED:
+        raise ContributionReuseError(
+            f"an attempt that is {attempt.stage.value} complains of no box", safe=_SAFE
+        )
+    peers = {one.site for one in attempt.keys} - {facts.site}
+    if not said.accused or not set(said.accused) <= peers:
+        raise MaskingMessageError("a complaint names peers whose boxes came", safe=_SAFE)
+    complaint = signed(said, attempt.context, key)
+    ended = replace(
+        attempt, stage=Stage.COMPLAINED, secrets=None, own_shares=None, complaint=complaint
     )
+    return ended, complaint
 
 
 # --- step 4 ---------------------------------------------------------------------------------------
@@ -495,19 +459,3 @@ def _own_shares(attempt: SiteAttempt) -> HeldShares:
     if attempt.own_shares is None:
         raise ContributionReuseError("this site has shared nothing in this attempt", safe=_SAFE)
     return attempt.own_shares
-
-
-__all__ = [
-    "AttemptFacts",
-    "HeldShares",
-    "PairSecrets",
-    "SiteAttempt",
-    "Stage",
-    "agree",
-    "begin",
-    "box_info",
-    "mask",
-    "pair_stream",
-    "reveal",
-    "share",
-]

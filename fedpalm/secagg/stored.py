@@ -14,11 +14,21 @@ from typing import Any, TypeVar
 
 from ..canonical import canonical_json
 from ..errors import FedPalmError, KeyFileError, StaleRoundError
-from .messages import Agreement, Box, MaskedInput, OpenedShare, Reveal, ShareKind, SiteKeys
+from .boxes import HeldShares
+from .messages import (
+    Agreement,
+    Box,
+    Complaint,
+    MaskedInput,
+    OpenedShare,
+    Reveal,
+    ShareKind,
+    SiteKeys,
+)
 from .secrets import AttemptSecrets
-from .site import AttemptFacts, HeldShares, SiteAttempt, Stage
+from .site import AttemptFacts, SiteAttempt, Stage
 
-M = TypeVar("M", SiteKeys, Box, MaskedInput, Agreement)
+M = TypeVar("M", SiteKeys, Box, MaskedInput, Complaint, Agreement)
 T = TypeVar("T", AttemptSecrets, HeldShares)
 
 
@@ -38,6 +48,7 @@ def attempt_to_bytes(attempt: SiteAttempt) -> bytes:
             "own_shares": attempt.own_shares.to_bytes().hex() if attempt.own_shares else None,
             "held": {peer: held.to_bytes().hex() for peer, held in attempt.held.items()},
             "masked": _plain(attempt.masked) if attempt.masked else None,
+            "complaint": _plain(attempt.complaint) if attempt.complaint else None,
             "agreement": _plain(attempt.agreement) if attempt.agreement else None,
             "reveal": None if reveal is None else {
                 "shares": [
@@ -90,6 +101,7 @@ def _attempt(values: Mapping[str, Any], facts: AttemptFacts) -> SiteAttempt:
             for peer, held in values["held"].items()
         },
         masked=_message(MaskedInput, values["masked"]) if values["masked"] else None,
+        complaint=_message(Complaint, values["complaint"]) if values["complaint"] else None,
         agreement=_message(Agreement, values["agreement"]) if values["agreement"] else None,
         reveal=None if reveal is None else Reveal(
             values["site"],
@@ -102,7 +114,7 @@ def _attempt(values: Mapping[str, Any], facts: AttemptFacts) -> SiteAttempt:
     )  # fmt: skip
 
 
-def _plain(said: SiteKeys | Box | MaskedInput | Agreement) -> dict[str, Any]:
+def _plain(said: SiteKeys | Box | MaskedInput | Complaint | Agreement) -> dict[str, Any]:
     values = {f.name: getattr(said, f.name) for f in fields(said)}
     return {
         name: value.hex() if isinstance(value, bytes)

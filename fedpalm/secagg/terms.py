@@ -83,9 +83,22 @@ class SecAggTerms:
         """Fewest sites that every step needs."""
         return max(self.threshold, self.min_survivors)
 
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {site: at for at, site in enumerate(self.roster, 1)}
+
     def position(self, site: str) -> int:
         """Where a site's share lies: 1 to n."""
-        return self.roster.index(site) + 1
+        return self._positions[site]
+
+    def chooser(self, a: str, b: str) -> str:
+        """Which of two sites chooses the secret of their pair, and seals it to the other.
+
+        Of positions p < q it is p if p + q is odd, else q: so each site seals about half of its pairs'
+        secrets, and all of them send alike.
+        """
+        first, second = sorted((a, b), key=self.position)
+        return first if (self.position(first) + self.position(second)) % 2 else second
 
     @cached_property
     def hash(self) -> bytes:

@@ -4,12 +4,15 @@
 
 It takes a message only in its step and only if it is its sender's own, so that whoever sends rubbish counts
 as dropped. Who gave nothing in time is left out when a step is closed; with fewer than the quorum left the
-attempt ends. What it opens is checked against what the owner published: a wrong share costs its giver a
-place, a wrong secret the attempt.
+attempt ends. A site to which boxes do not open complains of their senders and drops out; nobody can tell
+which of the two is to blame, until more sites than there may be colluders complain of the same one. What is
+opened is checked against what its owner published: a wrong share costs its giver a place, a wrong secret
+the attempt.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -19,14 +22,15 @@ from ..errors import (
     BadShareError,
     ContributionReuseError,
     IllegalTransitionError,
-    IntegrityError,
     MaskingMessageError,
     ProtocolError,
     TooFewSurvivorsError,
 )
+from .boxes import open_pair, pair_stream
 from .messages import (
     Agreement,
     Box,
+    Complaint,
     MaskedInput,
     Reveal,
     ShareKind,
@@ -41,7 +45,7 @@ from .messages import (
 )
 from .secrets import PairSecrets, own_stream, seed_hash
 from .shamir import Interpolation
-from .site import AttemptFacts, box_info, pair_stream
+from .site import AttemptFacts
 
 _SAFE = "sums stay masked; every site keeps its update"
 
@@ -64,6 +68,7 @@ class Collection:
     keys: Mapping[str, SiteKeys] = field(default_factory=dict)
     boxes: Mapping[str, Mapping[str, Box]] = field(default_factory=dict)
     inputs: Mapping[str, MaskedInput] = field(default_factory=dict)
+    complaints: Mapping[str, Complaint] = field(default_factory=dict)
     agreements: Mapping[str, Agreement] = field(default_factory=dict)
     reveals: Mapping[str, Reveal] = field(default_factory=dict)
 
@@ -80,7 +85,7 @@ class Collection:
             case Step.BOXES:
                 return frozenset(self.keys) - frozenset(self.boxes)
             case Step.INPUTS:
-                return frozenset(self.boxes) - frozenset(self.inputs)
+                return frozenset(self.boxes) - frozenset(self.inputs) - frozenset(self.complaints)
             case Step.AGREEMENTS:
                 return frozenset(self.inputs) - frozenset(self.agreements)
             case Step.REVEALS:
@@ -92,6 +97,20 @@ class Collection:
     def survivors(self) -> tuple[str, ...]:
         """Whose vectors are in the sum."""
         return tuple(sorted(self.inputs))
+
+    @property
+    def caught(self) -> tuple[str, ...]:
+        """Sites of which more than n_c others complain: so at least one that tells the truth does."""
+        accused = Counter(name for said in self.complaints.values() for name in said.accused)
+        return tuple(sorted(s for s, n in accused.items() if n > self.facts.terms.colluders))
+
+    @property
+    def told_complaints(self) -> str:
+        """Who says of whom that boxes do not open, in words."""
+        return "; ".join(
+            f"{site} cannot open what {', '.join(said.accused[:5])} sent"
+            for site, said in sorted(self.complaints.items())[:5]
+        )
 
     def boxes_for(self, site: str) -> tuple[Box, ...]:
         """What is relayed to a site, once it is settled whose boxes came: those of all others."""
@@ -123,12 +142,13 @@ class Collection:
         for box in given:
             if box.sender != sender:
                 raise MaskingMessageError(f"{sender} gave a box of {box.sender[:63]}", safe=_SAFE)
-            check_box(box)
+            check_box(box, self.facts.terms)
             check_signature(box, sender, self.context, self.facts.signing_keys)
         return replace(self, boxes={**self.boxes, sender: listed})
 
     def take_input(self, said: MaskedInput) -> Collection:
         """Step 3; the vector itself is durable and has the hash that is signed."""
+        self._neither_nor(said.site, self.complaints)
         if (known := self.inputs.get(said.site)) is not None:
             return self._again(known, said)
         self._expect(Step.INPUTS, said.site, self.boxes)
@@ -136,6 +156,24 @@ class Collection:
             raise MaskingMessageError(f"{said.site} masked with other peers", safe=_SAFE)
         check_signature(said, said.site, self.context, self.facts.signing_keys)
         return replace(self, inputs={**self.inputs, said.site: said})
+
+    def take_complaint(self, said: Complaint) -> Collection:
+        """Step 3, from a site that masks nothing because of these peers' boxes: it counts as dropped."""
+        self._neither_nor(said.site, self.inputs)
+        if (known := self.complaints.get(said.site)) is not None:
+            return self._again(known, said)
+        self._expect(Step.INPUTS, said.site, self.boxes)
+        named = set(said.accused)
+        if (
+            not named
+            or list(said.accused) != sorted(named)
+            or not named <= set(self.boxes) - {said.site}
+        ):
+            raise MaskingMessageError(
+                f"{said.site} complains of sites that sent it nothing", safe=_SAFE
+            )
+        check_signature(said, said.site, self.context, self.facts.signing_keys)
+        return replace(self, complaints={**self.complaints, said.site: said})
 
     def take_agreement(self, said: Agreement) -> Collection:
         """Step 4."""
@@ -159,11 +197,17 @@ class Collection:
         self._expect(Step.REVEALS, said.site, self.agreements)
         check_signature(said, said.site, self.context, self.facts.signing_keys)
         if [one.owner for one in said.shares] != sorted(self.boxes):
-            raise BadShareError(f"{said.site} did not give one share of each site", safe=_SAFE)
+            raise BadShareError(
+                f"{said.site} did not give one share of each site", safe=_SAFE, caught=said.site
+            )
         for one in said.shares:
             kind = ShareKind.SEED if one.owner in self.inputs else ShareKind.MASK
             if one.kind is not kind:
-                raise BadShareError(f"{said.site} gave the other share of {one.owner}", safe=_SAFE)
+                raise BadShareError(
+                    f"{said.site} gave the other share of {one.owner}",
+                    safe=_SAFE,
+                    caught=said.site,
+                )
             if one.owner == said.site:
                 continue  # Its own share was published nowhere; the secret is checked.
             box = self.boxes[one.owner][said.site]
@@ -171,7 +215,9 @@ class Collection:
             found = share_hash(self.context, one.owner, said.site, kind, one.share, one.salt)
             if found != promised:
                 raise BadShareError(
-                    f"{said.site} gave another share of {one.owner} than it was sent", safe=_SAFE
+                    f"{said.site} gave another share of {one.owner} than it was sent",
+                    safe=_SAFE,
+                    caught=said.site,
                 )
         return replace(self, reveals={**self.reveals, said.site: said})
 
@@ -196,6 +242,8 @@ class Collection:
         else:
             lacking = terms.lacks(came)
         if lacking:
+            if self.step is Step.INPUTS and self.complaints:
+                lacking += f" ({self.told_complaints})"
             raise TooFewSurvivorsError(
                 f"{self.step.value}: {lacking}", safe=_SAFE,
                 next_step="wait for the sites (fedpalm-coordinator sites); the next attempt begins",
@@ -231,10 +279,12 @@ class Collection:
             try:
                 secret = opening.open(shares)
             except ProtocolError as error:
-                raise BadShareError(f"{owner}: {error.what}", safe=_SAFE) from error
+                raise BadShareError(f"{owner}: {error.what}", safe=_SAFE, caught=owner) from error
             if owner in self.inputs:
                 if seed_hash(secret) != self.keys[owner].seed_hash:
-                    raise BadShareError(f"the shares of {owner} give another secret", safe=_SAFE)
+                    raise BadShareError(
+                        f"the shares of {owner} give another secret", safe=_SAFE, caught=owner
+                    )
                 subtract.append(own_stream(secret))
             else:
                 self._pairs_of_dropped(owner, PairSecrets(secret), add, subtract)
@@ -248,27 +298,25 @@ class Collection:
             pairs.agreement.public_key().public_bytes_raw() != keys.agreement
             or pairs.escrow.public_bytes != keys.escrow
         ):
-            raise BadShareError(f"the shares of {owner} give other keys than its own", safe=_SAFE)
+            raise BadShareError(
+                f"the shares of {owner} give other keys than its own", safe=_SAFE, caught=owner
+            )
         for survivor in self.survivors:
-            agreed = pairs.agree(self.keys[survivor].agreement)
-            if survivor < owner:
-                # The survivor added this stream, and had chosen the pair secret.
+            peer = self.keys[survivor]
+            agreed = pairs.agree(peer.agreement)
+            if self.facts.terms.chooser(survivor, owner) == survivor:
                 box = self.boxes[survivor][owner]
-                info = box_info(self.context, survivor, owner, "pair")
                 try:
-                    secret = pairs.escrow.open(box.pair, info)
-                except IntegrityError:
-                    raise BadShareError(
-                        f"the pair secret that {survivor} gave {owner} does not open", safe=_SAFE
-                    ) from None
-                stream = pair_stream(self.context, self.keys[survivor], keys, agreed, secret, box)
-                subtract.append(stream)
+                    secret = open_pair(self.context, box, pairs.escrow)
+                except MaskingMessageError as error:
+                    raise BadShareError(error.what, safe=_SAFE, caught=survivor) from None
+                stream = pair_stream(self.context, peer, keys, agreed, secret, box)
             else:
                 box = self.boxes[owner][survivor]
                 secret = pairs.pair_secret(survivor)
-                add.append(
-                    pair_stream(self.context, keys, self.keys[survivor], agreed, secret, box)
-                )
+                stream = pair_stream(self.context, keys, peer, agreed, secret, box)
+            # What the survivor did with the stream is undone: the first of the two in name added it.
+            (subtract if survivor < owner else add).append(stream)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -279,6 +327,12 @@ class Collection:
             )
         if site not in allowed:
             raise MaskingMessageError(f"{site[:63]} dropped out of this attempt", safe=_SAFE)
+
+    def _neither_nor(self, site: str, others: Mapping[str, object]) -> None:
+        if site in others:
+            raise ContributionReuseError(
+                "a site gives a masked vector or a complaint, not both", safe=_SAFE
+            )
 
     def _again(self, known: object, said: object) -> Collection:
         if known != said:

@@ -6,6 +6,7 @@ from ..errors import MaskingMessageError
 from ..secagg.messages import (
     Agreement,
     Box,
+    Complaint,
     MaskedInput,
     OpenedShare,
     Reveal,
@@ -65,6 +66,12 @@ def to_wire(said: Signed) -> wire.MaskingMessage:
         )
     if isinstance(said, MaskedInput):
         return wire.MaskingMessage(input=input_to_wire(said))
+    if isinstance(said, Complaint):
+        return wire.MaskingMessage(
+            complaint=wire.MaskingComplaint(
+                site=said.site, accused=said.accused, signature=said.signature
+            )
+        )
     if isinstance(said, Agreement):
         return wire.MaskingMessage(
             agreement=wire.MaskingAgreement(
@@ -133,6 +140,9 @@ def from_wire(message: wire.MaskingMessage) -> Signed:
             )
         case "input":
             return input_from_wire(message.input)
+        case "complaint":
+            complaint = message.complaint
+            return Complaint(complaint.site, tuple(complaint.accused), complaint.signature)
         case "agreement":
             said = message.agreement
             return Agreement(

@@ -23,6 +23,7 @@ from fedpalm.errors import (
 )
 from fedpalm.pki.hybrid import seal
 from fedpalm.secagg import site as core
+from fedpalm.secagg.boxes import HeldShares, box_info
 from fedpalm.secagg.codec import FixedPointCodec
 from fedpalm.secagg.memory import AttemptRef
 from fedpalm.secagg.messages import (
@@ -35,7 +36,7 @@ from fedpalm.secagg.messages import (
     signed,
 )
 from fedpalm.secagg.secrets import AttemptSecrets
-from fedpalm.secagg.site import AttemptFacts, HeldShares
+from fedpalm.secagg.site import AttemptFacts
 from fedpalm.secagg.terms import SecAggTerms
 from fedpalm.secagg.unmasking import Step
 from tests.support.masking import (
@@ -427,7 +428,7 @@ def test_a_share_that_does_not_match_its_hash_is_refused_by_the_one_that_gets_it
         )
     raw = held.to_bytes()[:-1] if wrong == "too short" else held.to_bytes()
     transport = attempt.collection.keys["s02"].transport
-    changes["shares"] = seal(raw, transport, core.box_info(context, "s00", "s02", "shares"))
+    changes["shares"] = seal(raw, transport, box_info(context, "s00", "s02", "shares"))
     attempt.show = reboxed(attempt, "s00", "s02", **changes)
     refused(MaskingMessageError, attempt.inputs, "s00")
     federation.assert_nothing_was_revealed()

@@ -69,6 +69,16 @@ class MaskedInput(_message.Message):
     signature: bytes
     def __init__(self, site: _Optional[str] = ..., masked_with: _Optional[_Iterable[str]] = ..., payload_hash: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
+class MaskingComplaint(_message.Message):
+    __slots__ = ("site", "accused", "signature")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    ACCUSED_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    accused: _containers.RepeatedScalarFieldContainer[str]
+    signature: bytes
+    def __init__(self, site: _Optional[str] = ..., accused: _Optional[_Iterable[str]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
 class MaskingAgreement(_message.Message):
     __slots__ = ("site", "masked_with", "survivors", "inputs_hash", "signature")
     SITE_FIELD_NUMBER: _ClassVar[int]
@@ -106,15 +116,17 @@ class MaskingReveal(_message.Message):
     def __init__(self, site: _Optional[str] = ..., shares: _Optional[_Iterable[_Union[MaskingShare, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class MaskingMessage(_message.Message):
-    __slots__ = ("keys", "box", "input", "agreement", "reveal")
+    __slots__ = ("keys", "box", "input", "agreement", "reveal", "complaint")
     KEYS_FIELD_NUMBER: _ClassVar[int]
     BOX_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     REVEAL_FIELD_NUMBER: _ClassVar[int]
+    COMPLAINT_FIELD_NUMBER: _ClassVar[int]
     keys: MaskingKeys
     box: MaskingBox
     input: MaskedInput
     agreement: MaskingAgreement
     reveal: MaskingReveal
-    def __init__(self, keys: _Optional[_Union[MaskingKeys, _Mapping]] = ..., box: _Optional[_Union[MaskingBox, _Mapping]] = ..., input: _Optional[_Union[MaskedInput, _Mapping]] = ..., agreement: _Optional[_Union[MaskingAgreement, _Mapping]] = ..., reveal: _Optional[_Union[MaskingReveal, _Mapping]] = ...) -> None: ...
+    complaint: MaskingComplaint
+    def __init__(self, keys: _Optional[_Union[MaskingKeys, _Mapping]] = ..., box: _Optional[_Union[MaskingBox, _Mapping]] = ..., input: _Optional[_Union[MaskedInput, _Mapping]] = ..., agreement: _Optional[_Union[MaskingAgreement, _Mapping]] = ..., reveal: _Optional[_Union[MaskingReveal, _Mapping]] = ..., complaint: _Optional[_Union[MaskingComplaint, _Mapping]] = ...) -> None: ...

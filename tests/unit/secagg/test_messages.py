@@ -30,6 +30,7 @@ from fedpalm.secagg.messages import (
     signed,
 )
 from fedpalm.secagg.secrets import AttemptSecrets
+from fedpalm.secagg.terms import SecAggTerms
 
 KEY = new_signing_key()
 CONTEXT = bytes(range(32))
@@ -198,20 +199,22 @@ def test_no_key_and_no_half_of_one_stands_for_two() -> None:
 FORWARD = Box(
     "a", "b", bytes(SEAL_BYTES + HELD_BYTES), bytes(SEAL_BYTES + 32), bytes(32), bytes(32)
 )
+TERMS = SecAggTerms(("a", "b", "c"))
 BACKWARD = replace(FORWARD, sender="b", recipient="a", pair=b"")
 
 
 @pytest.mark.parametrize("box", [FORWARD, BACKWARD], ids=["forward", "backward"])
 def test_a_box_has_one_form_in_each_direction(box: Box) -> None:
-    check_box(box)
+    check_box(box, TERMS)
     changes: list[dict[str, Any]] = [
         {"shares": b""}, {"shares": box.shares[1:]}, {"shares": box.shares + b"x"},
         {"pair": b"" if box.pair else bytes(SEAL_BYTES + 32)}, {"pair": b"x"},
         {"mask_share_hash": b""}, {"seed_share_hash": bytes(31)}, {"recipient": box.sender},
+        {"recipient": "z"}, {"sender": "z"},
     ]  # fmt: skip
     for change in changes:
         with pytest.raises(MaskingMessageError):
-            check_box(replace(box, **change))
+            check_box(replace(box, **change), TERMS)
 
 
 def test_no_share_is_shown() -> None:

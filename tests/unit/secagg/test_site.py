@@ -17,7 +17,8 @@ from fedpalm.errors import (
     TooFewSurvivorsError,
 )
 from fedpalm.secagg import site as core
-from fedpalm.secagg.site import AttemptFacts, HeldShares, SiteAttempt
+from fedpalm.secagg.boxes import HeldShares
+from fedpalm.secagg.site import AttemptFacts, SiteAttempt
 from fedpalm.secagg.stored import attempt_from_bytes, attempt_to_bytes
 from fedpalm.secagg.terms import SecAggTerms
 from fedpalm.secagg.unmasking import Collection, Step
