@@ -21,9 +21,15 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,52}[a-
 MAX_SITES = 200
 
 
+BackboneName = Literal["compnet"]
+
+
 class TrainingSettings(Settings):
     """What a site does in a round; every value is public."""
 
+    backbone: BackboneName = "compnet"
+    views: int = Field(1, ge=1, le=100)
+    """Pairs of augmented views made of an image in a round; the epochs take turns with them."""
     local_epochs: int = Field(2, ge=1, le=100)
     batch_size: int = Field(16, ge=2, le=4096)
     learning_rate: float = Field(1e-3, gt=0, le=1)
@@ -37,6 +43,8 @@ class TrainingSettings(Settings):
     teim_neighbours: int = Field(3, ge=1, le=MAX_SITES)
     teim_alpha: float = Field(0.7, ge=-10, le=10)
     teim_beta: float = Field(0.3, ge=-10, le=10)
+    teim_from_start: bool = False
+    """TEIM acts in the first third too (the paper's FedPalm*)."""
     closed_set_fusion: bool = True
     threads: int = Field(1, ge=1, le=64)
 

@@ -17,7 +17,7 @@ from ..layout import FloatVector
 from ..methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdate
 from ..methods.contribution import codec_for, rounding_key
 from ..methods.rules import server_rule
-from ..methods.site import build_local, build_site_method
+from ..methods.site import build_site, build_site_method
 from ..methods.template import model_template
 from ..plan import Plan
 from ..secagg.codec import add_into
@@ -82,7 +82,8 @@ def simulate(
     if method == LOCAL:
         draft = plan.draft
         alone = {
-            site: build_local(draft.training, draft.seed, site, sites[site]) for site in plan.roster
+            site: build_site(LOCAL, draft.training, draft.seed, site, sites[site])
+            for site in plan.roster
         }
         return _rounds(plan, alone, np.empty(0, np.float32), _keep, on_round)
     plan = plan_for(plan, method)

@@ -30,21 +30,23 @@ from torch import Tensor
 
 from ..errors import LayoutMismatchError
 from ..layout import CLOSED_SET_EXPERT, OPEN_SET, FloatVector
-from ..models.compnet import PalmModel, TexturalExpert
-from ..models.compnet_spec import TEMPLATE_LENGTH
+from ..models.build import Expert, PalmModel, build_expert
 from ..models.teim import Teim
 from ..plan import TrainingSettings
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
 from .template import model_template
 from .training import (
+    TEMPLATE_BATCH,
+    Batch,
     Learner,
-    batches,
+    RoundViews,
     check_names,
     derive_seed,
     export_tensors,
+    generator,
     import_tensors,
     optimiser,
-    spectra,
+    prepared_batches,
     stack,
     unit,
 )
@@ -55,7 +57,8 @@ GLOBAL = "_global"
 _CLOSED = "closed_set."
 _CLOSED_HEAD, _OPEN_HEAD = "head.closed.", "head.open."
 _RECEIVED = "received."
-_INTERACTING = "progress.interacting"
+_ROUNDS = "progress."
+_INTERACTING, _FROZEN = "progress.interacting", "progress.frozen"
 _EXPERT = "expert."
 
 Features = dict[str, Tensor]
@@ -77,7 +80,11 @@ class FedPalmSite:
         self._initial = template.initial
         self._seed, self._site, self._images, self._training = seed, site, images, training
         self._open, self._closed = (
-            Learner(PalmModel(Teim(training.teim_neighbours)), training, images.classes)
+            Learner(
+                PalmModel(training.backbone, teim=Teim(training.teim_neighbours)),
+                training,
+                images.classes,
+            )
             for _ in range(2)
         )
         # Both heads and both models begin alike: features of experts that share an origin keep
@@ -85,8 +92,8 @@ class FedPalmSite:
         for learner in (self._open, self._closed):
             learner.draw_head(derive_seed(seed, site, 0, "head"))
             import_tensors(learner.model, OPEN_SET, self.layout.unflatten(self._initial))
-        self._received: dict[str, TexturalExpert] = {}
-        self._interacting = False
+        self._received: dict[str, Expert] = {}
+        self._interacting = self._frozen = False
 
     def initial_vector(self) -> FloatVector:
         return self._initial.copy()
@@ -94,30 +101,37 @@ class FedPalmSite:
     def train_round(self, context: RoundContext, shared: FloatVector) -> SiteUpdate:
         torch.set_num_threads(self._training.threads)
         self._load(shared)
-        self._set_interacting(context.round > warm_up_rounds(context.rounds))
-        adam = optimiser(self._open, self._closed)
+        warm = context.round > warm_up_rounds(context.rounds)
+        self._set_progress(interacting=warm or self._training.teim_from_start, frozen=warm)
+        adam = optimiser(*self._open.parameter_groups(), *self._closed.parameter_groups())
         dropout = [
-            torch.Generator().manual_seed(derive_seed(self._seed, self._site, context.round, name))
+            generator(self._seed, self._site, context.round, name)
             for name in ("dropout", "dropout-closed")
         ]
         chosen: dict[str, Counter[str]] = {"open": Counter(), "closed": Counter()}
         seed = derive_seed(self._seed, self._site, context.round, "batches")
-        for batch in batches(self._images, self._training, seed):
+        views = RoundViews(self._images, self._training, seed)
+        unchanging = self._unchanging(views)
+        for batch in views.batches():
             adam.zero_grad()
-            features = self._features(batch.spectrum)
+            features = self._batch_features(batch, unchanging)
             for name, learner, anchor, random in (
                 ("open", self._open, GLOBAL, dropout[0]),
                 ("closed", self._closed, self._site, dropout[1]),
             ):
                 feature = self._enhance(learner, anchor, features, chosen[name])
-                learner.loss(feature, batch.labels, random).total.backward()  # type: ignore[no-untyped-call]
+                outputs = learner.outputs(feature, batch.labels, random)
+                learner.loss(outputs, batch.labels).backward()  # type: ignore[no-untyped-call]
             adam.step()
         delta = self.layout.flatten(export_tensors(self._open.model, OPEN_SET)) - shared
         metrics = self._metrics(chosen) | {"update.max_abs": float(np.abs(delta).max())}
         return SiteUpdate(delta, float(len(self._images.labels)), metrics=metrics)
 
     def state(self) -> Tensors:
-        tensors = {_INTERACTING: np.array(self._interacting, dtype=np.uint8)}
+        tensors = {
+            _INTERACTING: np.array(self._interacting, dtype=np.uint8),
+            _FROZEN: np.array(self._frozen, dtype=np.uint8),
+        }
         tensors |= export_tensors(self._closed.model, _CLOSED)
         tensors |= export_tensors(self._closed.head, _CLOSED_HEAD)
         tensors |= export_tensors(self._open.head, _OPEN_HEAD)
@@ -126,19 +140,19 @@ class FedPalmSite:
         return tensors
 
     def load_state(self, tensors: Tensors) -> None:
-        prefixes = [_INTERACTING, _CLOSED, _CLOSED_HEAD, _OPEN_HEAD, _RECEIVED]
-        check_names(tensors, prefixes)
-        flag = tensors.get(_INTERACTING)
-        if flag is None or flag.dtype != np.uint8 or flag.shape != () or flag > 1:
-            raise LayoutMismatchError(f"{_INTERACTING} is missing or not a flag")
+        check_names(tensors, [_ROUNDS, _CLOSED, _CLOSED_HEAD, _OPEN_HEAD, _RECEIVED])
+        progress = {name for name in tensors if name.startswith(_ROUNDS)}
+        if progress != {_INTERACTING, _FROZEN}:
+            raise LayoutMismatchError(f"{_ROUNDS}* are {_INTERACTING} and {_FROZEN}")
+        interacting, frozen = _flag(tensors, _INTERACTING), _flag(tensors, _FROZEN)
         import_tensors(self._closed.model, _CLOSED, tensors)
         import_tensors(self._closed.head, _CLOSED_HEAD, tensors)
         import_tensors(self._open.head, _OPEN_HEAD, tensors)
         self._received = {}
         names = [name.removeprefix(_RECEIVED) for name in tensors if name.startswith(_RECEIVED)]
         for site in {name.partition(".")[0] for name in names}:
-            self._received[site] = _expert_from(tensors, f"{_RECEIVED}{site}.{_EXPERT}")
-        self._set_interacting(bool(flag))
+            self._received[site] = self._expert_from(tensors, f"{_RECEIVED}{site}.{_EXPERT}")
+        self._set_progress(interacting=interacting, frozen=frozen)
 
     def expert(self) -> Tensors:
         return export_tensors(self._closed.model.expert, CLOSED_SET_EXPERT)
@@ -148,12 +162,12 @@ class FedPalmSite:
         self.expert_layout.flatten(tensors)
         if site in (self._site, GLOBAL):
             raise LayoutMismatchError(f"{site!r} is not another site")
-        self._received[site] = _expert_from(tensors, CLOSED_SET_EXPERT)
+        self._received[site] = self._expert_from(tensors, CLOSED_SET_EXPERT)
 
     def closed_templates(
         self, images: npt.NDArray[np.float32], shared: FloatVector
     ) -> npt.NDArray[np.float32]:
-        """(N, 512), or (N, 1024) with ``closed_set_fusion``.
+        """(N, D), or (N, 2 D) with ``closed_set_fusion``.
 
         Fused templates are [z_c | z_g] / sqrt(2): their cosine is the mean of the two cosines.
         """
@@ -174,38 +188,67 @@ class FedPalmSite:
         shared: FloatVector,
         views: list[tuple[Learner, str]],
     ) -> npt.NDArray[np.float32]:
-        """(N, 512 k): the unit templates of k (model, anchor) pairs side by side, on one set F."""
+        """(N, k D): the unit templates of k (model, anchor) pairs side by side, on one set F."""
         torch.set_num_threads(self._training.threads)
         self._load(shared)
         parts: list[npt.NDArray[np.float32]] = []
         with torch.no_grad():
-            for spectrum in spectra(images):
-                features = self._features(spectrum)
+            for inputs in prepared_batches(self._training.backbone, images):
+                features = self._features(inputs)
                 templates = [
                     unit(learner.model.embed(self._enhance(learner, anchor, features, Counter())))
                     for learner, anchor in views
                 ]
                 parts.append(np.concatenate(templates, axis=1))
-        return stack(parts, TEMPLATE_LENGTH * len(views))
+        return stack(parts, self._open.model.template_length * len(views))
 
     def _load(self, shared: FloatVector) -> None:
         import_tensors(self._open.model, OPEN_SET, self.layout.unflatten(shared))
 
-    def _set_interacting(self, interacting: bool) -> None:
+    def _set_progress(self, *, interacting: bool, frozen: bool) -> None:
         """Line 20: from R/3 on TEIM is on, and the closed-set expert frozen."""
-        self._interacting = interacting
-        self._closed.model.expert.learn(not interacting)
+        self._interacting, self._frozen = interacting, frozen
+        self._closed.model.expert.learn(not frozen)
 
-    def _features(self, spectrum: Tensor) -> Features:
+    @property
+    def _own(self) -> Expert:
+        return self._closed.model.expert
+
+    def _features(self, inputs: Tensor) -> Features:
         """Eq 1: the features F of all experts at this site, the frozen ones without a graph.
 
         Sorted by site, the global one last: every site sums in the same order.
         """
-        experts = {self._site: self._closed.model.expert} | (
-            self._received if self._interacting else {}
-        )
-        features = {site: experts[site](spectrum) for site in sorted(experts)}
-        return features | {GLOBAL: self._open.model.expert(spectrum)}
+        experts = {self._site: self._own} | (self._received if self._interacting else {})
+        features = {site: experts[site](inputs) for site in sorted(experts)}
+        return features | {GLOBAL: self._open.model.expert(inputs)}
+
+    def _unchanging(self, views: RoundViews) -> Features:
+        """Features of all views by the experts that do not learn in this round, sorted by site."""
+        experts = dict(self._received) if self._interacting else {}
+        if self._frozen:
+            experts[self._site] = self._own
+        with torch.no_grad():
+            parts = torch.split(torch.arange(views.size), TEMPLATE_BATCH)
+            chunks = [views.take(part) for part in parts]
+            return {
+                site: torch.cat([experts[site](chunk) for chunk in chunks])
+                for site in sorted(experts)
+            }
+
+    def _batch_features(self, batch: Batch, unchanging: Features) -> Features:
+        """As :meth:`_features`, with what was computed for the round."""
+        features = {site: every[batch.views] for site, every in unchanging.items()}
+        if self._site not in features:
+            features[self._site] = self._own(batch.inputs)
+        ordered = {site: features[site] for site in sorted(features)}
+        return ordered | {GLOBAL: self._open.model.expert(batch.inputs)}
+
+    def _expert_from(self, tensors: Tensors, prefix: str) -> Expert:
+        expert = build_expert(self._training.backbone)
+        import_tensors(expert, prefix, tensors)
+        expert.learn(False)
+        return expert
 
     def _enhance(
         self, learner: Learner, anchor: str, features: Features, chosen: Counter[str]
@@ -234,8 +277,8 @@ class FedPalmSite:
         return metrics
 
 
-def _expert_from(tensors: Tensors, prefix: str) -> TexturalExpert:
-    expert = TexturalExpert()
-    import_tensors(expert, prefix, tensors)
-    expert.learn(False)
-    return expert
+def _flag(tensors: Tensors, name: str) -> bool:
+    flag = tensors[name]
+    if flag.dtype != np.uint8 or flag.shape != () or flag > 1:
+        raise LayoutMismatchError(f"{name} is not a flag")
+    return bool(flag)

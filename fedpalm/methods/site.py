@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from ..plan import Plan, TrainingSettings
 from .base import SiteImages, SiteMethod
 from .rehearsal import RehearsalMethod
 
+_SITES = {
+    "local": ("local", "LocalSite"),
+    "fedavg": ("fedavg", "FedAvgSite"),
+    "fedpalm": ("fedpalm", "FedPalmSite"),
+}
+
 
 def build_site_method(plan: Plan, site: str, images: SiteImages) -> SiteMethod:
     """The method of ``plan`` for one site."""
-    training, seed = plan.draft.training, plan.draft.seed
-    match plan.draft.method:
-        case "rehearsal":
-            return RehearsalMethod(plan, site)
-        case "fedavg":
-            from .fedavg import FedAvgSite
-
-            return FedAvgSite(training, seed, site, images)
-        case "fedpalm":
-            from .fedpalm import FedPalmSite
-
-            return FedPalmSite(training, seed, site, images)
+    if plan.draft.method == "rehearsal":
+        return RehearsalMethod(plan, site)
+    return build_site(plan.draft.method, plan.draft.training, plan.draft.seed, site, images)
 
 
-def build_local(training: TrainingSettings, seed: int, site: str, images: SiteImages) -> SiteMethod:
-    """The baseline without federation; no plan can name it, because it shares nothing."""
-    from .local import LocalSite
-
-    return LocalSite(training, seed, site, images)
+def build_site(
+    method: str, training: TrainingSettings, seed: int, site: str, images: SiteImages
+) -> SiteMethod:
+    """As :func:`build_site_method`; ``local`` too, which no plan can name: it shares nothing."""
+    module, name = _SITES[method]
+    found = getattr(import_module(f".{module}", __package__), name)
+    built: SiteMethod = found(training, seed, site, images)
+    return built

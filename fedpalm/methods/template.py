@@ -2,47 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ..errors import ConfigError
 from ..layout import CLOSED_SET_EXPERT, OPEN_SET, FloatVector, Layout, TensorSpec
-from ..models.compnet_spec import Shapes, initial_tensors, model_shapes
+from ..models.backbones import Shapes, initial_tensors, model_shapes
 from ..plan import TrainingSettings
+from .base import Tensors
 from .rehearsal import rehearsal_vector
 
 _EXPERT = "expert."
 
 
+class Anatomy(NamedTuple):
+    """What a method's model has, and which of its tensors sites share."""
+
+    shares: Callable[[str], bool]
+    teim: bool = False
+    norm: bool = False
+    releases_expert: bool = False
+
+
+def _everything(name: str) -> bool:
+    return True
+
+
+ANATOMIES: dict[str, Anatomy] = {
+    "local": Anatomy(lambda name: False),
+    "fedavg": Anatomy(_everything),
+    "fedpalm": Anatomy(_everything, teim=True, releases_expert=True),
+    "rehearsal": Anatomy(_everything),
+}
+
+
 class ModelTemplate(NamedTuple):
-    """``layout`` of the shared vector, ``expert_layout`` (maybe empty), ``initial`` (P,) float32."""
+    """``layout`` of the shared vector, ``expert_layout`` (maybe empty), ``initial`` (P,) float32.
+
+    ``private``: initial values of the model's tensors that stay at the site.
+    """
 
     layout: Layout
     expert_layout: Layout
     initial: FloatVector
+    private: Tensors
 
 
 def model_template(method: str, training: TrainingSettings, seed: int) -> ModelTemplate:
     """Layouts and the shared vector of round 0, from public settings alone.
 
-    FedPalm's model has a TEIM and an expert to release; FedAvg's has neither. ``rehearsal`` shares
-    FedAvg's shapes, so that its rounds cost on the wire what real ones cost.
+    ``rehearsal`` shares FedAvg's shapes, so that its rounds cost on the wire what real ones cost.
 
     Raises:
-        ConfigError: ``method`` shares nothing, or is not known.
+        ConfigError: ``method`` is not known.
     """
-    if method not in ("fedavg", "fedpalm", "rehearsal"):
-        raise ConfigError(f"method {method!r} has no shared model")
-    fedpalm = method == "fedpalm"
-    shapes = model_shapes(teim=fedpalm)
-    expert = {name: shape for name, shape in shapes.items() if name.startswith(_EXPERT)}
-    layout = _layout(OPEN_SET, shapes)
-    expert_layout = _layout(CLOSED_SET_EXPERT.removesuffix(_EXPERT), expert if fedpalm else {})
+    anatomy = ANATOMIES.get(method)
+    if anatomy is None:
+        raise ConfigError(f"method {method!r} is not known; known: {', '.join(sorted(ANATOMIES))}")
+    shapes = model_shapes(training.backbone, teim=anatomy.teim, norm=anatomy.norm)
+    layout = _layout(OPEN_SET, {n: shape for n, shape in shapes.items() if anatomy.shares(n)})
+    released = {
+        name: shape
+        for name, shape in shapes.items()
+        if anatomy.releases_expert and name.startswith(_EXPERT)
+    }
+    expert_layout = _layout(CLOSED_SET_EXPERT.removesuffix(_EXPERT), released)
     if method == "rehearsal":
-        return ModelTemplate(layout, expert_layout, rehearsal_vector(layout, seed))
-    fusion = (training.teim_alpha, training.teim_beta) if fedpalm else None
-    tensors = initial_tensors(seed, teim=fusion)
-    initial = layout.flatten({OPEN_SET + name: tensor for name, tensor in tensors.items()})
-    return ModelTemplate(layout, expert_layout, initial)
+        return ModelTemplate(layout, expert_layout, rehearsal_vector(layout, seed), {})
+    tensors = initial_tensors(
+        training.backbone,
+        seed,
+        teim=(training.teim_alpha, training.teim_beta) if anatomy.teim else None,
+        norm=anatomy.norm,
+    )
+    shared = {OPEN_SET + name: one for name, one in tensors.items() if anatomy.shares(name)}
+    private = {name: one for name, one in tensors.items() if not anatomy.shares(name)}
+    return ModelTemplate(layout, expert_layout, layout.flatten(shared), private)
 
 
 def _layout(prefix: str, shapes: Shapes) -> Layout:

@@ -1,4 +1,4 @@
-"""What the training of every method has in common: seeds, batches of two views, one learner.
+"""What the training of every method has in common: seeds, views of a round, one learner.
 
 Everything random is drawn from generators seeded by (plan seed, site, round, purpose); no global
 generator is read, and nothing random outlives a round. So a round trained again from the same state
@@ -19,12 +19,10 @@ from torch.nn import functional as F
 from ..canonical import domain_hash
 from ..data.augment import augment
 from ..errors import LayoutMismatchError
-from ..losses.hybrid import HybridLoss, hybrid_loss
+from ..losses.hybrid import hybrid_loss
 from ..models.arcface import ArcFace
-from ..models.compnet import PalmModel
-from ..models.compnet_spec import TEMPLATE_LENGTH
-from ..models.phase_conv import phase_spectrum
-from ..plan import TrainingSettings
+from ..models.build import PalmModel, prepare, take
+from ..plan import BackboneName, TrainingSettings
 from .base import SiteImages, Tensors
 
 TEMPLATE_BATCH = 64
@@ -38,23 +36,53 @@ def derive_seed(seed: int, site: str, round_number: int, purpose: str) -> int:
 
 
 class Batch(NamedTuple):
-    """``spectrum`` (F, 2B, 9) of two augmented views of B images, ``labels`` (2B,)."""
+    """Two views of B images: ``inputs`` as the expert takes them, ``labels`` (2B,), ``views`` (2B,).
 
-    spectrum: Tensor
+    ``views`` are the positions in :attr:`RoundViews.prepared`.
+    """
+
+    inputs: Tensor
     labels: Tensor
+    views: Tensor
 
 
-def batches(images: SiteImages, training: TrainingSettings, seed: int) -> Iterator[Batch]:
-    """All local epochs of a round; an epoch is cut into batches of nearly equal size."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    count = len(images.labels)
-    for _ in range(training.local_epochs):
-        order = rng.permutation(count)
-        for chosen in np.array_split(order, -(-count // training.batch_size)):
-            picked = images.images[chosen]
-            views = np.concatenate([augment(picked, rng), augment(picked, rng)])
-            labels = np.concatenate([images.labels[chosen]] * 2)
-            yield Batch(phase_spectrum(torch.tensor(views)), torch.tensor(labels))
+class RoundViews:
+    """The augmented views of a round: ``training.views`` pairs of every image, made once.
+
+    ``prepared`` holds all of them as the expert takes them, so that what does not change in the round
+    (the input's spectrum, features of frozen experts) is computed once a view, not once an epoch.
+    """
+
+    def __init__(self, images: SiteImages, training: TrainingSettings, seed: int) -> None:
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+        self._training = training
+        self._count = len(images.labels)
+        self._labels = torch.tensor(images.labels)
+        pairs = min(training.views, training.local_epochs)
+        views = [augment(images.images, self._rng) for _ in range(2 * pairs)]
+        self.prepared = prepare(training.backbone, torch.tensor(np.concatenate(views)))
+        self.size = 2 * pairs * self._count
+
+    def take(self, views: Tensor) -> Tensor:
+        """The prepared views at (n,) positions."""
+        return take(self._training.backbone, self.prepared, views)
+
+    def batches(self) -> Iterator[Batch]:
+        """All local epochs of a round; an epoch is cut into batches of nearly equal size."""
+        count, training = self._count, self._training
+        for epoch in range(training.local_epochs):
+            first = 2 * count * (epoch % training.views)
+            order = torch.from_numpy(self._rng.permutation(count))
+            for chosen in order.tensor_split(-(-count // training.batch_size)):
+                views = torch.cat([first + chosen, first + count + chosen])
+                yield Batch(self.take(views), self._labels[chosen].repeat(2), views)
+
+
+class Outputs(NamedTuple):
+    """``embedding`` (2B, D), not normalised; ``logits`` (2B, C) of the head, behind dropout."""
+
+    embedding: Tensor
+    logits: Tensor
 
 
 class Learner:
@@ -63,16 +91,16 @@ class Learner:
     def __init__(self, model: PalmModel, training: TrainingSettings, classes: int) -> None:
         self.model = model
         self.head = ArcFace(
-            classes, TEMPLATE_LENGTH, training.arcface_scale, training.arcface_margin
+            classes, model.template_length, training.arcface_scale, training.arcface_margin
         )
         self.training = training
-        self._losses: list[tuple[float, float, float]] = []
+        self._losses: list[tuple[float, ...]] = []
 
     def draw_head(self, seed: int) -> None:
         """Random prototypes, from this site's seed."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            self.head.prototypes.normal_(0.0, TEMPLATE_LENGTH**-0.5, generator=generator)
+            self.head.prototypes.normal_(0.0, self.model.template_length**-0.5, generator=generator)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters; alpha and beta of the TEIM at their own learning rate."""
@@ -88,14 +116,19 @@ class Learner:
             groups.append({"params": fusion, "lr": self.training.fusion_learning_rate})
         return groups
 
-    def loss(self, feature: Tensor, labels: Tensor, dropout: torch.Generator) -> HybridLoss:
-        """Hybrid loss of (2B, 9708) textural features; dropout acts before the head only."""
+    def outputs(self, feature: Tensor, labels: Tensor, dropout: torch.Generator) -> Outputs:
+        """Of (2B, feature_length) textural features; dropout acts before the head only."""
         embedding = self.model.embed(feature)
         keep = 1 - self.training.dropout
         mask = torch.empty_like(embedding).bernoulli_(keep, generator=dropout) / keep
-        loss = hybrid_loss(self.head(embedding * mask, labels), embedding, labels, self.training)
-        self._losses.append((loss.total.item(), loss.cross_entropy.item(), loss.contrast.item()))
-        return loss
+        return Outputs(embedding, self.head(embedding * mask, labels))
+
+    def loss(self, outputs: Outputs, labels: Tensor, more: Tensor | None = None) -> Tensor:
+        """The hybrid loss (eq 10), and ``more`` that a method adds to it."""
+        loss = hybrid_loss(outputs.logits, outputs.embedding, labels, self.training)
+        total = loss.total if more is None else loss.total + more
+        self._losses.append((total.item(), loss.cross_entropy.item(), loss.contrast.item()))
+        return total
 
     def take_losses(self, prefix: str) -> dict[str, float]:
         """Mean losses since the last call, as metrics."""
@@ -105,48 +138,26 @@ class Learner:
         return {f"{prefix}.{name}": float(mean) for name, mean in zip(names, means, strict=True)}
 
 
-def fit(
-    learner: Learner, images: SiteImages, seed: int, site: str, round_number: int
-) -> dict[str, float]:
-    """Train one model alone for a round, in place; returns metrics."""
-    training = learner.training
-    torch.set_num_threads(training.threads)
-    adam = optimiser(learner)
-    dropout = torch.Generator().manual_seed(derive_seed(seed, site, round_number, "dropout"))
-    for batch in batches(images, training, derive_seed(seed, site, round_number, "batches")):
-        adam.zero_grad()
-        feature = learner.model.expert(batch.spectrum)
-        learner.loss(feature, batch.labels, dropout).total.backward()  # type: ignore[no-untyped-call]
-        adam.step()
-    return learner.take_losses("open")
+def optimiser(*groups: dict[str, Any]) -> torch.optim.Optimizer:
+    """One Adam over all groups."""
+    return torch.optim.Adam(list(groups), fused=True)
 
 
-def optimiser(*learners: Learner) -> torch.optim.Optimizer:
-    """One Adam over all trainable parameters of the learners."""
-    groups = [group for learner in learners for group in learner.parameter_groups()]
-    return torch.optim.Adam(groups, fused=True)
+def generator(seed: int, site: str, round_number: int, purpose: str) -> torch.Generator:
+    """Of a round, for one purpose."""
+    return torch.Generator().manual_seed(derive_seed(seed, site, round_number, purpose))
 
 
 def unit(embeddings: Tensor) -> npt.NDArray[np.float32]:
-    """L2-normalised (N, 512) templates as an array."""
+    """L2-normalised (N, D) templates as an array."""
     normalised: npt.NDArray[np.float32] = F.normalize(embeddings).numpy()
     return normalised
 
 
-def plain_templates(
-    model: PalmModel, images: npt.NDArray[np.float32], threads: int
-) -> npt.NDArray[np.float32]:
-    """(N, 512) templates of a model without TEIM."""
-    torch.set_num_threads(threads)
-    with torch.no_grad():
-        parts = [unit(model.embed(model.expert(spectrum))) for spectrum in spectra(images)]
-    return stack(parts, TEMPLATE_LENGTH)
-
-
-def spectra(images: npt.NDArray[np.float32]) -> Iterator[Tensor]:
-    """Phase spectra of (N, 1, 128, 128) images, TEMPLATE_BATCH at a time."""
+def prepared_batches(backbone: BackboneName, images: npt.NDArray[np.float32]) -> Iterator[Tensor]:
+    """(N, 1, 128, 128) images as experts take them, TEMPLATE_BATCH at a time."""
     for begin in range(0, len(images), TEMPLATE_BATCH):
-        yield phase_spectrum(torch.tensor(images[begin : begin + TEMPLATE_BATCH]))
+        yield prepare(backbone, torch.tensor(images[begin : begin + TEMPLATE_BATCH]))
 
 
 def stack(parts: list[npt.NDArray[np.float32]], length: int) -> npt.NDArray[np.float32]:
@@ -162,11 +173,18 @@ def check_names(tensors: Mapping[str, object], prefixes: Iterable[str]) -> None:
         raise LayoutMismatchError(f"foreign tensors in a site's state: {', '.join(foreign[:5])}")
 
 
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and running statistics of a module by name."""
+    return dict(module.named_parameters()) | {
+        name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()
+    }
+
+
 def export_tensors(module: nn.Module, prefix: str) -> Tensors:
-    """Copies of a module's parameters by prefixed name."""
+    """Copies of a module's tensors by prefixed name."""
     return {
-        prefix + name: parameter.detach().numpy().copy()
-        for name, parameter in module.named_parameters()
+        prefix + name: tensor.detach().numpy().copy()
+        for name, tensor in named_tensors(module).items()
     }
 
 
@@ -174,19 +192,25 @@ def import_tensors(module: nn.Module, prefix: str, tensors: Mapping[str, npt.NDA
     """Copy tensors into a module; names beyond the prefix are not looked at.
 
     Raises:
-        LayoutMismatchError: a parameter is missing, foreign, or of another shape or dtype.
+        LayoutMismatchError: a tensor is missing, foreign, or of another shape or dtype.
     """
-    parameters = dict(module.named_parameters())
+    import_into(named_tensors(module), prefix, tensors)
+
+
+def import_into(
+    targets: Mapping[str, Tensor], prefix: str, tensors: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """As :func:`import_tensors`, into exactly these tensors."""
     given = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
-    if given != set(parameters):
-        odd = sorted(given ^ set(parameters))
+    if given != set(targets):
+        odd = sorted(given ^ set(targets))
         raise LayoutMismatchError(f"{prefix}* tensors differ from the model: {', '.join(odd[:5])}")
     with torch.no_grad():
-        for name, parameter in parameters.items():
+        for name, target in targets.items():
             array = tensors[prefix + name]
-            if array.dtype != np.float32 or array.shape != tuple(parameter.shape):
+            if array.dtype != np.float32 or array.shape != tuple(target.shape):
                 raise LayoutMismatchError(
                     f"{prefix}{name}: got {array.dtype} {array.shape}, "
-                    f"model float32 {tuple(parameter.shape)}"
+                    f"model float32 {tuple(target.shape)}"
                 )
-            parameter.copy_(torch.tensor(array))
+            target.copy_(torch.tensor(array))

@@ -1,4 +1,4 @@
-"""CompNet: competitive learnable Gabor textures, and the embedding layer above them.
+"""CompNet's textural expert: competitive learnable Gabor textures.
 
 Source: Liang et al., "CompNet: Competitive Neural Network for Palmprint Recognition Using Learnable
 Gabor Kernels", IEEE SPL 2021; split into textural expert T and embedding Q as in FedPalm, section IV-B.
@@ -15,16 +15,13 @@ from torch.nn import functional as F
 
 from .compnet_spec import (
     BLOCKS,
-    FEATURE_LENGTH,
     MIX_CHANNELS,
     MIX_SIDE,
     ORIENTATIONS,
     REDUCED_CHANNELS,
-    TEMPLATE_LENGTH,
     BlockSpec,
 )
 from .phase_conv import phase_conv
-from .teim import Teim
 
 
 @cache
@@ -78,34 +75,38 @@ class Competition(nn.Module):
 
 
 class CompetitiveBlock(nn.Module):
-    """Gabor bank, competition, 5x5 convolution 9 -> 32, 2x2 max pooling, 1x1 convolution 32 -> 12."""
+    """Gabor bank, competition, 5x5 convolution 9 -> 32, 2x2 max pooling, 1x1 convolution 32 -> 12.
 
-    def __init__(self, spec: BlockSpec) -> None:
+    ``norm`` adds batch normalisation of the 12 maps; CompNet itself has none.
+    """
+
+    def __init__(self, spec: BlockSpec, norm: bool) -> None:
         super().__init__()
         self.gabor = LearnableGabor(spec.kernel_side)
         self.competition = Competition()
         self.mix = nn.Conv2d(ORIENTATIONS, MIX_CHANNELS, MIX_SIDE)
         self.reduce = nn.Conv2d(MIX_CHANNELS, REDUCED_CHANNELS, 1)
+        self.norm = nn.BatchNorm2d(REDUCED_CHANNELS) if norm else None
 
     def forward(self, spectrum: Tensor) -> Tensor:
-        """(F, B, 9) phase spectrum -> (B, 12, m, m)."""
+        """(F, B, 18) phase spectrum -> (B, 12, m, m)."""
         responses = phase_conv(spectrum, self.gabor.kernels())
         competed = self.competition(responses).contiguous(memory_format=torch.channels_last)
         weight = self.mix.weight.contiguous(memory_format=torch.channels_last)
         mixed = F.conv2d(competed, weight, self.mix.bias)
         reduced: Tensor = self.reduce(F.max_pool2d(mixed, 2))
-        return reduced
+        return reduced if self.norm is None else self.norm(reduced)
 
 
 class TexturalExpert(nn.Module):
     """T: three competitive blocks side by side; 22,899 parameters."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: bool = False) -> None:
         super().__init__()
-        self.large, self.medium, self.small = (CompetitiveBlock(spec) for spec in BLOCKS)
+        self.large, self.medium, self.small = (CompetitiveBlock(spec, norm) for spec in BLOCKS)
 
     def forward(self, spectrum: Tensor) -> Tensor:
-        """(F, B, 9) phase spectrum of the images -> (B, 9708) textural feature f_T."""
+        """(F, B, 18) phase spectrum of the images -> (B, 9708) textural feature f_T."""
         blocks = (self.large, self.medium, self.small)
         return torch.cat([block(spectrum).flatten(1) for block in blocks], dim=1)
 
@@ -113,21 +114,3 @@ class TexturalExpert(nn.Module):
         """Train all parameters but the competition's shift, or none."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(learning and not name.endswith("competition.shift"))
-
-
-class PalmModel(nn.Module):
-    """M = (T, Q), with the TEIM between them if the method has one; the head is not part of it.
-
-    Built without values: whoever builds one loads its tensors.
-    """
-
-    def __init__(self, teim: Teim | None = None) -> None:
-        super().__init__()
-        self.expert = TexturalExpert()
-        self.embedding = nn.Linear(FEATURE_LENGTH, TEMPLATE_LENGTH)
-        self.teim = teim
-
-    def embed(self, feature: Tensor) -> Tensor:
-        """(B, 9708) textural feature -> (B, 512) embedding, not normalised."""
-        embedding: Tensor = self.embedding(feature)
-        return embedding

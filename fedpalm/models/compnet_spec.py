@@ -1,18 +1,11 @@
-"""CompNet in figures: names, shapes and initial values of its tensors, without torch.
+"""CompNet in figures: names, shapes and constants of its tensors, without torch.
 
-Whoever writes a plan needs the layout and the initial vector of a model that it cannot and must not
-run; both come from here. :mod:`.compnet` holds the network itself.
+:mod:`.compnet` holds the network itself.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
-
-from ..canonical import domain_hash
 
 IMAGE_SIDE = 128
 ORIENTATIONS = 9
@@ -52,12 +45,16 @@ BLOCKS = (
 FEATURE_LENGTH = sum(REDUCED_CHANNELS * block.map_side**2 for block in BLOCKS)
 
 
-def model_shapes(*, teim: bool) -> Shapes:
-    """Shape by name of all tensors of one model (``expert.*``, ``embedding.*``, ``teim.*``)."""
-    shapes: Shapes = {}
+def shapes(*, norm: bool) -> Shapes:
+    """Shape by name of ``expert.*`` and ``embedding.*``.
+
+    Args:
+        norm: with batch normalisation of the reduced maps, which CompNet itself does not have.
+    """
+    found: Shapes = {}
     for block in BLOCKS:
         at = f"expert.{block.name}"
-        shapes |= {
+        found |= {
             f"{at}.gabor.gamma": (),
             f"{at}.gabor.sigma": (),
             f"{at}.gabor.frequency": (),
@@ -68,43 +65,27 @@ def model_shapes(*, teim: bool) -> Shapes:
             f"{at}.reduce.weight": (REDUCED_CHANNELS, MIX_CHANNELS, 1, 1),
             f"{at}.reduce.bias": (REDUCED_CHANNELS,),
         }
-    shapes |= {
+        if norm:
+            found |= {
+                f"{at}.norm.weight": (REDUCED_CHANNELS,),
+                f"{at}.norm.bias": (REDUCED_CHANNELS,),
+            }
+    return found | {
         "embedding.weight": (TEMPLATE_LENGTH, FEATURE_LENGTH),
         "embedding.bias": (TEMPLATE_LENGTH,),
     }
-    if teim:
-        shapes |= {"teim.alpha": (), "teim.beta": ()}
-    return shapes
 
 
-def initial_tensors(
-    seed: int, *, teim: tuple[float, float] | None
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Initial values by name, from the plan's seed alone.
-
-    Gabor scalars start at gamma 2, sigma 9.2 r, f 0.057 / r, the competition at a = 1, b = 0; weights
-    and biases are uniform in +-1/sqrt(fan-in); ``teim`` is (alpha, beta), or None for a model without.
-    """
-    constants: dict[str, float] = {}
+def constants() -> dict[str, float]:
+    """Tensors that begin at one value: gamma 2, sigma 9.2 r, f 0.057 / r, competition a = 1, b = 0."""
+    found: dict[str, float] = {}
     for block in BLOCKS:
         at = f"expert.{block.name}"
-        constants[f"{at}.gabor.gamma"] = 2.0
-        constants[f"{at}.gabor.sigma"] = 9.2 * block.ratio
-        constants[f"{at}.gabor.frequency"] = 0.057 / block.ratio
-        constants[f"{at}.competition.scale"] = 1.0
-        constants[f"{at}.competition.shift"] = 0.0
-    if teim is not None:
-        constants["teim.alpha"], constants["teim.beta"] = teim
-    shapes = model_shapes(teim=teim is not None)
-    tensors: dict[str, npt.NDArray[np.float32]] = {}
-    for name, shape in shapes.items():
-        if name in constants:
-            tensors[name] = np.array(constants[name], dtype=np.float32)
-            continue
-        fan_in = math.prod(shapes[name.rsplit(".", 1)[0] + ".weight"][1:])
-        digest = domain_hash("initial-tensor/v1", seed.to_bytes(8, "big"), name.encode())
-        rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
-        tensors[name] = (
-            (rng.random(shape, dtype=np.float32) * 2 - 1) / np.float32(math.sqrt(fan_in))
-        ).astype(np.float32)
-    return tensors
+        found[f"{at}.gabor.gamma"] = 2.0
+        found[f"{at}.gabor.sigma"] = 9.2 * block.ratio
+        found[f"{at}.gabor.frequency"] = 0.057 / block.ratio
+        found[f"{at}.competition.scale"] = 1.0
+        found[f"{at}.competition.shift"] = 0.0
+        found[f"{at}.norm.weight"] = 1.0
+        found[f"{at}.norm.bias"] = 0.0
+    return found

@@ -41,9 +41,15 @@ def test_no_layout_names_a_head():
             assert "prototypes" not in spec.name
 
 
-def test_local_has_no_template():
-    with pytest.raises(ConfigError, match="no shared model"):
-        model_template("local", TrainingSettings(), 0)
+def test_local_shares_nothing():
+    template = model_template("local", TrainingSettings(), 0)
+    assert template.layout.size == template.initial.size == template.expert_layout.size == 0
+    assert sum(tensor.size for tensor in template.private.values()) == 22_899 + 4_971_008
+
+
+def test_an_unknown_method_is_refused_by_name():
+    with pytest.raises(ConfigError, match="'fedmystery'"):
+        model_template("fedmystery", TrainingSettings(), 0)
 
 
 def test_writing_a_plan_needs_no_torch():

@@ -6,8 +6,10 @@ import torch
 from torch.nn import functional as F
 
 from fedpalm.methods.training import import_tensors
-from fedpalm.models.compnet import LearnableGabor, PalmModel, TexturalExpert
-from fedpalm.models.compnet_spec import FEATURE_LENGTH, initial_tensors, model_shapes
+from fedpalm.models.backbones import initial_tensors, model_shapes
+from fedpalm.models.build import PalmModel
+from fedpalm.models.compnet import LearnableGabor, TexturalExpert
+from fedpalm.models.compnet_spec import FEATURE_LENGTH
 from fedpalm.models.phase_conv import phase_conv, phase_spectrum
 from fedpalm.models.teim import Teim
 from tests.oracles import compnet as oracle
@@ -20,7 +22,7 @@ def images():
 
 def initial_expert(seed=0):
     expert = TexturalExpert()
-    tensors = initial_tensors(seed, teim=None)
+    tensors = initial_tensors("compnet", seed, teim=None)
     import_tensors(expert, "expert.", {n: t for n, t in tensors.items() if n.startswith("expert.")})
     return expert, tensors
 
@@ -30,7 +32,7 @@ def count(module):
 
 
 def test_parameter_counts_are_the_published_ones():
-    model = PalmModel()
+    model = PalmModel("compnet")
     assert [count(block) for block in model.expert.children()] == [7633, 7633, 7633]
     assert count(model.expert) == 22_899
     assert count(model.embedding) == 4_971_008
@@ -44,9 +46,9 @@ def test_the_feature_has_9708_values(images):
 
 @pytest.mark.parametrize("teim", [False, True])
 def test_the_torch_free_shapes_are_those_of_the_network(teim):
-    model = PalmModel(Teim(3) if teim else None)
+    model = PalmModel("compnet", teim=Teim(3) if teim else None)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert shapes == model_shapes(teim=teim)
+    assert shapes == model_shapes("compnet", teim=teim)
 
 
 @pytest.mark.parametrize(("side", "ratio"), [(35, 1.0), (17, 0.5), (7, 0.25)])
@@ -110,8 +112,8 @@ def test_the_shift_of_the_competition_changes_nothing_and_is_not_trained(images)
 
 
 def test_initial_tensors_depend_on_the_seed_alone():
-    first, again, other = (initial_tensors(seed, teim=(0.7, 0.3)) for seed in (5, 5, 6))
-    assert list(first) == list(model_shapes(teim=True))
+    first, again, other = (initial_tensors("compnet", seed, teim=(0.7, 0.3)) for seed in (5, 5, 6))
+    assert list(first) == list(model_shapes("compnet", teim=True))
     assert all(first[name].tobytes() == again[name].tobytes() for name in first)
     assert not np.array_equal(first["embedding.weight"], other["embedding.weight"])
     assert first["expert.medium.gabor.sigma"] == np.float32(4.6)

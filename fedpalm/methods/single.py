@@ -1,0 +1,178 @@
+"""Methods in which a site trains one model: which of its tensors are shared is the method's anatomy.
+
+A round starts from the shared tensors as they came and the private ones as they were left, trains all of
+them with the head for ``local_epochs``, and returns n_i (w_i - w) of the shared ones. Methods differ in
+the hooks: what is added to the loss, to the gradients, or done to the update.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..layout import OPEN_SET, FloatVector, Layout
+from ..models.build import PalmModel
+from ..models.teim import Teim
+from ..plan import TrainingSettings
+from .base import RoundContext, SiteImages, SiteUpdate, Tensors
+from .template import ANATOMIES, model_template
+from .training import (
+    Batch,
+    Learner,
+    Outputs,
+    RoundViews,
+    check_names,
+    derive_seed,
+    generator,
+    import_into,
+    named_tensors,
+    optimiser,
+    prepared_batches,
+    stack,
+    unit,
+)
+
+HEAD, PRIVATE = "head.open.", "private."
+
+
+class SingleModelSite:
+    """One site's half. Names of its private state: ``head.open.*`` and ``private.*``."""
+
+    method: ClassVar[str]
+
+    def __init__(
+        self, training: TrainingSettings, seed: int, site: str, images: SiteImages
+    ) -> None:
+        template = model_template(self.method, training, seed)
+        anatomy = ANATOMIES[self.method]
+        self.layout, self.expert_layout = template.layout, template.expert_layout
+        self.training, self.seed, self.site, self.images = training, seed, site, images
+        self._initial = template.initial
+        model = PalmModel(
+            training.backbone,
+            teim=Teim(training.teim_neighbours) if anatomy.teim else None,
+            norm=anatomy.norm,
+        )
+        model.eval()
+        self.learner = Learner(model, training, images.classes)
+        self.learner.draw_head(derive_seed(seed, site, 0, "head"))
+        tensors = named_tensors(model)
+        shared = [one.name.removeprefix(OPEN_SET) for one in self.layout.tensors]
+        self.shared = {name: tensors.pop(name) for name in shared}
+        self.private = tensors
+        drawn = {name: tensors[name] for name in template.private}
+        import_into(drawn, "", template.private)
+
+    # --- what methods change ----------------------------------------------------------------------
+
+    def begin_round(self, context: RoundContext, shared: FloatVector) -> None:
+        """Before the first step; the model holds the shared tensors."""
+
+    def feature(self, inputs: Tensor) -> Tensor:
+        """Textural features that the embedding layer gets."""
+        found: Tensor = self.learner.model.expert(inputs)
+        return found
+
+    def more_loss(self, outputs: Outputs, batch: Batch) -> Tensor | None:
+        """Added to the hybrid loss of a step."""
+        return None
+
+    def adjust_gradients(self) -> None:
+        """After the backward pass of a step, before the optimiser."""
+
+    def update(self, delta: FloatVector, steps: int, metrics: dict[str, float]) -> SiteUpdate:
+        """What the site gives for a round of ``steps`` optimiser steps."""
+        return SiteUpdate(delta, float(len(self.images.labels)), metrics=metrics)
+
+    # --- the method -------------------------------------------------------------------------------
+
+    def initial_vector(self) -> FloatVector:
+        return self._initial.copy()
+
+    def train_round(self, context: RoundContext, shared: FloatVector) -> SiteUpdate:
+        torch.set_num_threads(self.training.threads)
+        self.load_shared(shared)
+        self.begin_round(context, shared)
+        self.learner.model.train()
+        adam = optimiser(*self.parameter_groups())
+        dropout = generator(self.seed, self.site, context.round, "dropout")
+        views = RoundViews(
+            self.images,
+            self.training,
+            derive_seed(self.seed, self.site, context.round, "batches"),
+        )
+        steps = 0
+        for batch in views.batches():
+            adam.zero_grad()
+            outputs = self.learner.outputs(self.feature(batch.inputs), batch.labels, dropout)
+            loss = self.learner.loss(outputs, batch.labels, self.more_loss(outputs, batch))
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.adjust_gradients()
+            adam.step()
+            steps += 1
+        self.learner.model.eval()
+        delta = self.shared_vector() - shared
+        metrics = self.learner.take_losses("open")
+        metrics["update.max_abs"] = float(np.abs(delta).max(initial=0.0))
+        return self.update(delta, steps, metrics)
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        return self.learner.parameter_groups()
+
+    def state(self) -> Tensors:
+        return {
+            prefix + name: tensor.detach().numpy().copy()
+            for prefix, tensors in self._private_state().items()
+            for name, tensor in tensors.items()
+        }
+
+    def load_state(self, tensors: Tensors) -> None:
+        targets = self._private_state()
+        check_names(tensors, targets)
+        for prefix, found in targets.items():
+            import_into(found, prefix, tensors)
+
+    def expert(self) -> Tensors:
+        """No closed-set model, no expert."""
+        return {}
+
+    def receive_expert(self, site: str, tensors: Tensors) -> None:
+        """Raises LayoutMismatchError: the method has no experts."""
+        Layout(()).flatten(tensors)
+
+    def closed_templates(
+        self, images: npt.NDArray[np.float32], shared: FloatVector
+    ) -> npt.NDArray[np.float32]:
+        return self.open_templates(images, shared)
+
+    def open_templates(
+        self, images: npt.NDArray[np.float32], shared: FloatVector
+    ) -> npt.NDArray[np.float32]:
+        torch.set_num_threads(self.training.threads)
+        self.load_shared(shared)
+        model = self.learner.model
+        with torch.no_grad():
+            parts = [
+                unit(model.embed(self.feature(inputs)))
+                for inputs in prepared_batches(self.training.backbone, images)
+            ]
+        return stack(parts, model.template_length)
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def load_shared(self, shared: FloatVector) -> None:
+        import_into(self.shared, OPEN_SET, self.layout.unflatten(shared))
+
+    def shared_vector(self) -> FloatVector:
+        """(P,) float32 of the shared tensors as they are now."""
+        return self.layout.flatten(
+            {OPEN_SET + name: tensor.detach().numpy() for name, tensor in self.shared.items()}
+        )
+
+    def _private_state(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors that stay at the site, by prefix and name."""
+        return {HEAD: named_tensors(self.learner.head), PRIVATE: self.private}

@@ -1,0 +1,79 @@
+"""The backbones in figures: lengths, tensor names, shapes and initial values, without torch.
+
+Whoever writes a plan needs the layout and the initial vector of a model that it cannot and must not
+run; both come from here. :mod:`.build` makes the networks themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..canonical import domain_hash
+from ..plan import BackboneName
+from . import compnet_spec
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class _ShapesOf(Protocol):
+    def __call__(self, *, norm: bool) -> Shapes: ...
+
+
+class Backbone(NamedTuple):
+    """``feature_length`` of f_T, ``template_length``; shapes of all tensors; those that begin constant."""
+
+    feature_length: int
+    template_length: int
+    shapes: _ShapesOf
+    constants: Callable[[], dict[str, float]]
+
+
+BACKBONES: dict[BackboneName, Backbone] = {
+    "compnet": Backbone(
+        compnet_spec.FEATURE_LENGTH,
+        compnet_spec.TEMPLATE_LENGTH,
+        compnet_spec.shapes,
+        compnet_spec.constants,
+    ),
+}
+
+
+def model_shapes(backbone: BackboneName, *, teim: bool = False, norm: bool = False) -> Shapes:
+    """Shape by name of all tensors of one model (``expert.*``, ``embedding.*``, ``teim.*``)."""
+    shapes = BACKBONES[backbone].shapes(norm=norm)
+    return shapes | ({"teim.alpha": (), "teim.beta": ()} if teim else {})
+
+
+def initial_tensors(
+    backbone: BackboneName,
+    seed: int,
+    *,
+    teim: tuple[float, float] | None = None,
+    norm: bool = False,
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Initial values by name, from the plan's seed alone.
+
+    Weights and biases are uniform in +-1/sqrt(fan-in), unless the backbone names a constant; ``teim`` is
+    (alpha, beta), or None for a model without. A tensor begins the same whatever else the model has.
+    """
+    constants = BACKBONES[backbone].constants()
+    if teim is not None:
+        constants["teim.alpha"], constants["teim.beta"] = teim
+    shapes = model_shapes(backbone, teim=teim is not None, norm=norm)
+    tensors: dict[str, npt.NDArray[np.float32]] = {}
+    for name, shape in shapes.items():
+        if name in constants:
+            tensors[name] = np.full(shape, constants[name], dtype=np.float32)
+            continue
+        fan_in = math.prod(shapes[name.rsplit(".", 1)[0] + ".weight"][1:])
+        digest = domain_hash("initial-tensor/v1", seed.to_bytes(8, "big"), name.encode())
+        rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+        tensors[name] = (
+            (rng.random(shape, dtype=np.float32) * 2 - 1) / np.float32(math.sqrt(fan_in))
+        ).astype(np.float32)
+    return tensors

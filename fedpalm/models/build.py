@@ -1,0 +1,56 @@
+"""The model of every method: textural expert T, embedding layer Q, and a TEIM between them if it has one.
+
+What an expert sees of an image is computed once an image (``prepare``): it carries no gradient, and all
+models and epochs that see the image share it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..plan import BackboneName
+from .backbones import BACKBONES
+from .compnet import TexturalExpert
+from .phase_conv import phase_spectrum
+from .teim import Teim
+
+Expert = TexturalExpert
+"""T of any backbone: prepared images -> (B, feature_length); ``learn(False)`` freezes it."""
+
+
+class PalmModel(nn.Module):
+    """M = (T, Q), with the TEIM between them if the method has one; the head is not part of it.
+
+    Built without values: whoever builds one loads its tensors.
+    """
+
+    def __init__(
+        self, backbone: BackboneName, *, teim: Teim | None = None, norm: bool = False
+    ) -> None:
+        super().__init__()
+        spec = BACKBONES[backbone]
+        self.template_length = spec.template_length
+        self.expert = build_expert(backbone, norm=norm)
+        self.embedding = nn.Linear(spec.feature_length, spec.template_length)
+        self.teim = teim
+
+    def embed(self, feature: Tensor) -> Tensor:
+        """(B, feature_length) textural feature -> (B, template_length) embedding, not normalised."""
+        embedding: Tensor = self.embedding(feature)
+        return embedding
+
+
+def build_expert(backbone: BackboneName, *, norm: bool = False) -> Expert:
+    """A textural expert without values."""
+    return TexturalExpert(norm)
+
+
+def prepare(backbone: BackboneName, images: Tensor) -> Tensor:
+    """What experts take of (B, 1, 128, 128) images: CompNet the (F, B, 18) phase spectrum."""
+    return phase_spectrum(images)
+
+
+def take(backbone: BackboneName, prepared: Tensor, index: Tensor) -> Tensor:
+    """Of prepared images those at ``index``, (n,) int64."""
+    return torch.index_select(prepared, 1, index)
