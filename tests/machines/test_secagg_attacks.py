@@ -12,6 +12,7 @@ import pytest
 
 from fedpalm.errors import (
     BadShareError,
+    BoxesRefusedError,
     CodecOverflowError,
     ConfigError,
     ContributionReuseError,
@@ -169,7 +170,7 @@ def test_sites_that_were_shown_different_keys_accept_no_box_of_each_other() -> N
         for given in (boxes, theirs["s02"], theirs["s03"], theirs["s04"])
     ]
     refused(
-        MaskingMessageError,
+        BoxesRefusedError,
         lambda: federation.sites["s01"].mask(attempt.facts("s01"), attempt.ref, to_s01),
     )
     federation.assert_nothing_was_revealed()
@@ -350,12 +351,12 @@ def reboxed(attempt: Attempt, sender: str, recipient: str, **changes: Any) -> Ca
 def test_a_missing_or_junk_box_makes_no_mask_without_it(field: str, sealed: bytes) -> None:
     federation = Federation.of(4)
     attempt = federation.attempt().keys().boxes()
-    attempt.show = reboxed(attempt, "s00", "s02", **{field: sealed})
-    refused(MaskingMessageError, lambda: federation.sites["s02"].mask(
-        attempt.facts("s02"), attempt.ref,
-        attempt.show("boxes", "s02", attempt.collection.boxes_for("s02")),
+    attempt.show = reboxed(attempt, "s00", "s03", **{field: sealed})
+    refused(BoxesRefusedError, lambda: federation.sites["s03"].mask(
+        attempt.facts("s03"), attempt.ref,
+        attempt.show("boxes", "s03", attempt.collection.boxes_for("s03")),
     ), "s00")  # fmt: skip
-    assert federation.sites["s02"].disk.get("masked") is None
+    assert federation.sites["s03"].disk.get("masked") is None
     federation.assert_nothing_was_revealed()
 
 
@@ -364,12 +365,12 @@ def test_a_pair_secret_where_none_belongs_is_refused() -> None:
     attempt = federation.attempt().keys().boxes()
     pair = attempt.collection.boxes["s00"]["s01"].pair
     attempt.show = reboxed(attempt, "s02", "s01", pair=pair)
-    refused(MaskingMessageError, attempt.inputs)
+    refused(BoxesRefusedError, attempt.inputs)
     federation.assert_nothing_was_revealed()
 
 
 @pytest.mark.parametrize("field", ["pair", "shares"])
-@pytest.mark.parametrize("taken_from", [("s00", "s03"), ("s01", "s02")])
+@pytest.mark.parametrize("taken_from", [("s00", "s01"), ("s01", "s02")])
 def test_a_box_for_another_pair_opens_for_nobody_else(
     field: str, taken_from: tuple[str, str]
 ) -> None:
@@ -377,8 +378,8 @@ def test_a_box_for_another_pair_opens_for_nobody_else(
     attempt = federation.attempt().keys().boxes()
     sender, recipient = taken_from
     other = getattr(attempt.collection.boxes[sender][recipient], field)
-    attempt.show = reboxed(attempt, "s00", "s02", **{field: other})
-    refused(MaskingMessageError, attempt.inputs)
+    attempt.show = reboxed(attempt, "s00", "s03", **{field: other})
+    refused(BoxesRefusedError, attempt.inputs)
     federation.assert_nothing_was_revealed()
 
 
@@ -405,7 +406,7 @@ def test_boxes_of_another_attempt_are_refused() -> None:
     attempt.show = lambda step, site, boxes: [
         old.collection.boxes["s01"][site] if box.sender == "s01" else box for box in boxes
     ]
-    refused(MaskingMessageError, attempt.inputs)
+    refused(BoxesRefusedError, attempt.inputs)
     federation.assert_nothing_was_revealed()
 
 
@@ -430,7 +431,7 @@ def test_a_share_that_does_not_match_its_hash_is_refused_by_the_one_that_gets_it
     transport = attempt.collection.keys["s02"].transport
     changes["shares"] = seal(raw, transport, box_info(context, "s00", "s02", "shares"))
     attempt.show = reboxed(attempt, "s00", "s02", **changes)
-    refused(MaskingMessageError, attempt.inputs, "s00")
+    refused(BoxesRefusedError, attempt.inputs, "s00")
     federation.assert_nothing_was_revealed()
 
 
@@ -466,12 +467,14 @@ def test_a_share_that_does_not_match_its_hash_costs_its_giver_its_place() -> Non
         lied = replace(said.shares[at], share=bytes(33))
         shares = (*said.shares[:at], lied, *said.shares[at + 1 :])
         wrong = signed(replace(said, shares=shares), context, signing_key("s04"))
-        refused(BadShareError, lambda wrong=wrong: attempt.collection.take_reveal(wrong))
+        error = refused(BadShareError, lambda wrong=wrong: attempt.collection.take_reveal(wrong))
+        assert error.caught == "s04"
     both = (*said.shares, replace(said.shares[0], kind=ShareKind.MASK))
     swapped = (replace(said.shares[0], kind=ShareKind.MASK), *said.shares[1:])
     for shares in (both, swapped, said.shares[1:], ()):
         wrong = signed(replace(said, shares=shares), context, signing_key("s04"))
-        refused(BadShareError, lambda wrong=wrong: attempt.collection.take_reveal(wrong))
+        error = refused(BadShareError, lambda wrong=wrong: attempt.collection.take_reveal(wrong))
+        assert error.caught == "s04"
     for name in names(4):
         if name != "s01":
             given = federation.sites[name].reveal(attempt.facts(name), attempt.ref, listed)
@@ -498,7 +501,7 @@ def test_shares_of_another_secret_than_the_published_one_are_named_and_open_noth
         attempt.collection = attempt.collection.take_boxes(name, boxes)
     attempt.collection = attempt.collection.close_step()
     attempt.inputs(drop=["s04"] if dropped else []).agreements().reveals()
-    refused(BadShareError, attempt.sum, "s04")
+    assert refused(BadShareError, attempt.sum, "s04").caught == "s04"
 
 
 def test_the_share_that_nobody_can_check_opens_nothing_wrong() -> None:
@@ -525,7 +528,7 @@ def test_the_share_that_nobody_can_check_opens_nothing_wrong() -> None:
     for name in names(4):
         attempt.collection = attempt.collection.take_reveal(lie(name))
     attempt.collection = attempt.collection.close_step()
-    refused(BadShareError, attempt.sum, "s02")
+    assert refused(BadShareError, attempt.sum, "s02").caught == "s02"
 
 
 def test_a_junk_pair_secret_for_a_site_that_then_drops_ends_in_a_named_error() -> None:
@@ -538,19 +541,19 @@ def test_a_junk_pair_secret_for_a_site_that_then_drops_ends_in_a_named_error() -
             # Its own state must know the same box, or its mask would be another one still.
             boxes = [
                 signed(replace(box, pair=bytes(1168)), attempt.collection.context, signing_key("s00"))
-                if box.recipient == "s02" else box for box in boxes
+                if box.recipient == "s03" else box for box in boxes
             ]  # fmt: skip
         attempt.collection = attempt.collection.take_boxes(name, boxes)
     attempt.collection = attempt.collection.close_step()
     refused(
-        MaskingMessageError,
-        lambda: federation.sites["s02"].mask(
-            attempt.facts("s02"), attempt.ref, attempt.collection.boxes_for("s02")
+        BoxesRefusedError,
+        lambda: federation.sites["s03"].mask(
+            attempt.facts("s03"), attempt.ref, attempt.collection.boxes_for("s03")
         ),
         "s00",
     )
-    attempt.inputs(drop=["s02"]).agreements().reveals()
-    refused(BadShareError, attempt.sum, "s00 gave s02")
+    attempt.inputs(drop=["s03"]).agreements().reveals()
+    assert refused(BadShareError, attempt.sum, "s00 gave s03").caught == "s00"
 
 
 # --- who takes part -------------------------------------------------------------------------------

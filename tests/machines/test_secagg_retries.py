@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fedpalm.errors import (
+    BoxesRefusedError,
     ContributionReuseError,
     KeyFileError,
-    MaskingMessageError,
     SplitViewError,
     StaleRoundError,
     TooFewSurvivorsError,
@@ -173,7 +173,7 @@ def test_a_site_that_was_restored_whole_gives_a_coordinator_no_second_sum() -> N
             ),
         )
     refused(
-        MaskingMessageError,
+        BoxesRefusedError,
         lambda: s00.mask(first.facts("s00"), first.ref, first.collection.boxes_for("s00")),
     )
     assert len({facts.context for facts, _ in federation.reveals()}) == 1

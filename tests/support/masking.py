@@ -7,25 +7,35 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
 from fedpalm.canonical import domain_hash
-from fedpalm.errors import FedPalmError
+from fedpalm.errors import BoxesRefusedError, FedPalmError
 from fedpalm.pki.keys import SigningKey
 from fedpalm.secagg import site as core
 from fedpalm.secagg.codec import Encoded
 from fedpalm.secagg.masks import apply_masks
 from fedpalm.secagg.memory import AttemptRef, ContributionMemory
-from fedpalm.secagg.messages import Agreement, Box, MaskedInput, Reveal, ShareKind, SiteKeys
+from fedpalm.secagg.messages import (
+    Agreement,
+    Box,
+    Complaint,
+    MaskedInput,
+    Reveal,
+    ShareKind,
+    SiteKeys,
+    signed,
+)
 from fedpalm.secagg.site import AttemptFacts, SiteAttempt
 from fedpalm.secagg.stored import attempt_from_bytes, attempt_to_bytes
 from fedpalm.secagg.terms import SecAggTerms
 from fedpalm.secagg.unmasking import Collection
 
 LENGTH = 37
+E = TypeVar("E", bound=FedPalmError)
 Show = Callable[[str, str, Any], Any]
 
 
@@ -107,6 +117,11 @@ class Site:
         assert attempt.masked is not None
         return attempt.masked, np.frombuffer(self.disk["masked"], dtype=np.uint32).copy()
 
+    def complain(self, facts: AttemptFacts, ref: AttemptRef, accused: Iterable[str]) -> Complaint:
+        attempt, complaint = core.complain(self._load(facts, ref), accused, self.key)
+        self._store(attempt, self.memory)
+        return complaint
+
     def agree(
         self, facts: AttemptFacts, ref: AttemptRef, inputs: Iterable[MaskedInput]
     ) -> Agreement:
@@ -181,13 +196,39 @@ class Attempt:
         self.collection = self.collection.close_step()
         return self
 
-    def boxes(self, drop: Iterable[str] = ()) -> Attempt:
+    def boxes(
+        self, drop: Iterable[str] = (), junk: Callable[[Box], Box] = lambda box: box
+    ) -> Attempt:
+        """``junk`` is what its sender makes of a box before it signs it."""
         listed = tuple(self.collection.keys.values())
         for name in sorted(set(self.collection.keys) - set(drop)):
             boxes = self.federation.sites[name].share(
                 self.facts(name), self.ref, self.show("keys", name, listed)
             )
+            boxes = tuple(self.resigned(junk(box)) for box in boxes)
             self.collection = self.collection.take_boxes(name, boxes)
+        self.collection = self.collection.close_step()
+        return self
+
+    def resigned(self, box: Box) -> Box:
+        return signed(box, self.collection.context, signing_key(box.sender))
+
+    def inputs_or_complaints(self, drop: Iterable[str] = ()) -> Attempt:
+        """As :meth:`inputs`, but a site to which boxes do not open says so, once more if asked."""
+        for name in sorted(set(self.collection.boxes) - set(drop)):
+            site, facts = self.federation.sites[name], self.facts(name)
+            try:
+                said, self.vectors[name] = site.mask(
+                    facts, self.ref, self.collection.boxes_for(name)
+                )
+                self.collection = self.collection.take_input(said)
+            except BoxesRefusedError as error:
+                complaint = site.complain(facts, self.ref, error.accused)
+                assert site.complain(facts, self.ref, error.accused) == complaint
+                self.collection = self.collection.take_complaint(complaint)
+        return self
+
+    def close(self) -> Attempt:
         self.collection = self.collection.close_step()
         return self
 
@@ -301,8 +342,9 @@ class Federation:
         self.assert_no_sum_can_be_opened()
 
 
-def refused(kind: type[FedPalmError], step: Callable[[], object], match: str | None = None) -> None:
+def refused(kind: type[E], step: Callable[[], object], match: str | None = None) -> E:
     """The step ends in exactly this error."""
     with pytest.raises(kind, match=match) as caught:
         step()
     assert type(caught.value) is kind
+    return caught.value
