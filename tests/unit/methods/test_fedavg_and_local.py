@@ -6,7 +6,7 @@ import pytest
 from fedpalm.errors import LayoutMismatchError
 from fedpalm.methods.base import RoundContext
 from fedpalm.methods.rules import server_rule
-from fedpalm.methods.site import build_local, build_site_method
+from fedpalm.methods.site import build_site, build_site_method
 
 from .conftest import TRAINING, make_plan, tiny_images
 
@@ -33,7 +33,7 @@ def test_fedavg_retrains_a_round_to_the_same_bytes(images):
 
 def test_fedavg_with_one_site_is_local_training(images):
     fedavg = build_site_method(make_plan("fedavg"), "a", images)
-    local = build_local(TRAINING, 11, "a", images)
+    local = build_site("local", TRAINING, 11, "a", images)
     shared, nothing = fedavg.initial_vector(), local.initial_vector()
     rule = server_rule("fedavg")
     for number in (1, 2):
@@ -50,10 +50,10 @@ def test_fedavg_with_one_site_is_local_training(images):
 
 
 def test_local_state_restores_model_and_head(images):
-    first = build_local(TRAINING, 11, "a", images)
+    first = build_site("local", TRAINING, 11, "a", images)
     nothing = first.initial_vector()
     first.train_round(RoundContext(1, 3), nothing)
-    second = build_local(TRAINING, 11, "a", images)
+    second = build_site("local", TRAINING, 11, "a", images)
     second.load_state(first.state())
     for method in (first, second):
         method.train_round(RoundContext(2, 3), nothing)
@@ -65,7 +65,7 @@ def test_methods_without_experts_take_none(images):
     expert = build_site_method(make_plan(), "b", tiny_images(1)).expert()
     for method in (
         build_site_method(make_plan("fedavg"), "a", images),
-        build_local(TRAINING, 11, "a", images),
+        build_site("local", TRAINING, 11, "a", images),
     ):
         assert method.expert() == {}
         with pytest.raises(LayoutMismatchError):
