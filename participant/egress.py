@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from google.protobuf.message import Message
 
-from fedpalm.errors import NotFoundError, StaleRoundError
+from fedpalm.errors import FedPalmError, NotFoundError, StaleRoundError
 from fedpalm.exchange.consent import SignedConsent, verify_consents
 from fedpalm.exchange.sealing import seal_expert
 from fedpalm.exchange.site import ExpertsSealed, SiteExchange, SiteState
@@ -185,18 +185,22 @@ class EgressGate(MessageGate):
                 ):
                     raise refused("the masked vector is not the one that was signed")
                 name = self._store.write_private(f"{place.run}-r{place.round}", "masked", data)
-            with self._store.transaction() as db:
-                update = self._masked_update(place, attempt)
-                self.masked.put(
-                    db,
-                    place,
-                    attempt,
-                    written,
-                    model_hash=update.model_hash,
-                    encoded_hash=update.payload_hash,
-                    masked_file=name,
-                )
-                payload = self._masked_payload(db, place, attempt, update)
+            try:
+                with self._store.transaction() as db:
+                    update = self._masked_update(place, attempt)
+                    self.masked.put(
+                        db,
+                        place,
+                        attempt,
+                        written,
+                        model_hash=update.model_hash,
+                        encoded_hash=update.payload_hash,
+                        masked_file=name,
+                    )
+                    payload = self._masked_payload(db, place, attempt, update)
+            except FedPalmError:
+                self.masked.sweep(place.run)  # No row names the new file, and none will.
+                raise
         self.masked.stored()
         return payload
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,11 +35,21 @@ from fedpalm.secagg.site import AttemptFacts, SiteAttempt, Stage
 from fedpalm.secagg.stored import attempt_from_bytes, attempt_to_bytes
 from fedpalm.secagg.terms import SecAggTerms
 
-from .files import erase, write_durably
+from .files import erase, sync_folder, write_durably
 from .outgoing import Place
+from .plan_book import PlanState
 from .store import SiteStore
 
 DEAD = "dead"
+BEFORE = {
+    "keyed": None,
+    "shared": "keyed",
+    "masked": "shared",
+    "complained": "shared",
+    "agreed": "masked",
+    "revealed": "agreed",
+}
+"""The stage that each stage goes on from."""
 MEMORY = "memory.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -214,9 +225,8 @@ class MaskedBook:
         if not (self._folder / MEMORY).exists():
             # Before the first row: from then on its absence means that somebody took it away.
             write_durably(self._folder / MEMORY, canonical_json(memory.to_json()))
-        order = [None, *(stage.value for stage in Stage)]
         stage, last = attempt.stage.value, before.stage if before else None
-        if last == DEAD or order.index(stage) != order.index(last) + 1:
+        if last != BEFORE[stage]:
             raise StaleRoundError(f"{ref}: {stage} does not come after {last or 'nothing'}")
         match attempt.stage:
             case Stage.KEYED:
@@ -292,49 +302,59 @@ class MaskedBook:
 
     def stored(self) -> None:
         """After the commit and before anything is sent: erase what is past, copy the memory."""
-        memory = canonical_json(self.memory().to_json())
-        write_durably(self._folder / MEMORY, memory)
-        self._store.on_step("masking memory written")
-        self.sweep()
+        with self._store.files():
+            # Read and written in one: another thread's later memory is not overwritten by this one.
+            memory = canonical_json(self.memory().to_json())
+            write_durably(self._folder / MEMORY, memory)
+            self._store.on_step("masking memory written")
+            self.sweep()
 
     def kill(
         self, run_id: str, round_number: int | None = None, attempt: int | None = None
     ) -> None:
         """These attempts are over here, for good: their secrets are erased, their vectors go.
 
-        Left out, ``attempt`` means all of a round, and ``round_number`` all of a run.
+        Left out, ``attempt`` means all of a round, and ``round_number`` all of a run. Touches no file of
+        another run: a command does this while the agent, in another process, may be writing one.
         """
         which = (run_id, round_number, round_number, attempt, attempt)
         with self._store.transaction() as db:
-            killed = db.execute(_KILL, which).rowcount
-        if killed:
-            self.sweep()
-            self._store.remove_orphans()
+            vectors = db.execute(_VECTORS, which).fetchall()
+            db.execute(_KILL, which)
+        self.sweep(run_id)
+        for row in vectors:
+            (self._store.home.state / row["masked_file"]).unlink(missing_ok=True)
+        if vectors:
+            sync_folder(self._store.home.state)
 
-    def sweep(self) -> None:
-        """Erase the state files that no row names, and what no row has of another boot."""
+    def sweep(self, run_id: str | None = None) -> None:
+        """Erase the state files that no row names: of a run, or all."""
         with self._store.files(), self._store.transaction() as db:
             rows = [
                 self._row(row)
                 for row in db.execute("SELECT * FROM masked_attempts WHERE state_hash IS NOT NULL")
             ]
             named = {_name(row.place, row.state_hash) for row in rows if row.state_hash}
-            orphans = [
-                path
-                for path in self._folder.iterdir()
-                if path.name not in named and path.name != MEMORY
-            ]
-            for path in orphans:
-                erase(path)
+            for path in self._folder.iterdir():
+                if path.name in named or path.name == MEMORY:
+                    continue
+                if run_id is None or _run_of(path.name) == run_id:
+                    erase(path)
 
     def start(self) -> list[Place]:
-        """On starting: kill what cannot go on, erase orphans; returns what was killed."""
+        """On starting: kill what cannot go on, erase orphans.
+
+        Returns:
+            what was killed of runs that go on here; nobody waits for the attempts of others.
+        """
         killed = []
         for row in self._store.rows("SELECT * FROM masked_attempts WHERE state_hash IS NOT NULL"):
             found = self._row(row)
             assert found.state_hash is not None
             path = self._folder / _name(found.place, found.state_hash)
-            if not self._trusted(path, found.state_hash):
+            if not self._takes_part(found.place.run):
+                self.kill(found.place.run)
+            elif not self._trusted(path, found.state_hash):
                 killed.append(found.place)
                 self.kill(found.place.run, found.place.round, found.place.attempt)
         try:
@@ -342,6 +362,15 @@ class MaskedBook:
         except ContributionReuseError:
             self.sweep()  # Masked rounds are refused one by one; the others go on.
         return killed
+
+    def _takes_part(self, run_id: str) -> bool:
+        """Whether the run is joined, and its plan is still approved."""
+        row = self._store.row(
+            "SELECT 1 FROM runs JOIN plans USING (run_id) "
+            "WHERE run_id = ? AND runs.state = 'joined' AND plans.state = ?",
+            *(run_id, PlanState.APPROVED.value),
+        )
+        return row is not None
 
     def _trusted(self, path: Path, digest: bytes) -> bool:
         try:
@@ -364,14 +393,22 @@ class MaskedBook:
         )
 
 
-_KILL = """
-    UPDATE masked_attempts SET stage = 'dead', state_hash = NULL, masked_file = NULL
-    WHERE run_id = ? AND (? IS NULL OR round = ?) AND (? IS NULL OR attempt = ?) AND stage != 'dead'
-"""
+_WHICH = (
+    "run_id = ? AND (? IS NULL OR round = ?) AND (? IS NULL OR attempt = ?) AND stage != 'dead'"
+)
+_VECTORS = f"SELECT masked_file FROM masked_attempts WHERE {_WHICH} AND masked_file IS NOT NULL"  # noqa: S608
+_KILL = f"""
+    UPDATE masked_attempts SET stage = 'dead', state_hash = NULL, masked_file = NULL WHERE {_WHICH}
+"""  # noqa: S608
 
 
 def _name(place: Place, digest: bytes) -> str:
     return f"{place.run}-r{place.round}-a{place.attempt}-{digest.hex()[:16]}.secret"
+
+
+def _run_of(name: str) -> str:
+    """The run of a state file, or of what an interrupted write left of one."""
+    return re.sub(r"-r\d+-a\d+-[0-9a-f]{16}\.secret.*", "", name)
 
 
 def _ref(place: Place) -> AttemptRef:

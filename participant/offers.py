@@ -30,6 +30,7 @@ from fedpalm.errors import (
 from fedpalm.wire.v1 import federation_pb2 as wire
 
 from .link import Link
+from .masked_store import MaskedBook
 from .plan_book import PlanState, StoredPlan
 from .plan_desk import PlanDesk
 from .reporter import Reporter
@@ -263,6 +264,7 @@ class OfferWorker:
         if run is None:
             if active is not None:
                 self._store.end_run(active.run_id, "left", None, f"{run_id} was offered")
+                MaskedBook(self._store).kill(active.run_id)
             self._store.add_run(run_id, plan)
             self._report.line(
                 f"run {run_id}: {plan.draft.method}, {plan.draft.rounds} rounds, "

@@ -25,6 +25,7 @@ from fedpalm.plan import Plan
 from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
 
 from .log import SiteLog
+from .masked_store import MaskedBook
 from .plan_book import PlanBook, PlanState, StoredPlan
 from .policy import PolicyFile, require_allowed, violations
 from .store import SiteStore
@@ -159,6 +160,8 @@ class PlanDesk:
     def refuse(self, run_id: str, reason: str = "") -> StoredPlan:
         """A person's no; after a yes it takes that back, also while the run goes on.
 
+        What a masked attempt of the run keeps secret is erased.
+
         Args:
             reason: kept here and not sent.
         Raises:
@@ -265,6 +268,9 @@ class PlanDesk:
                     "by": by,
                 },
             )
+        if state is PlanState.REFUSED:
+            # After the commit: from there on the gate lets nothing more of the run out.
+            MaskedBook(self.store).kill(run_id)
         return self.plan(run_id)
 
     def _is_over(self, run_id: str) -> bool:
