@@ -80,6 +80,7 @@ class Notary:
 
         Raises:
             ProtocolError, StaleRoundError, ForkError, NotOnRosterError: it does not follow.
+            ResourceError: a site of the cohort is not a member at this moment.
         """
         manifest = RoundManifest(
             federation=plan.federation,
@@ -90,6 +91,7 @@ class Notary:
             round=ref.round,
             attempt=ref.attempt,
             cohort=list(cohort),
+            signing_keys={site: self._present_key(site) for site in cohort},
             model_hash=model_hash,
             sealed_ms=self._now_ms(),
         )
@@ -175,6 +177,16 @@ class Notary:
                 safe="nothing was stored",
                 next_step="sign anew with the present key: start the site's agent again, or join anew",
             )
+
+    def _present_key(self, site: str) -> str:
+        key = self._signing_key(site)
+        if key is None:
+            raise ResourceError(
+                f"no cohort with site {site} can be signed: it is not a member now",
+                safe="no site was asked to train",
+                next_step="wait: it is about to leave its runs",
+            )
+        return key.hex()
 
     def _signer(self) -> TlsIdentity:
         try:

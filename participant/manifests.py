@@ -21,9 +21,9 @@ from fedpalm.errors import (
     WrongRoleError,
 )
 from fedpalm.ledger.bodies import EntryKind
-from fedpalm.pki.keys import VerifyingKey
 from fedpalm.pki.live import LiveIdentity
 from fedpalm.pki.request import signing_key_of
+from fedpalm.pki.signing import key_id
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.manifest import Countersignature, ManifestHead, RoundManifest, follow
@@ -56,7 +56,7 @@ class ManifestBook:
     def __init__(
         self, store: SiteStore, log: SiteLog, live: LiveIdentity, policy: PolicyFile
     ) -> None:
-        self._store, self._log, self._live, self._policy = store, log, live, policy
+        self._store, self._log, self._live, self.policy = store, log, live, policy
         self._plans = PlanBook(store)
         self._site = live.current.identity.name
 
@@ -96,20 +96,6 @@ class ManifestBook:
         said = [Countersignature.read(SignedStatement.from_bytes(row["signed"])) for row in rows]
         return [one.site for one in said if one.manifest_hash == manifest.hash.hex()]
 
-    def countersigning_keys(self, manifest: RoundManifest) -> dict[str, VerifyingKey]:
-        """By site: the key of its stored, verified signature over exactly this manifest."""
-        rows = self._store.rows(
-            "SELECT site, signed FROM countersignatures "
-            "WHERE run_id = ? AND round = ? AND attempt = ?",
-            *(manifest.run, manifest.round, manifest.attempt),
-        )
-        signers = set(self.countersigned_by(manifest))
-        return {
-            row["site"]: signing_key_of(SignedStatement.from_bytes(row["signed"]).chain[0])
-            for row in rows
-            if row["site"] in signers
-        }
-
     def forks(self) -> list[Fork]:
         """Every contradiction that was seen; an open one holds its run up."""
         rows = self._store.rows(
@@ -144,7 +130,7 @@ class ManifestBook:
             PlanNotApprovedError: the run's plan is not approved here.
             ForkError: it contradicts what was accepted before; logged and kept as evidence.
             HashMismatchError, StaleRoundError, NotOnRosterError: as in :func:`follow`; an earlier one
-                again; a cohort without this site.
+                again; a cohort without this site, or with another signing key for it.
             PolicyError: the plan, and so the cohort, is beyond this site's limits.
         """
         now = self._store.clock.now()
@@ -231,7 +217,7 @@ class ManifestBook:
         """What must hold whenever this site acts on a manifest, at the limits of this moment.
 
         Raises:
-            NotOnRosterError: this site is not in the cohort.
+            NotOnRosterError: this site is not in the cohort, or only under another signing key.
             PolicyError: the plan, and so the cohort, is beyond this site's limits.
         """
         if self._site not in manifest.cohort:
@@ -239,8 +225,16 @@ class ManifestBook:
                 f"run {manifest.run}, {manifest.ref}: {self._site} is not in the cohort",
                 safe="nothing was trained or sent for it",
             )
+        own = self._live.current.signing_key.public_key()
+        if manifest.verifying_keys[self._site] != own:
+            raise NotOnRosterError(
+                f"run {manifest.run}, {manifest.ref}: the manifest names another signing key for this "
+                f"site than its own, {key_id(own).hex()[:16]}",
+                safe="nothing was trained or sent for it",
+                next_step="ask the operator of the coordinator, by telephone, which key that is",
+            )
         # That includes min_cohort: the plan's quorum is no smaller, and no cohort is below the quorum.
-        require_allowed(self._policy.current, plan)
+        require_allowed(self.policy.current, plan)
 
     def agreed(self, place: Place, plan: Plan) -> RoundManifest:
         """The manifest of an attempt, if an update may leave for it.
@@ -319,6 +313,8 @@ class ManifestBook:
         if about != asked or said.site not in manifest.cohort:
             return False
         agrees = said.manifest_hash == manifest.hash.hex()
+        if agrees and signing_key_of(signed.chain[0]) != manifest.verifying_keys[said.site]:
+            return False
         with self._store.transaction() as db:
             if agrees:
                 self._put_countersignature(db, manifest, said.site, signed)

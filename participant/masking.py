@@ -57,6 +57,7 @@ from .egress import EgressGate
 from .link import Link
 from .outgoing import OutgoingPayload, Place
 from .peers import PeerBook
+from .plan_words import listed
 from .reporter import Reporter
 from .store import SiteStore, StoredUpdate
 
@@ -114,28 +115,33 @@ class MaskingWorker:
     # --- keys -------------------------------------------------------------------------------------
 
     def signing_keys(self, manifest: RoundManifest) -> dict[str, VerifyingKey] | None:
-        """The signing key of each site of a cohort; None while one of them is not to be had.
+        """The signing key of each site of a cohort, as the manifest names it; None while one is no good.
 
-        It is that of the site's countersignature of the manifest, if no other one is pinned, or else the
-        pinned one. A key that is another than the pinned one is told of, once, and not used.
+        That is another one than the one known here, or, under the policy "confirmed", one that nobody has
+        compared: it is told of, once.
+
+        Raises:
+            PolicyError: the policy cannot be used.
         """
-        known = {peer.site: peer.key for peer in self._peers.all()}
-        shown = self._gate.manifests.countersigning_keys(manifest)
-        for site, key in shown.items():
-            if site == self._gate.site:
-                continue
-            if not self._peers.pin(site, key):
-                self._tell_once(
-                    f"{site} goes by another signing key ({key_id(key).hex()[:16]}) than the one known "
-                    f"here ({key_id(known[site]).hex()[:16]}). Safe: nothing is masked with it. Next: "
-                    f"ask that site by telephone, then: fedpalm-participant peers accept {site}"
-                )
-                return None
-            known[site] = key
-        known[self._gate.site] = self._live.current.signing_key.public_key()
-        if not set(manifest.cohort) <= set(known):
+        keys = manifest.verifying_keys
+        known = self._peers.pin({s: key for s, key in keys.items() if s != self._gate.site})
+        others = [peer for peer in known.values() if peer.key != keys[peer.site]]
+        for peer in others:
+            self._tell_once(
+                f"{peer.site} goes by another signing key ({key_id(keys[peer.site]).hex()[:16]}) than the "
+                f"one known here ({peer.key_id[:16]}). Safe: nothing is masked with it. Next: ask that "
+                f"site by telephone, then: fedpalm-participant peers accept {peer.site} KEY_ID"
+            )
+        unconfirmed = [peer.site for peer in known.values() if peer.confirmed_ms is None]
+        if unconfirmed and self._gate.manifests.policy.current.peers == "confirmed":
+            self._tell_once(
+                f"{manifest.ref}: nobody here has compared the signing keys of "
+                f"{listed(unconfirmed, 5, 'fedpalm-participant peers lists all')}, and this site's policy "
+                "asks for that. Safe: nothing is masked. Next: fedpalm-participant peers, compare by "
+                "telephone, then peers confirm"
+            )
             return None
-        return {site: known[site] for site in manifest.cohort}
+        return None if others else keys
 
     async def send_keys(
         self, link: Link, plan: Plan, place: Place, manifest: RoundManifest
@@ -143,7 +149,7 @@ class MaskingWorker:
         """Begin the attempt with fresh secrets, or say again what was said at its beginning.
 
         Raises:
-            StateError: the cohort's keys are not all known.
+            StateError: a key of the cohort may not be used.
             PlanNotApprovedError, PolicyError, ForkError: the run goes no further here.
         """
         row = self._gate.masked.row(place)
@@ -157,7 +163,7 @@ class MaskingWorker:
     def _begin(self, plan: Plan, place: Place, manifest: RoundManifest) -> OutgoingPayload:
         keys, terms = self.signing_keys(manifest), masking_terms(plan)
         if keys is None or terms is None:
-            raise StateError(f"{place}: the signing keys of the cohort are not all known")
+            raise StateError(f"{place}: a signing key of the cohort may not be used")
         facts = AttemptFacts(terms, self._gate.site, manifest.hash, tuple(manifest.cohort), keys)
         attempt, _ = begin(facts, self._live.current.signing_key)
         return self._gate.keep_masked(place, attempt)

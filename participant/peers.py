@@ -8,6 +8,7 @@ here has asked that site, by telephone, which key is its own.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedpalm.errors import NotFoundError, StateError
@@ -19,11 +20,16 @@ from .store import SiteStore
 
 @dataclass(frozen=True)
 class Peer:
-    """A site's signing key; ``other`` is another one that came since and was not accepted."""
+    """A site's signing key.
+
+    ``confirmed_ms`` is when a person here said that they had compared it, None before; ``other`` another
+    key that came since and was not accepted.
+    """
 
     site: str
     key: VerifyingKey
     since_ms: int
+    confirmed_ms: int | None
     other: VerifyingKey | None
 
     @property
@@ -51,24 +57,28 @@ class PeerBook:
     def get(self, site: str) -> Peer | None:
         return next((peer for peer in self.all() if peer.site == site), None)
 
-    def pin(self, site: str, key: VerifyingKey) -> bool:
-        """Remember the key that a site is seen with; False if it is known by another one.
+    def pin(self, keys: Mapping[str, VerifyingKey]) -> dict[str, Peer]:
+        """Remember the keys that sites are seen with, and give what is known of these sites.
 
-        The other one is kept beside it, for a person to look at.
+        A site that is known by another key keeps that one; the other is kept beside it, for a person to
+        look at.
         """
-        raw = key.public_bytes_raw()
-        with self._store.transaction() as db:
-            row = db.execute("SELECT * FROM peers WHERE site = ?", (site,)).fetchone()
-            if row is None:
-                db.execute(
-                    "INSERT INTO peers (site, key, since_ms) VALUES (?, ?, ?)",
-                    (site, raw, self._store.now_ms()),
-                )
-                return True
-            if row["key"] == raw:
-                return True
-            db.execute("UPDATE peers SET other_key = ? WHERE site = ?", (raw, site))
-            return False
+        known = {peer.site: peer for peer in self.all()}
+        news = {
+            site: key
+            for site, key in keys.items()
+            if site not in known or key not in (known[site].key, known[site].other)
+        }
+        if news:
+            with self._store.transaction() as db:
+                for site, key in news.items():
+                    db.execute(
+                        "INSERT INTO peers (site, key, since_ms) VALUES (?1, ?2, ?3) "
+                        "ON CONFLICT (site) DO UPDATE SET other_key = ?2 WHERE key != ?2",
+                        (site, key.public_bytes_raw(), self._store.now_ms()),
+                    )
+            known = {peer.site: peer for peer in self.all()}
+        return {site: known[site] for site in keys}
 
     def accept(self, site: str, key_id: str) -> Peer:
         """A person here says that the other key is the site's own.
@@ -102,7 +112,13 @@ class PeerBook:
 
 
 def _peer(row: sqlite3.Row) -> Peer:
-    return Peer(row["site"], _key(row["key"]), row["since_ms"], _optional(row["other_key"]))
+    return Peer(
+        row["site"],
+        _key(row["key"]),
+        row["since_ms"],
+        row["confirmed_ms"],
+        _optional(row["other_key"]),
+    )
 
 
 def _key(raw: bytes) -> VerifyingKey:

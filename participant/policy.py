@@ -36,6 +36,8 @@ class Policy(Settings):
     masking: Literal["optional", "required"] = "optional"
     min_colluders: int = Field(1, ge=0, le=MAX_SITES - 2)
     """Of a plan with masking: the least number of colluding sites that it must withstand."""
+    peers: Literal["first-use", "confirmed"] = "first-use"
+    """Whose keys are masked with: as they were seen first, or only once a person here has compared them."""
     privacy: Literal["optional", "required"] = "optional"
     max_epsilon: float = Field(8.0, gt=0, le=1e6)
     """Of a plan with differential privacy; without it there is no epsilon to look at."""
@@ -170,6 +172,9 @@ def in_words(policy: Policy) -> list[str]:
         else "Masking is not required: the coordinator may see this site's own updates.",
         f"Where a plan has masking, it withstands {policy.min_colluders} or more sites that work together "
         "with the coordinator.",
+        "Nothing is masked with a site whose signing key nobody here has confirmed (peers confirm)."
+        if policy.peers == "confirmed"
+        else "The signing keys of other sites are masked with as they were seen first.",
         f"Differential privacy is {'required' if private else 'not required'}; where a plan has it, "
         f"epsilon is at most {policy.max_epsilon:g}.",
         f"A round has at least {policy.min_cohort} sites.",

@@ -222,7 +222,7 @@ class RunWorker:
     ) -> bool:
         """Wait until the quorum of sites has signed this very manifest; False if something else is asked.
 
-        Under masking also until the signing key of every site of the cohort is known.
+        Under masking also until the signing key of every site of the cohort may be used.
 
         Raises:
             ForkError: a site has signed another one.

@@ -48,12 +48,15 @@ CREATE TABLE forks (
 
 -- Masked attempts that this site began. Their secrets lie in a file of their own (masking/), which belongs in
 -- no backup; the row says how far the attempt came, so that no secret is used twice. state: keyed -> shared ->
--- masked -> agreed -> revealed; dead from any of them. Rows stay: they are the memory of what was given.
+-- masked -> agreed -> revealed, or shared -> complained; dead from any of them. Rows stay: they are the
+-- memory of what was given.
 CREATE TABLE masked_attempts (
   run_id TEXT NOT NULL REFERENCES plans (run_id),
   round INTEGER NOT NULL,
   attempt INTEGER NOT NULL,
-  stage TEXT NOT NULL CHECK (stage IN ('keyed', 'shared', 'masked', 'agreed', 'revealed', 'dead')),
+  stage TEXT NOT NULL CHECK (stage IN (
+    'keyed', 'shared', 'masked', 'complained', 'agreed', 'revealed', 'dead')
+  ),
   gave_shares INTEGER NOT NULL DEFAULT 0,  -- it came as far as revealed, whatever it is now
   model_hash BLOB NOT NULL,        -- the global model that the contribution was trained from
   encoded_hash BLOB NOT NULL,      -- SHA-256 of the encoded update that is masked
@@ -63,11 +66,12 @@ CREATE TABLE masked_attempts (
   PRIMARY KEY (run_id, round, attempt)
 ) STRICT;
 
--- The long-term signing key of each other site, as it was seen first or accepted by a person since.
+-- The long-term signing key of each other site, as a manifest named it first or a person accepted it since.
 CREATE TABLE peers (
   site TEXT PRIMARY KEY,
   key BLOB NOT NULL,               -- Ed25519, 32 bytes
   since_ms INTEGER NOT NULL,
+  confirmed_ms INTEGER,            -- when a person here said that they had compared it; NULL before
   other_key BLOB                   -- another key that came later and was refused
 ) STRICT;
 

@@ -8,13 +8,14 @@ countersignatures of the same manifest see that all of them were told the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..canonical import domain_hash
 from ..errors import ForkError, HashMismatchError, NotOnRosterError, ProtocolError, StaleRoundError
 from ..pki.identity import COORDINATOR_NAME, Identity, Role
+from ..pki.keys import VerifyingKey
 from ..pki.statement import HexHash, Label, Statement, TimeMs
 from ..plan import MAX_SITES, Plan
 from .events import RoundRef
@@ -24,7 +25,8 @@ class RoundManifest(Statement):
     """What the coordinator asks of a cohort.
 
     ``seq`` is the position in the run's chain, from 0; ``previous`` the hash of the manifest before it
-    (of the first one: :func:`genesis`); ``model_hash`` the hex SHA-256 of the global vector.
+    (of the first one: :func:`genesis`); ``model_hash`` the hex SHA-256 of the global vector;
+    ``signing_keys`` the Ed25519 public key (32 bytes, hex) of each site of the cohort, and of no other.
     """
 
     DOMAIN: ClassVar[str] = "round-manifest/v1"
@@ -36,6 +38,7 @@ class RoundManifest(Statement):
     round: int = Field(ge=1, lt=2**31)
     attempt: int = Field(ge=1, lt=2**31)
     cohort: list[Label] = Field(max_length=MAX_SITES)
+    signing_keys: dict[Label, HexHash]
     model_hash: HexHash
     sealed_ms: TimeMs
 
@@ -46,6 +49,12 @@ class RoundManifest(Statement):
             raise ValueError("a cohort is sorted and names each site once")
         return cohort
 
+    @model_validator(mode="after")
+    def _one_key_each(self) -> Self:
+        if sorted(self.signing_keys) != self.cohort:
+            raise ValueError("signing_keys names exactly the sites of the cohort")
+        return self
+
     @property
     def signer(self) -> Identity:
         return Identity(self.federation, Role.COORDINATOR, COORDINATOR_NAME)
@@ -53,6 +62,14 @@ class RoundManifest(Statement):
     @property
     def ref(self) -> RoundRef:
         return RoundRef(self.round, self.attempt)
+
+    @property
+    def verifying_keys(self) -> dict[str, VerifyingKey]:
+        """``signing_keys``, by site, as keys."""
+        return {
+            site: VerifyingKey.from_public_bytes(bytes.fromhex(raw))
+            for site, raw in self.signing_keys.items()
+        }
 
 
 class Countersignature(Statement):

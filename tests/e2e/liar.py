@@ -49,10 +49,14 @@ class Liar(FederationServicer, MembershipServicer):
     Args:
         home: the folder of the coordinator's TLS identity.
         accomplice: a site that signs whatever the liar wants.
+        keys: the signing key of each site, hex, as manifests have it.
     """
 
-    def __init__(self, home: Path, address: str, accomplice: TlsIdentity) -> None:
+    def __init__(
+        self, home: Path, address: str, accomplice: TlsIdentity, keys: dict[str, str]
+    ) -> None:
         self._home, self._address, self._accomplice = home, address, accomplice
+        self.keys = keys
         self.calls: list[tuple[str, Any]] = []
         self.documents: dict[str, pb.PlanDocument] = {}
         self.models: dict[str, bytes] = {}
@@ -131,8 +135,10 @@ class Liar(FederationServicer, MembershipServicer):
             "cohort": list(plan.roster),
             "model_hash": self.model(plan, number),
             "sealed_ms": _now_ms(),
+            **changes,
         }
-        return RoundManifest.model_validate({**values, **changes})
+        keys = {"signing_keys": {site: self.keys.get(site, "0" * 64) for site in values["cohort"]}}
+        return RoundManifest.model_validate({**keys, **values})
 
     def model(self, plan: Plan, number: int) -> str:
         """A vector for the start of a round; of the first one, the plan's."""

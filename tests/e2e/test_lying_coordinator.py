@@ -24,6 +24,7 @@ from fedpalm.plan import Plan
 from fedpalm.rounds.agreement import PlanOffer
 from fedpalm.rounds.manifest import ManifestHead, RoundManifest
 from fedpalm.wire.statements import from_wire
+from tests.support.agreement import key_texts
 
 from .background import wait_until
 from .harness import RealFederation, run_json
@@ -96,9 +97,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         federation.serve()
         enrol_together(federation, *ROSTER)
         federation.stop()
-        birch = load_tls_identity(federation.site_home("birch") / "tls", now=time.time())
+        amber, birch = (
+            load_tls_identity(federation.site_home(one) / "tls", now=time.time()) for one in ROSTER
+        )
         home = federation.coordinator_home / "tls"
-        liar = stack.enter_context(Liar(home, federation.address, birch))
+        liar = stack.enter_context(Liar(home, federation.address, birch, key_texts([amber, birch])))
         federation.run_site("amber")
         stage = Stage(federation, liar, birch)
         yield stage

@@ -24,6 +24,7 @@ from fedpalm.plan import Plan
 from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
 from fedpalm.rounds.manifest import Countersignature, RoundManifest, genesis
 from fedpalm.rounds.receipt import PayloadReceipt
+from tests.support.agreement import made_up_keys
 from tests.support.pki import TestAuthority
 
 FEDERATION, RUN = "fuzz", "run-1"
@@ -95,6 +96,7 @@ def manifest() -> SignedStatement:
         round=1,
         attempt=1,
         cohort=list(ROSTER),
+        signing_keys=made_up_keys(ROSTER),
         model_hash=plan().initial_model,
         sealed_ms=1,
     )

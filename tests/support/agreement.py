@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpalm.pki.bundle import TlsIdentity
@@ -34,6 +36,19 @@ def answer(
             "answered_ms": number,
         }
     ).sign(identity)
+
+
+def key_texts(identities: Sequence[TlsIdentity]) -> dict[str, str]:
+    """``signing_keys`` of a manifest for a cohort of these sites."""
+    return {
+        one.identity.name: one.signing_key.public_key().public_bytes_raw().hex()
+        for one in identities
+    }
+
+
+def made_up_keys(cohort: Sequence[str]) -> dict[str, str]:
+    """``signing_keys`` of the right form for sites that sign nothing."""
+    return {site: hashlib.sha256(site.encode()).hexdigest() for site in cohort}
 
 
 def countersignature(identity: TlsIdentity, manifest: SignedStatement) -> SignedStatement:

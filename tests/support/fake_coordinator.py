@@ -316,6 +316,7 @@ class FakeCoordinator:
             round=self.round,
             attempt=self.attempt,
             cohort=sorted(self.plan.roster),
+            signing_keys=self.world.signing_keys(self.plan.roster),
             model_hash=self.model_hash.hex(),
             sealed_ms=1,
         )

@@ -11,7 +11,6 @@ import numpy as np
 from fedpalm.errors import IllegalTransitionError, StaleRoundError
 from fedpalm.methods.contribution import masking_terms
 from fedpalm.methods.rules import server_rule
-from fedpalm.pki.request import signing_key_of
 from fedpalm.plan import Plan
 from fedpalm.rounds.manifest import RoundManifest
 from fedpalm.secagg.masks import apply_masks
@@ -50,13 +49,11 @@ class MaskedCoordinator(FakeCoordinator):
         if place not in self.collections:
             signed = self._manifest(place)
             manifest = RoundManifest.read(signed)
-            keys = {
-                site: signing_key_of(one.chain[0])
-                for site, one in self.countersignatures[place].items()
-            }
             terms = masking_terms(self.plan)
             assert terms is not None
-            facts = AttemptFacts(terms, "", manifest.hash, tuple(manifest.cohort), keys)
+            facts = AttemptFacts(
+                terms, "", manifest.hash, tuple(manifest.cohort), manifest.verifying_keys
+            )
             self.collections[place] = Collection(facts)
         return self.collections[place]
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -19,10 +19,16 @@ from fedpalm.clock import SystemClock
 from fedpalm.layout import Layout, TensorSpec
 from fedpalm.methods.base import RoundContext, SiteImages, SiteUpdate, Tensors
 from fedpalm.pki.authority import Authority, create_authority
-from fedpalm.pki.bundle import TlsIdentity, create_keys, install_certificates
+from fedpalm.pki.bundle import (
+    TLS_CHAIN,
+    TlsIdentity,
+    create_keys,
+    install_certificates,
+    read_certificates,
+)
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.live import LiveIdentity
-from fedpalm.pki.request import create_request
+from fedpalm.pki.request import create_request, signing_key_of
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import CodecSettings, Plan, PlanDraft
 from fedpalm.rounds.agreement import PlanOffer
@@ -156,6 +162,15 @@ class World:
         if site not in self._absent:
             self._absent[site] = TestAuthority.of(self.authority).enrol(Role.PARTICIPANT, site)
         return self._absent[site]
+
+    def signing_keys(self, sites: Iterable[str]) -> dict[str, str]:
+        """The key of each site, of its home or absent, as a manifest has it."""
+        return {site: self._signing_key(site).hex() for site in sites}
+
+    def _signing_key(self, site: str) -> bytes:
+        path = Home(self.root / site).tls / TLS_CHAIN
+        leaf = read_certificates(path)[0] if path.exists() else self.absent(site).chain[0]
+        return signing_key_of(leaf).public_bytes_raw()
 
     def offer(self, plan: Plan, run_id: str = "toy-1") -> SignedStatement:
         """The coordinator's signed offer of a plan."""

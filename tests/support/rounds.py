@@ -43,8 +43,10 @@ class Chain:
             "cohort": sorted(self.plan.roster),
             "model_hash": self.head.model_hash or self.plan.initial_model,
             "sealed_ms": 1,
+            **changes,
         }
-        said = RoundManifest.model_validate({**values, **changes})
+        keys = {"signing_keys": self.world.signing_keys(values["cohort"])}
+        said = RoundManifest.model_validate({**keys, **values})
         return said.sign(by or self.world.coordinator)
 
     def next(self, round_number: int = 1, attempt: int = 1, **changes: Any) -> SignedStatement:

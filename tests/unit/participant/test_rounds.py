@@ -93,6 +93,8 @@ def _altered(coordinator):
 def _changed(**changes):
     def lie(coordinator):
         values = {**coordinator.next_manifest().model_dump(), **changes}
+        if "cohort" in changes and "signing_keys" not in changes:
+            values["signing_keys"] = coordinator.world.signing_keys(changes["cohort"])
         return RoundManifest.model_validate(values).sign(coordinator.world.coordinator)
 
     return lie
@@ -237,11 +239,11 @@ async def test_a_second_manifest_for_the_attempt_stops_the_run_here(world):
 
 @in_loop
 async def test_manifests_that_were_missed_are_fetched_and_then_the_newest_is_followed(world):
+    site, _ = world.site("north")
     coordinator = FakeCoordinator(world, make_plan(2), expected=("north",))
     for attempt in (1, 2, 3):
         coordinator.attempt = attempt
         coordinator._manifest((1, attempt))
-    site, _ = world.site("north")
     async with _running(site, coordinator) as task:
         assert (await task).completed
     again = Site(site.home)
@@ -289,11 +291,11 @@ async def test_missed_manifests_that_do_not_come_or_do_not_hold_keep_the_site_ou
             for signed in self.history:
                 yield to_wire(signed)
 
+    site, _ = world.site("north")
     coordinator = Forgetful(world, make_plan(1), expected=("north",))
     for attempt in (1, 2):
         coordinator.attempt = attempt
         coordinator._manifest((1, attempt))
-    site, _ = world.site("north")
     async with _running(site, coordinator):
         await _told(site, "manifest 1 came, and 0 of the 1 before it")
         true = coordinator.manifests[0]

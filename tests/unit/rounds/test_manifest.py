@@ -33,7 +33,7 @@ from fedpalm.rounds.receipt import PayloadReceipt
 from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 from tests.simulation.federation import AUTHORITY, BEGIN, identity, rehearsal_plan
-from tests.support.agreement import answer, countersignature
+from tests.support.agreement import answer, countersignature, made_up_keys
 
 RUN = "trial-1"
 PLAN = rehearsal_plan(sites=3, rounds=5)
@@ -54,8 +54,9 @@ def manifest(head: ManifestHead = START, **changes: Any) -> RoundManifest:
         "cohort": list(PLAN.roster),
         "model_hash": M1 if head.ref else PLAN.initial_model,
         "sealed_ms": 7,
+        **changes,
     }
-    return RoundManifest.model_validate({**values, **changes})
+    return RoundManifest.model_validate({"signing_keys": made_up_keys(values["cohort"]), **values})
 
 
 FIRST = manifest()
@@ -211,6 +212,9 @@ def test_no_statement_passes_for_one_of_another_kind() -> None:
     [
         {"cohort": ["b", "a"]},
         {"cohort": ["a", "a"]},
+        {"signing_keys": made_up_keys(PLAN.roster[1:])},
+        {"signing_keys": made_up_keys([*PLAN.roster, "site-999"])},
+        {"signing_keys": dict.fromkeys(PLAN.roster, "a" * 63)},
         {"round": 0},
         {"attempt": 0},
         {"seq": -1},
