@@ -99,6 +99,15 @@ class MaskedBook:
         )
         return self._row(found) if found else None
 
+    def newest(self, run_id: str) -> MaskedRow | None:
+        """The newest attempt of a run that was begun here, whatever became of it."""
+        found = self._store.row(
+            "SELECT * FROM masked_attempts WHERE run_id = ? "
+            "ORDER BY round DESC, attempt DESC LIMIT 1",
+            run_id,
+        )
+        return self._row(found) if found else None
+
     def memory(self) -> ContributionMemory:
         """What this site has begun and given: of the rows, and of the copy that no backup holds.
 

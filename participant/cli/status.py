@@ -19,6 +19,7 @@ from fedpalm.pki.validity import end_of
 from ..config import Home
 from ..enrolment import request_summary
 from ..exchange_book import ExchangeBook
+from ..masked_store import DEAD, MaskedBook
 from ..plan_book import PlanBook, PlanState, StoredPlan
 from ..policy import load_policy
 from ..renewal import expiry_words, seconds_left
@@ -26,6 +27,15 @@ from ..store import SiteStore, StoredRun
 from .run import agent_runs
 
 DAY_S = 86400.0
+_MASKING_STEPS = {
+    "keyed": "1 of 5, its keys",
+    "shared": "2 of 5, shares of its secrets, one for each site",
+    "masked": "3 of 5, its masked update",
+    "complained": "3 of 5, in place of an update a complaint: boxes for it did not open",
+    "agreed": "4 of 5, its signature on who is in the sum",
+    "revealed": "5 of 5, the shares that open the sum",
+}
+"""What this site stored last of an attempt, to send it."""
 
 
 @click.command()
@@ -83,6 +93,14 @@ def _words(found: dict[str, Any]) -> Text:
                     f"{run['trained_round']} of {run['rounds']}, {run['updates_delivered']} delivered",
                 )
             )
+            if masking := run["masking"]:
+                rows.append(
+                    (
+                        "masking",
+                        f"round {masking['round']}, attempt {masking['attempt']}: step "
+                        f"{_MASKING_STEPS[masking['stage']]}",
+                    )
+                )
         rows += [
             ("plan waits", f"{name}: fedpalm-participant review {name}")
             for name in found["plans_waiting"]
@@ -169,6 +187,16 @@ def _run(store: SiteStore, run: StoredRun) -> dict[str, Any]:
         "rounds": run.plan.draft.rounds,
         "trained_round": rows[0]["round"] or 0,
         "updates_delivered": receipts[0]["n"],
+        "masking": _masking(store, run.run_id),
         "model_hash": run.model_hash.hex() if run.model_hash else None,
         "reason": run.reason,
     }
+
+
+def _masking(store: SiteStore, run_id: str) -> dict[str, Any] | None:
+    """The masked attempt that goes on here, and how far it came; None if there is none."""
+    newest = MaskedBook(store).newest(run_id)
+    if newest is None or newest.stage == DEAD:
+        return None
+    place = newest.place
+    return {"round": place.round, "attempt": place.attempt, "stage": newest.stage}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from fedpalm.errors import (
     ContributionReuseError,
@@ -22,8 +24,9 @@ from fedpalm.plan import Plan
 from fedpalm.rounds.manifest import RoundManifest
 from fedpalm.secagg import site as core
 from fedpalm.secagg.site import AttemptFacts, SiteAttempt, Stage
+from participant.cli.status import _MASKING_STEPS, status
 from participant.ending import ExitAfter
-from participant.masked_store import MEMORY
+from participant.masked_store import BEFORE, MEMORY
 from participant.outgoing import Place
 from participant.plan_book import PlanState
 from tests.support.aio import in_loop
@@ -332,3 +335,34 @@ def _begins(world: World, site: Site) -> Play:
     """The same attempt, in a home that was opened again."""
     manifest = RoundManifest.read(site.gate.manifests.chain(RUN)[-1])
     return Play(world, site, masked_plan(), manifest)
+
+
+# --- what a person sees ---------------------------------------------------------------------------
+
+
+def _status(site: Site, *more: str) -> str:
+    done = CliRunner().invoke(status, ["--home", str(site.home.path), *more])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        (Stage.KEYED, "step 1 of 5, its keys"),
+        (Stage.MASKED, "step 3 of 5, its masked update"),
+        (Stage.REVEALED, "step 5 of 5, the shares that open the sum"),
+    ],
+)
+def test_status_tells_the_step_that_a_masked_attempt_has_come_to(world, stage, told):
+    site = _play(world).until(stage).site
+    assert f"round 1, attempt 1: {told}" in _status(site)
+    found = json.loads(_status(site, "--json"))["run"]["masking"]
+    assert found == {"round": 1, "attempt": 1, "stage": stage.value}
+    site.gate.masked.kill(RUN)
+    assert "attempt 1" not in _status(site)
+    assert json.loads(_status(site, "--json"))["run"]["masking"] is None
+
+
+def test_status_has_words_for_every_stage():
+    assert set(_MASKING_STEPS) == set(BEFORE)
