@@ -26,11 +26,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from fedpalm.errors import BadShareError, FedPalmError, MaskingError, StaleRoundError
+from fedpalm.errors import (
+    BadShareError,
+    BoxesRefusedError,
+    FedPalmError,
+    MaskingError,
+    StaleRoundError,
+)
 from fedpalm.secagg import site as core
 from fedpalm.secagg.codec import Encoded
 from fedpalm.secagg.memory import AttemptRef
-from fedpalm.secagg.messages import MaskedInput, Reveal, ShareKind, signed
+from fedpalm.secagg.messages import Box, Complaint, MaskedInput, Reveal, ShareKind, signed
 from fedpalm.secagg.site import AttemptFacts, SiteAttempt
 from fedpalm.secagg.terms import SecAggTerms
 from fedpalm.secagg.unmasking import Collection, Step
@@ -47,7 +53,8 @@ from tests.support.masking import (
 FUZZ_STEPS = int(os.environ.get("SECAGG_FUZZ_STEPS", "0"))
 CORRUPT = "s01"
 MODELS = ("m0", "m1")
-steps = {"taken": 0, "sums": 0, "refused": 0, "crashes": 0}
+JUNK = ("shares", "pair", "mask_share_hash", "seed_share_hash")
+steps = {"taken": 0, "sums": 0, "refused": 0, "crashes": 0, "complaints": 0, "caught": 0}
 
 
 class Story:
@@ -61,6 +68,10 @@ class Story:
         self.keys: list[Any] = []
         self.boxes: list[Any] = []
         self.inputs: list[Any] = []
+        self.complaints: list[Complaint] = []
+        self.junk: dict[str, str] = {}
+        self.spoilt: set[str] = set()
+        self.dealt_another_secret = False
         self.agreements: list[Any] = []
         self.vectors: dict[bytes, Encoded] = {}
 
@@ -160,6 +171,10 @@ class MaskingUnderFire(RuleBasedStateMachine):
         except Crash:
             steps["crashes"] += 1
             said = None
+        except BoxesRefusedError as error:
+            site.crash = ""
+            self.complain(name, story, error.accused)
+            return None
         except (MaskingError, StaleRoundError):
             steps["refused"] += 1
             site.crash = ""
@@ -167,11 +182,17 @@ class MaskingUnderFire(RuleBasedStateMachine):
         finally:
             self.masking = None
         self.note_stored_reveal(name)
-        if said is not None and kind in ("share", "mask", "reveal"):
+        if said is not None and kind in ("share", "mask", "complain", "reveal"):
             # Whoever is asked again gives the same bytes, before and after any crash.
             first = self.sent.setdefault((name, kind, facts.context), repr_of(said))
             assert first == repr_of(said)
         return said
+
+    def complain(self, name: str, story: Story, accused: tuple[str, ...]) -> None:
+        steps["complaints"] += 1
+        if (said := self.ask(name, "complain", story, accused)) is not None:
+            story.add("complaints", said)
+            assert said.accused == accused
 
     def note_stored_reveal(self, name: str) -> None:
         """Shares count as given from the moment at which they are stored."""
@@ -280,9 +301,10 @@ class MaskingUnderFire(RuleBasedStateMachine):
             elif state is None:
                 return
             elif kind == "share":
-                state, boxes = core.share(state, newest_of_each(story.keys), key)
-                for box in boxes:
-                    story.add("boxes", box)
+                fresh = state.own_boxes == ()
+                state, boxes = self.deal(story, state)
+                for box in boxes if fresh else ():
+                    story.add("boxes", self.spoilt(story, state, box))
             elif kind == "mask":
                 to_it = [box for box in story.boxes if box.recipient == CORRUPT]
                 vector = np.frombuffer(hashlib.sha512(b"any").digest() * 3, np.uint32)[:37].copy()
@@ -303,6 +325,74 @@ class MaskingUnderFire(RuleBasedStateMachine):
         finally:
             self.masking = None
         story.corrupt = state  # type: ignore[attr-defined]
+
+    def deal(self, story: Story, state: SiteAttempt) -> tuple[SiteAttempt, tuple[Box, ...]]:
+        """Its boxes; if it so decided, with shares of another secret, all hashes of which fit."""
+        honest = core.split
+        if story.dealt_another_secret:
+            core.split = lambda secret, t, n: honest(bytes(32), t, n)
+        try:
+            return core.share(state, newest_of_each(story.keys), signing_key(CORRUPT))
+        finally:
+            core.split = honest
+
+    def spoilt(self, story: Story, state: SiteAttempt, box: Box) -> Box:
+        """Junk of the right form in one field, signed: nobody but the recipient can tell."""
+        where = story.junk.get(box.recipient)
+        if where is None or not getattr(box, where):
+            return box
+        story.spoilt.add(box.recipient)
+        made = replace(box, **{where: bytes(len(getattr(box, where)))})
+        return signed(made, state.context, signing_key(CORRUPT))
+
+    @rule(
+        junk=st.tuples(*[st.sampled_from(["", "", "", *JUNK])] * 5),
+        another_secret=st.sampled_from([False, False, False, True]),
+        lies=st.booleans(),
+        missing=st.integers(2, 9),
+        next_round=st.booleans(),
+    )
+    def attempt_with_a_saboteur(
+        self,
+        junk: tuple[str, ...],
+        another_secret: bool,
+        lies: bool,
+        missing: int,
+        next_round: bool,
+    ) -> None:
+        """An honest coordinator, and a corrupt site that sends junk, deals badly, or accuses everybody.
+
+        Whoever gets junk says so of that site and of nobody else; no honest site is ever caught.
+        """
+        ref, model = self.stories[-1].ref, self.stories[-1].model
+        later = replace(ref, attempt=ref.attempt + 1)
+        if next_round:
+            later, model = AttemptRef(ref.run, ref.round + 1, 1), f"m{ref.round}"
+        self.open_story(later, model, self.terms.roster, f"manifest {len(self.stories)}")
+        story = self.stories[-1]
+        fields = zip(self.terms.roster, junk, strict=False)
+        story.junk = {name: field for name, field in fields if field}
+        story.dealt_another_secret = another_secret
+        for kind in ("join", "share", "mask", "agree", "reveal"):
+            for place, name in enumerate(story.cohort):
+                if kind not in ("join", "share") and place == missing:
+                    continue
+                if name != CORRUPT:
+                    self.step(None, name, kind, story)
+                elif kind == "mask" and lies:
+                    self.corrupt_accuses_everybody(story)
+                else:
+                    self.corrupt_plays_along(kind, story)
+        for said in self.by_honest(story):
+            assert said.accused == (CORRUPT,) and said.site in story.spoilt
+        assert not story.spoilt & {said.site for said in story.inputs}
+        self.open_sum(story)
+
+    def corrupt_accuses_everybody(self, story: Story) -> None:
+        senders = {box.sender for box in story.boxes} - {CORRUPT}
+        if CORRUPT in story.cohort and senders:
+            lie = Complaint(CORRUPT, tuple(sorted(senders)))
+            story.add("complaints", signed(lie, collected_context(story), signing_key(CORRUPT)))
 
     @precondition(lambda self: any(one.agreements for one in self.stories))
     @rule(data=st.data())
@@ -364,6 +454,14 @@ class MaskingUnderFire(RuleBasedStateMachine):
             collection = collection.close_step()
             for masked in newest_of_each(story.inputs):
                 collection = collection.take_input(masked)
+            for complaint in story.complaints:
+                if complaint.site not in collection.inputs:
+                    collection = collection.take_complaint(complaint)
+            assert not collection.waiting_for & set(collection.complaints)
+            if any(name in collection.caught for name in self.honest):
+                # Only who lies to them makes honest sites accuse each other.
+                assert any(set(said.accused) != {CORRUPT} for said in self.by_honest(story))
+            steps["caught"] += CORRUPT in collection.caught
             collection = collection.close_step()
             for agreement in newest_of_each(story.agreements):
                 collection = collection.take_agreement(agreement)
@@ -384,8 +482,8 @@ class MaskingUnderFire(RuleBasedStateMachine):
             if len(vectors) < len(collection.inputs):
                 return  # A corrupt input whose vector nobody made.
             total = opened_sum(collection, vectors)
-        except BadShareError:
-            assert CORRUPT in story.cohort
+        except BadShareError as error:
+            assert error.caught == CORRUPT
             return
         except FedPalmError:
             return
@@ -396,7 +494,11 @@ class MaskingUnderFire(RuleBasedStateMachine):
             else:
                 expected += self.sites[name].vector(story.ref)
         np.testing.assert_array_equal(total, expected)
+        assert not set(collection.survivors) & set(collection.complaints)
         steps["sums"] += 1
+
+    def by_honest(self, story: Story) -> list[Complaint]:
+        return [said for said in story.complaints if said.site != CORRUPT]
 
     @rule(data=st.data())
     def try_to_open(self, data: st.DataObject) -> None:
@@ -492,4 +594,4 @@ def test_no_order_of_events_tells_more_than_one_sum() -> None:
     print(f"secagg machine: {done} in {time.monotonic() - started:.1f} s")
     if FUZZ_STEPS:
         # A run in which nothing happens proves nothing.
-        assert done["sums"] > 0 and done["refused"] > 0 and done["crashes"] > 0
+        assert all(count > 0 for count in done.values()), done
