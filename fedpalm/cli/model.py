@@ -93,4 +93,4 @@ def _sorted_header(data: bytes) -> bytes:
 
 def _rehearsal_template(parameters: int, seed: int) -> ModelTemplate:
     layout = Layout((TensorSpec("open_set.rehearsal.vector", (parameters,)),))
-    return ModelTemplate(layout, Layout(()), rehearsal_vector(layout, seed))
+    return ModelTemplate(layout, Layout(()), rehearsal_vector(layout, seed), {})
