@@ -14,6 +14,7 @@ from fedpalm.secagg.messages import (
     HELD_BYTES,
     Agreement,
     Box,
+    Complaint,
     MaskedInput,
     OpenedShare,
     Reveal,
@@ -40,6 +41,7 @@ MESSAGES: list[Any] = [
     SiteKeys("a", b"1" * 32, b"2" * 1216, b"3" * 1216, b"4" * 32),
     Box("a", "b", b"1" * 100, b"2" * 100, b"3" * 32, b"4" * 32),
     MaskedInput("a", ("a", "b", "c"), b"1" * 32),
+    Complaint("a", ("b", "c")),
     Agreement("a", ("a", "b", "c"), ("a", "b"), b"1" * 32),
     Reveal("a", (SHARE, replace(SHARE, owner="c"))),
 ]

@@ -79,6 +79,22 @@ def test_every_state_survives_its_bytes(played: list[tuple[AttemptFacts, SiteAtt
         assert again.context == state.context and again.stage is state.stage
 
 
+def test_a_complaint_survives_its_bytes_and_leaves_no_secret(
+    played: list[tuple[AttemptFacts, SiteAttempt]],
+) -> None:
+    facts, shared = played[1]
+    state, said = core.complain(shared, ["s02", "s01", "s02"], signing_key("s00"))
+    assert said.accused == ("s01", "s02") and state.stage is core.Stage.COMPLAINED
+    again = attempt_from_bytes(attempt_to_bytes(state), facts)
+    assert (again.stage, again.complaint) == (state.stage, said)
+    assert (again.secrets, again.own_shares, again.held) == (None, None, {})
+    assert shared.secrets is not None
+    raw = shared.secrets.to_bytes()
+    for at in range(0, 160, 32):
+        assert raw[at : at + 32].hex().encode() not in attempt_to_bytes(state)
+    assert core.complain(again, said.accused, signing_key("s00")) == (again, said)
+
+
 def test_secrets_are_gone_once_they_are_not_needed(
     played: list[tuple[AttemptFacts, SiteAttempt]],
 ) -> None:

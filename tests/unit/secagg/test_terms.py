@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import combinations, permutations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +62,27 @@ def test_the_plan_may_want_larger_sums_but_not_larger_than_the_roster() -> None:
 def test_a_sites_position_is_that_in_the_roster() -> None:
     terms = SecAggTerms(("north", "south", "west"))
     assert [terms.position(site) for site in terms.roster] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 50, 199, 200])
+def test_every_site_chooses_about_half_of_its_pair_secrets(count: int) -> None:
+    terms = SecAggTerms(names(count))
+    chosen = Counter(terms.chooser(a, b) for a, b in combinations(terms.roster, 2))
+    assert sum(chosen.values()) == count * (count - 1) // 2
+    assert all(abs(chosen[site] - (count - 1) / 2) <= 0.5 for site in terms.roster)
+
+
+def test_both_sites_of_a_pair_know_who_chooses_by_their_places_in_the_roster() -> None:
+    terms = SecAggTerms(("north", "south", "west"))
+    chosen = {pair: terms.chooser(*pair) for pair in permutations(terms.roster, 2)}
+    assert chosen == {
+        ("north", "south"): "north",
+        ("south", "north"): "north",
+        ("south", "west"): "south",
+        ("west", "south"): "south",
+        ("north", "west"): "west",
+        ("west", "north"): "west",
+    }
 
 
 def test_what_is_lacking_is_said_in_words() -> None:
