@@ -5,7 +5,7 @@ sites; addition modulo 2**32, so that order does not matter; the result is on di
 told. Files are read with ``preadv`` into one buffer: mapped pages would count as memory in use.
 
 Of masked updates only the sum is ever opened: the masks that are left in it are taken off each block as it
-is summed, and what a single file says stays masked.
+is summed, and what a single file says stays masked. A round that gives no sum changes its model instead.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedpalm.canonical import domain_hash
 from fedpalm.errors import (
     FedPalmError,
     IntegrityError,
@@ -26,6 +27,7 @@ from fedpalm.errors import (
     ResourceError,
     UnavailableError,
 )
+from fedpalm.layout import FloatVector
 from fedpalm.methods.rules import ServerRule
 from fedpalm.secagg.codec import BYTES_PER_VALUE, Encoded, FixedPointCodec, add_into
 from fedpalm.secagg.masks import mask_block
@@ -68,35 +70,88 @@ def aggregate(
             parts = [_open_update(stack, path, codec.payload_bytes) for path in updates]
             tail = _sum_block(parts, codec.parameters, codec.length, corrections)
             stats = codec.decode_stats(tail)
-            partial = model.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.partial")
-            stack.callback(partial.unlink, missing_ok=True)
-            digest = hashlib.sha256()
-            with partial.open("wb") as out:
-                for begin, end in _blocks(codec.parameters):
-                    params = _read(base, begin, end).view("<f4")
-                    summed = _sum_block(parts, begin, end, corrections)
-                    total = codec.decode_deltas(summed)
-                    block = rule.step(params, total, stats).astype("<f4", copy=False)
-                    if not np.isfinite(block).all():
-                        raise NonFiniteUpdateError("the step makes a parameter NaN or infinite")
-                    digest.update(block.data)
-                    out.write(block.data)
-                out.flush()
-                os.fsync(out.fileno())
-            new_hash = digest.hexdigest()
-            partial.replace(result(new_hash))
-            sync_folder(model.parent)
-            return new_hash
-    except FedPalmError:
-        raise
+
+            def stepped(begin: int, end: int) -> FloatVector:
+                params = _read(base, begin, end).view("<f4")
+                summed = _sum_block(parts, begin, end, corrections)
+                block = rule.step(params, codec.decode_deltas(summed), stats)
+                if not np.isfinite(block).all():
+                    raise NonFiniteUpdateError("the step makes a parameter NaN or infinite")
+                return block
+
+            return _write_model(stack, model, codec.parameters, stepped, result)
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise UnavailableError(f"the sum could not be formed: {error}") from error
-        raise ResourceError(
-            f"the sum could not be formed: {error}",
-            safe="every accepted update is kept",
-            next_step="look at free space and permissions, then: fedpalm-coordinator resume",
-        ) from error
+        raise _not_formed(error) from error
+
+
+def change(
+    codec: FixedPointCodec, model: Path, manifest_hash: bytes, result: Callable[[str], Path]
+) -> str:
+    """Store a global model that differs from ``model`` in the last bit of one value: the next one up.
+
+    Args:
+        model: (P,) little-endian float32.
+        manifest_hash: 32 bytes of the lost attempt's manifest; they choose the value.
+        result: where a model of this hex SHA-256 belongs.
+
+    Returns, raises: as :func:`aggregate`; the same for the same arguments.
+    """
+    digest = domain_hash("lost-round/v1", manifest_hash)
+    chosen = int.from_bytes(digest) % codec.parameters
+    try:
+        with ExitStack() as stack:
+            base = _open(stack, model, codec.parameters * BYTES_PER_VALUE)
+
+            def changed(begin: int, end: int) -> FloatVector:
+                block = _read(base, begin, end).view("<f4")
+                if begin <= chosen < end:
+                    value = block[chosen - begin : chosen - begin + 1]
+                    value[:] = _neighbour(value)
+                return block
+
+            return _write_model(stack, model, codec.parameters, changed, result)
+    except OSError as error:
+        raise _not_formed(error) from error
+
+
+def _neighbour(value: FloatVector) -> FloatVector:
+    """The next float32 above; below the largest one, since what is finite stays finite."""
+    above = np.nextafter(value, np.float32(np.inf))
+    return np.where(np.isfinite(above), above, np.nextafter(value, np.float32(0)))
+
+
+def _write_model(
+    stack: ExitStack,
+    model: Path,
+    parameters: int,
+    block_of: Callable[[int, int], FloatVector],
+    result: Callable[[str], Path],
+) -> str:
+    """Write a model beside another one, block by block, and give its hash once it is durable."""
+    partial = model.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.partial")
+    stack.callback(partial.unlink, missing_ok=True)
+    digest = hashlib.sha256()
+    with partial.open("wb") as out:
+        for begin, end in _blocks(parameters):
+            block = block_of(begin, end).astype("<f4", copy=False)
+            digest.update(block.data)
+            out.write(block.data)
+        out.flush()
+        os.fsync(out.fileno())
+    new_hash = digest.hexdigest()
+    partial.replace(result(new_hash))
+    sync_folder(model.parent)
+    return new_hash
+
+
+def _not_formed(error: OSError) -> FedPalmError:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return UnavailableError(f"the sum could not be formed: {error}")
+    return ResourceError(
+        f"the sum could not be formed: {error}",
+        safe="every accepted update is kept",
+        next_step="look at free space and permissions, then: fedpalm-coordinator resume",
+    )
 
 
 def check_values(codec: FixedPointCodec, update: Path) -> None:

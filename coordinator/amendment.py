@@ -1,4 +1,4 @@
-"""What an amended plan must be, to go on where another run ended."""
+"""From where a run may start: not from a spent model, and an amended plan from where its run ended."""
 
 from __future__ import annotations
 
@@ -45,6 +45,31 @@ def check_continues(
     for other in runs:
         if other.plan.continues is not None and other.plan.continues.run == named.run:
             raise _refused(f"run {named.run} is continued by {other.run_id} already")
+
+
+def check_unspent(plan: Plan, spent: tuple[str, int] | None) -> None:
+    """Sites give shares for a model once: no masked run starts from one that was summed from before.
+
+    Args:
+        spent: run and round that asked for shares for the plan's initial model, if one did.
+    Raises:
+        StateError: the plan is masked, and one did.
+    """
+    if spent is None or plan.draft.masking == "none":
+        return
+    run_id, number = spent
+    raise StateError(
+        f"sites have given shares for model {plan.initial_model[:16]} in round {number} of run {run_id}, "
+        "and they give shares for a model once: no masked sum can start from it again",
+        safe="nothing was submitted",
+        next_step=_OTHER_MODEL,
+    )
+
+
+_OTHER_MODEL = (
+    "start from another one: `fedpalm model init` with another seed, or the model of a later round "
+    "(fedpalm-coordinator export)"
+)
 
 
 def _refused(what: str) -> StateError:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from fedpalm.clock import Clock
 from fedpalm.errors import (
+    BadShareError,
     FedPalmError,
     HashMismatchError,
     LayoutMismatchError,
@@ -20,6 +21,7 @@ from fedpalm.errors import (
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.events import (
+    Aggregate,
     Aggregated,
     AggregationFailed,
     JoinDeadline,
@@ -38,11 +40,12 @@ from fedpalm.rounds.run import (
     Run,
     RunInput,
     RunState,
+    SitesCaught,
 )
 from fedpalm.secagg.codec import FixedPointCodec
 
 from . import instructions
-from .amendment import check_continues
+from .amendment import check_continues, check_unspent
 from .conducted import ConductedRun
 from .facts import (
     AnswerGone,
@@ -106,6 +109,11 @@ class Conductor:
         """The signed offer of the run's plan."""
         return self._loop.conducted(run_id).offer
 
+    def manifest_hash(self, run_id: str) -> bytes:
+        """32 bytes of the newest manifest; zeros before the first cohort is sealed."""
+        manifest = self._loop.conducted(run_id).manifest
+        return manifest.hash if manifest is not None else bytes(32)
+
     def answered(self, run_id: str, kind: str) -> list[str]:
         """Sites whose newest answer to the plan is ``approve`` or ``refuse``, sorted."""
         return self._loop.conducted(run_id).answered(kind)
@@ -116,9 +124,9 @@ class Conductor:
         """A new run, whose initial model is durable; its roster hears of it at once.
 
         Raises:
-            StateError: it does not go on from where the run that it continues ended.
+            StateError: as :meth:`check_start`.
         """
-        self.check_continues(plan)
+        self.check_start(plan)
         offer = self._notary.offer(run_id, plan)
         self._loop.runs[run_id] = ConductedRun(
             self._records.create(run_id, plan, offer, self._loop.now_ms())
@@ -126,8 +134,14 @@ class Conductor:
         self._loop.offer(run_id, plan.roster)
         self._outside.changed(run_id)
 
-    def check_continues(self, plan: Plan) -> None:
-        """Raises StateError for an amended plan that does not go on from where its run ended."""
+    def check_start(self, plan: Plan) -> None:
+        """May a run of this plan start from its initial model?
+
+        Raises:
+            StateError: it is an amended plan and does not go on from where its run ended, or sites have
+                given shares for this model already.
+        """
+        check_unspent(plan, self._records.masking.spent(plan.initial_model))
         if plan.continues is not None:
             ended = self._loop.runs.get(plan.continues.run)
             done = max(self._records.models(ended.run_id)) if ended else 0
@@ -264,16 +278,21 @@ class Conductor:
         deadline = JoinDeadline() if kind is TimerKind.JOIN else RoundDeadline()
         self.feed(run_id, InRound(ref, deadline, self._loop.now_ms()))
 
-    def aggregated(self, run_id: str, ref: RoundRef, model_hash: str) -> None:
-        self.feed(run_id, InRound(ref, Aggregated(model_hash), self._loop.now_ms()))
+    def aggregated(self, run_id: str, effect: Aggregate, model_hash: str) -> None:
+        """What ``effect`` asked for is durable under this hash."""
+        done = Aggregated(model_hash, effect.lost)
+        self.feed(run_id, InRound(effect.ref, done, self._loop.now_ms()))
 
-    def aggregation_failed(self, run_id: str, ref: RoundRef, error: FedPalmError) -> None:
+    def aggregation_failed(self, run_id: str, effect: Aggregate, error: FedPalmError) -> None:
         """A full disk pauses the run, since trying again would fill it again."""
         run = self.run(run_id)
         current = run.current
-        if current is None or current.ref != ref or run.state is not RunState.RUNNING:
+        if current is None or current.ref != effect.ref or run.state is not RunState.RUNNING:
             return
         if isinstance(error, ResourceError):
             self.feed(run_id, Pause(error.what))
-        else:
-            self.feed(run_id, InRound(ref, AggregationFailed(error.what), self._loop.now_ms()))
+            return
+        if isinstance(error, BadShareError) and error.caught:
+            self.feed(run_id, SitesCaught(frozenset({error.caught}), error.what))
+        failed = AggregationFailed(error.what, effect.lost)
+        self.feed(run_id, InRound(effect.ref, failed, self._loop.now_ms()))

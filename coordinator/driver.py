@@ -16,7 +16,7 @@ from fedpalm.rounds.events import Aggregate, RoundRef, TimerKind
 from fedpalm.rounds.run import Pause, RunState
 from fedpalm.wire.v1 import federation_pb2 as pb
 
-from .aggregate import aggregate
+from .aggregate import aggregate, change
 from .conductor import Conductor
 from .notary import Notary
 from .run_records import RunRecords
@@ -134,33 +134,35 @@ class Driver:
             self._until_stored(partial(self.conductor.timer_rang, run_id, ref, kind))
 
     async def _aggregate(self, run_id: str, effect: Aggregate) -> None:
-        ref, plan = effect.ref, self.conductor.plan(run_id)
+        try:
+            model_hash = await self._new_model(run_id, effect)
+        except FedPalmError as error:
+            log.error("%s: %s: %s", run_id, effect.ref, error.what)
+            self._until_stored(partial(self.conductor.aggregation_failed, run_id, effect, error))
+        except Exception as error:
+            log.exception("%s: %s: the sum failed", run_id, effect.ref)
+            failure = FedPalmError(f"the sum failed: {error!r}")
+            self._until_stored(partial(self.conductor.aggregation_failed, run_id, effect, failure))
+        else:
+            self._until_stored(partial(self.conductor.aggregated, run_id, effect, model_hash))
+
+    async def _new_model(self, run_id: str, effect: Aggregate) -> str:
+        ref, plan, spool = effect.ref, self.conductor.plan(run_id), self._spool
+        codec, model = self.conductor.codec(run_id), spool.model(effect.model_hash)
+        if effect.lost:
+            manifest = self.conductor.manifest_hash(run_id)
+            return await asyncio.to_thread(change, codec, model, manifest, spool.model)
         masked = self.conductor.masking.collection(run_id, ref)
         receipts = self._records.updates(run_id, ref)
         updates = [
-            self._spool.update(run_id, ref, site, receipts[site].payload_hash)
+            spool.update(run_id, ref, site, receipts[site].payload_hash)
             for site in effect.survivors
         ]
-        try:
-            corrections = await asyncio.to_thread(masked.corrections) if masked else ((), ())
-            model_hash = await asyncio.to_thread(
-                aggregate,
-                self.conductor.codec(run_id),
-                server_rule(plan.draft.method),
-                self._spool.model(effect.model_hash),
-                updates,
-                self._spool.model,
-                corrections,
-            )
-        except FedPalmError as error:
-            log.error("%s: %s: %s", run_id, ref, error.what)
-            self._until_stored(partial(self.conductor.aggregation_failed, run_id, ref, error))
-        except Exception as error:
-            log.exception("%s: %s: the sum failed", run_id, ref)
-            failure = FedPalmError(f"the sum failed: {error!r}")
-            self._until_stored(partial(self.conductor.aggregation_failed, run_id, ref, failure))
-        else:
-            self._until_stored(partial(self.conductor.aggregated, run_id, ref, model_hash))
+        corrections = await asyncio.to_thread(masked.corrections) if masked else ((), ())
+        rule = server_rule(plan.draft.method)
+        return await asyncio.to_thread(
+            aggregate, codec, rule, model, updates, spool.model, corrections
+        )
 
     def _until_stored(self, action: Callable[[], None]) -> None:
         if self.sessions.closing:

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from fedpalm.errors import FedPalmError, IntegrityError, MaskingMessageError
 from fedpalm.rounds.events import RoundRef
-from fedpalm.secagg.messages import Agreement, Box, MaskedInput, Reveal, Signed, SiteKeys
+from fedpalm.rounds.manifest import RoundManifest
+from fedpalm.secagg.messages import (
+    Agreement,
+    Box,
+    Complaint,
+    MaskedInput,
+    Reveal,
+    Signed,
+    SiteKeys,
+)
 from fedpalm.secagg.site import AttemptFacts
 from fedpalm.secagg.unmasking import Collection, Step
 
@@ -71,6 +80,8 @@ def taken(collection: Collection, step: Step, site: str, said: Sequence[Signed])
             return collection.take_keys(one)
         case Step.INPUTS, MaskedInput():
             return collection.take_input(one)
+        case Step.INPUTS, Complaint():
+            return collection.take_complaint(one)
         case Step.AGREEMENTS, Agreement():
             return collection.take_agreement(one)
         case Step.REVEALS, Reveal():
@@ -128,7 +139,7 @@ def begun(conducted: ConductedRun, ref: RoundRef, records: MaskingRecords) -> Co
             site="",
             manifest_hash=manifest.hash,
             cohort=current.cohort,
-            signing_keys=records.signing_keys(conducted.run_id, ref, current.cohort),
+            signing_keys=RoundManifest.read(manifest).verifying_keys,
         )
         return _replayed(Collection(facts), conducted.run_id, ref, records)
     except FedPalmError as error:

@@ -5,7 +5,8 @@
 What a site says is stored before it counts, and a step is stored as closed before anybody hears of the
 next one; so after a restart an attempt goes on where it was. Whoever says nothing in time, or nothing
 that is its own, is left out of what follows. With too few left the attempt is aborted, and the next one
-begins with fresh secrets at every site.
+begins with fresh secrets at every site; from the step reveals on, its model is spent and the round is lost.
+Sites that are caught at breaking the rules are named to the run, which keeps them out of later attempts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import partial
 
 from fedpalm.clock import Clock
 from fedpalm.errors import (
+    BadShareError,
     IntegrityError,
     MaskingError,
     MaskingMessageError,
@@ -23,17 +25,25 @@ from fedpalm.errors import (
     ResourceError,
     StaleRoundError,
 )
-from fedpalm.rounds.events import Abort, RoundInput, RoundRef, SumReady, TimerKind, UpdateAccepted
+from fedpalm.rounds.events import (
+    Abort,
+    RoundInput,
+    RoundRef,
+    SharesAsked,
+    SumReady,
+    TimerKind,
+    UpdateAccepted,
+)
 from fedpalm.rounds.machine import RoundState
-from fedpalm.rounds.run import InRound, RunInput
-from fedpalm.secagg.messages import MaskedInput, Signed
+from fedpalm.rounds.run import InRound, RunInput, SitesCaught
+from fedpalm.secagg.messages import Complaint, MaskedInput, Signed
 from fedpalm.secagg.unmasking import Collection, Step
 
 from . import instructions
 from .conducted import ConductedRun
 from .facts import Fact
 from .masked_attempt import MaskedAttempt, begun, relayed, taken
-from .masking_records import MaskingMessages, MaskingStep
+from .masking_records import MaskingMessages, MaskingStep, SpentModel
 from .outside import Outside
 from .run_records import RunRecords
 
@@ -78,12 +88,17 @@ class MaskingDesk:
             IllegalTransitionError: the step is not open.
             MaskingMessageError, BadShareError, ContributionReuseError: not this site's message.
         """
-        if step is Step.INPUTS:
+        if step is Step.INPUTS and not all(isinstance(one, Complaint) for one in said):
             raise MaskingMessageError(
                 "a masked input comes with its vector", safe="nothing was stored"
             )
         attempt = self._of_cohort(run_id, ref, site)
-        after = taken(attempt.collection, step, site, said)
+        try:
+            after = taken(attempt.collection, step, site, said)
+        except BadShareError as error:
+            if error.caught:
+                self._catch(attempt, (error.caught,), error.what)
+            raise
         if after is attempt.collection:
             return
         self._records.write(MaskingMessages(run_id, ref, step, site, tuple(said)))
@@ -201,7 +216,12 @@ class MaskingDesk:
         run_id, ref, before = attempt.run_id, attempt.ref, attempt.collection
         silent = ", ".join(sorted(before.waiting_for))
         without = f"; nothing came from {silent}" if silent else ""
+        if before.step is Step.INPUTS and before.caught:
+            self._catch(attempt, before.caught, before.told_complaints)
+            if attempt.collection is not before or self.attempt(run_id, ref) is None:
+                return  # The run looked again at what was known by then, and closed the step.
         try:
+            _check_boxes(before)
             after = before.close_step()
         except MaskingError as error:
             self._feed(run_id, self._in(attempt, Abort(f"{error.what}{without}")), ())
@@ -212,11 +232,30 @@ class MaskingDesk:
             return
         step_ms = round(attempt.conducted.plan.draft.masking_step_deadline_s * 1000)
         deadline_ms = self._now_ms() + step_ms
-        self._records.write(MaskingStep(run_id, ref, after.step, deadline_ms))
-        attempt.collection, attempt.deadline_ms = after, deadline_ms
+        attempt.collection, attempt.deadline_ms, ended_ms = after, deadline_ms, attempt.deadline_ms
+        try:
+            self._store_step(attempt)
+        except ResourceError:
+            attempt.collection, attempt.deadline_ms = before, ended_ms
+            raise
         self._outside.set_timer(run_id, ref, TimerKind.MASKING, deadline_ms)
         self._tell(attempt, tuple(attempt.awaited))
         self._outside.changed(run_id)
+
+    def _store_step(self, attempt: MaskedAttempt) -> None:
+        """The step that begins; if it asks for shares, the model is spent with it."""
+        run_id, ref, current = attempt.run_id, attempt.ref, attempt.conducted.run.current
+        row = MaskingStep(run_id, ref, attempt.step, attempt.deadline_ms)
+        if attempt.step is Step.REVEALS and current is not None:
+            spent = SpentModel(current.model_hash, run_id, ref)
+            self._feed(run_id, self._in(attempt, SharesAsked()), (row, spent))
+        else:
+            self._records.write(row)
+
+    def _catch(self, attempt: MaskedAttempt, sites: Sequence[str], reason: str) -> None:
+        """Name sites to the run; those that it knows already are no news."""
+        if fresh := frozenset(sites) - attempt.conducted.run.caught:
+            self._feed(attempt.run_id, SitesCaught(fresh, reason), ())
 
     def _sum_up(self, attempt: MaskedAttempt, after: Collection) -> None:
         """The last step is closed: whoever forms the sum finds the collection done."""
@@ -261,6 +300,20 @@ class MaskingDesk:
 
     def _now_ms(self) -> int:
         return round(self._clock.now() * 1000)
+
+
+def _check_boxes(collection: Collection) -> None:
+    """End an attempt whose sum would have a caught site in it, before any share of it is given.
+
+    Its pair secrets with the sites that complained are needed to open the sum, and would not open.
+
+    Raises:
+        MaskingError: there is such a site.
+    """
+    if collection.step is Step.INPUTS and set(collection.caught) & set(collection.inputs):
+        raise MaskingError(
+            f"inputs: boxes do not open: {collection.told_complaints}", safe="sums stay masked"
+        )
 
 
 def _collecting(attempt: MaskedAttempt) -> bool:

@@ -6,14 +6,11 @@ Columns are explained in ``schema.sql``. All rows of an attempt go in the transa
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 from fedpalm.errors import FedPalmError, IntegrityError
-from fedpalm.pki.keys import VerifyingKey
-from fedpalm.pki.request import signing_key_of
-from fedpalm.pki.statement import SignedStatement
 from fedpalm.rounds.events import RoundRef
 from fedpalm.secagg.messages import Box, Signed
 from fedpalm.secagg.unmasking import Step
@@ -72,6 +69,22 @@ class MaskingStep:
         )
 
 
+@dataclass(frozen=True)
+class SpentModel:
+    """Sites are asked for shares of a sum that starts from this model; see table ``spent_models``."""
+
+    model_hash: str
+    run_id: str
+    ref: RoundRef
+
+    def write(self, db: sqlite3.Connection) -> None:
+        """Again changes nothing: what is spent is spent."""
+        db.execute(
+            "INSERT OR IGNORE INTO spent_models VALUES (?, ?, ?)",
+            (self.model_hash, self.run_id, self.ref.round),
+        )
+
+
 def forget(db: sqlite3.Connection, run_id: str, ref: RoundRef) -> None:
     """Delete what sites said in an attempt, inside the transaction that ends it."""
     for table in ("masking_messages", "masking_steps"):
@@ -82,7 +95,7 @@ def forget(db: sqlite3.Connection, run_id: str, ref: RoundRef) -> None:
 
 
 class MaskingRecords:
-    """The tables masking_messages and masking_steps, and the keys that their signatures are held to."""
+    """The tables masking_messages, masking_steps and spent_models."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -104,6 +117,13 @@ class MaskingRecords:
             return Step(name), deadline_ms
         except ValueError:
             raise IntegrityError(f"masking has no step {name!r}") from None
+
+    def spent(self, model_hash: str) -> tuple[str, int] | None:
+        """Run and round that asked sites for shares of a sum that starts from this model."""
+        rows = self._store.query(
+            "SELECT run_id, round FROM spent_models WHERE model_hash = ?", model_hash
+        )
+        return rows[0] if rows else None
 
     def messages(
         self, run_id: str, ref: RoundRef, step: Step
@@ -136,25 +156,3 @@ class MaskingRecords:
             run_id, ref.round, ref.attempt,
         )  # fmt: skip
         return int(count)
-
-    def signing_keys(
-        self, run_id: str, ref: RoundRef, cohort: Sequence[str]
-    ) -> dict[str, VerifyingKey]:
-        """The key of each site: of its countersignature of the attempt, or else of its answer to the plan.
-
-        Both were held to the site's present key when they came. A new admission voids its answers and
-        expels it from the attempt, so what counts in an attempt is signed with the present key, and what
-        an expelled site had said before is read back with the key that it had then.
-        """
-        rows = self._store.query(
-            "SELECT site, signed FROM plan_answers WHERE run_id = ?", run_id
-        ) + self._store.query(
-            "SELECT site, signed FROM countersignatures "
-            "WHERE (run_id, round, attempt) = (?, ?, ?)",
-            run_id, ref.round, ref.attempt,
-        )  # fmt: skip
-        return {
-            site: signing_key_of(SignedStatement.from_bytes(signed).chain[0])
-            for site, signed in rows
-            if site in cohort
-        }

@@ -22,6 +22,7 @@ class Outside(Protocol):
         """Form the sum, then call ``Conductor.aggregated`` or ``aggregation_failed``.
 
         Of a masked attempt, take off what ``MaskingDesk.collection`` gives (``Collection.corrections``).
+        Of a lost round, make the changed model (:func:`coordinator.aggregate.change`).
         """
 
     def try_again(self, action: Callable[[], None]) -> None:

@@ -29,6 +29,7 @@ from fedpalm.rounds.run import (
     RunEffect,
     RunInput,
     RunPaused,
+    SitesKeptOut,
     advance,
 )
 from fedpalm.secagg.codec import BYTES_PER_VALUE
@@ -185,8 +186,16 @@ class RunLoop:
                 self.offer(run_id, conducted.roster)
             case RunPaused(reason=reason):
                 log.warning("%s: paused: %s. Next: fedpalm-coordinator resume", run_id, reason)
+            case SitesKeptOut(sites=sites, reason=reason):
+                log.warning(
+                    "%s: %s broke the rules of masking and is kept out until a resume: %s",
+                    run_id,
+                    ", ".join(sites),
+                    reason,
+                )
             case EndRun(completed=completed, reason=reason):
-                log.info("%s: %s", run_id, "completed" if completed else f"aborted: {reason}")
+                ended = "completed" if completed else "aborted"
+                log.info("%s: %s%s", run_id, ended, f": {reason}" if reason else "")
                 self._tell(conducted.roster, instructions.run_ended(run_id, effect))
         return None
 
@@ -194,6 +203,12 @@ class RunLoop:
         """Have the sum formed; of a masked attempt after a restart, with what its sites had said."""
         ref, survivors = effect.ref, effect.survivors
         current = conducted.run.current
+        if effect.lost:
+            reason = current.lost if current is not None else ""
+            log.warning("%s: %s: gives no sum, and its model is spent: %s", run_id, ref, reason)
+            self.masking.over(run_id, ref)
+            self._outside.aggregate(run_id, effect)
+            return None
         if conducted.masking is not None:
             failed = self.masking.restore(conducted, ref)
             if failed is not None:
@@ -213,6 +228,8 @@ class RunLoop:
 
     def _close_round(self, run_id: str, conducted: ConductedRun, effect: CloseRound) -> None:
         ref, ended = effect.ref, "committed" if effect.committed else f"aborted: {effect.reason}"
+        if effect.committed and effect.reason:
+            ended = f"committed without a sum: {effect.reason}"
         log.info("%s: %s: %s", run_id, ref, ended)
         self.masking.over(run_id, ref)
         self._tell(conducted.run.joined, instructions.round_closed(run_id, effect))

@@ -67,7 +67,7 @@ CREATE TABLE attempts (
     masking_step TEXT NOT NULL DEFAULT '',       -- the step that masking came to: fedpalm.secagg.unmasking.Step; empty: keys, or not masked
     closed_ms  INTEGER NOT NULL DEFAULT 0,       -- 0: not over
     model_hash TEXT NOT NULL DEFAULT '',         -- committed model; empty if aborted or not over
-    reason     TEXT NOT NULL DEFAULT '',         -- why it was aborted
+    reason     TEXT NOT NULL DEFAULT '',         -- why it was aborted; with a committed model: why it gave no sum
     PRIMARY KEY (run_id, round, attempt)
 ) STRICT;
 
@@ -148,6 +148,14 @@ CREATE TABLE masking_steps (
     step        TEXT NOT NULL,                   -- fedpalm.secagg.unmasking.Step
     deadline_ms INTEGER NOT NULL,                -- when it goes on without those who are waited for
     PRIMARY KEY (run_id, round, attempt)
+) STRICT;
+
+-- Global models for which sites have been asked for shares. Sites give shares for a model once, so no masked
+-- round may start from one again; written with the step that asks.
+CREATE TABLE spent_models (
+    model_hash TEXT PRIMARY KEY,                 -- as in table models
+    run_id     TEXT NOT NULL REFERENCES runs,    -- the run that asked first
+    round      INTEGER NOT NULL                  -- and its round
 ) STRICT;
 
 -- Every receipt as it was given; the same bytes are given again to whoever asks again.

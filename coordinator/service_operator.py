@@ -60,7 +60,7 @@ class OperatorService(OperatorServicer):
     ) -> pb.SubmitPlanReply:
         plan = self._checked_plan(await _first_plan(requests))
         run_id = new_run_id(plan.draft.name)
-        self._c.conductor.check_continues(plan)
+        self._c.conductor.check_start(plan)
         self._record(context, "submit", run_id, plan.hash.hex())
         await self._c.takeover.run(
             ("model", plan.initial_model), self._receive_model(plan, requests)

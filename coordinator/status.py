@@ -31,6 +31,8 @@ def run_status(run_id: str, conductor: Conductor, exchanges: ExchangeDesk) -> pb
         exchange=_exchange_status(run_id, exchanges),
         masking=plan.draft.masking,
         warnings=[] if run.over else warnings(plan),
+        lost_rounds=run.lost_rounds,
+        caught=sorted(run.caught),
     )
     if current is not None:
         status.round, status.attempt = current.ref.round, current.ref.attempt

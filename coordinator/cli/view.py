@@ -48,6 +48,8 @@ def run_json(status: pb.RunStatus) -> dict[str, Any]:
         "model_hash": status.model_hash.hex(),
         "masking": status.masking,
         "masking_step": status.masking_step,
+        "lost_rounds": list(status.lost_rounds),
+        "caught": list(status.caught),
         "warnings": list(status.warnings),
         "reason": status.reason,
         "exchange": {
@@ -76,6 +78,10 @@ def run_text(status: pb.RunStatus) -> RenderableType:
         rows.append(("masking", f"{status.masking}, waiting for {status.masking_step}"))
     elif status.masking not in ("", "none"):
         rows.append(("masking", status.masking))
+    if status.lost_rounds:
+        rows.append(("without a sum", f"round {', '.join(map(str, status.lost_rounds))}"))
+    if status.caught:
+        rows.append(("kept out", f"{', '.join(status.caught)}: broke the rules of masking"))
     rows.append(("approved", _agreement(status)))
     rows.append(("joined", ", ".join(status.joined) or "nobody yet"))
     if status.cohort:

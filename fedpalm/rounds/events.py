@@ -79,24 +79,43 @@ class SumReady:
 
 
 @dataclass(frozen=True)
+class SharesAsked:
+    """Sites may hear from now on that a masked attempt wants their shares: its model is spent."""
+
+
+@dataclass(frozen=True)
 class Aggregated:
-    """The new global model is durable under this hex SHA-256."""
+    """The new global model is durable under this hex SHA-256; see :class:`Aggregate` for ``lost``."""
 
     model_hash: str
+    lost: bool = False
 
 
 @dataclass(frozen=True)
 class AggregationFailed:
-    """The sum could not be formed."""
+    """The sum could not be formed, or of a lost round the changed model could not be made."""
+
+    reason: str
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Abort:
+    """This attempt cannot go on."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Abort:
-    """Somebody in charge ends this attempt."""
+class Stop:
+    """Somebody in charge stops everything here, for now or for good."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A spent attempt that was stopped goes on: the changed model is made."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +135,12 @@ RoundInput = (
     | UpdateAccepted
     | RoundDeadline
     | SumReady
+    | SharesAsked
     | Aggregated
     | AggregationFailed
     | Abort
+    | Stop
+    | Resumed
     | Restarted
 )
 
@@ -164,11 +186,18 @@ class SendTrain:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Form the sum over exactly these sites' updates and step this model."""
+    """Form the sum over exactly these sites' updates and step this model.
+
+    Of nobody: the round is lost, and this model is changed so little that it is another one.
+    """
 
     ref: RoundRef
     survivors: tuple[str, ...]
     model_hash: str
+
+    @property
+    def lost(self) -> bool:
+        return not self.survivors
 
 
 @dataclass(frozen=True)
@@ -181,7 +210,10 @@ class PublishModel:
 
 @dataclass(frozen=True)
 class CloseRound:
-    """Tell the roster how the attempt ended; its uploads are not needed any more."""
+    """Tell the roster how the attempt ended; its uploads are not needed any more.
+
+    ``reason``: why it was aborted, or why it committed a model without a sum.
+    """
 
     ref: RoundRef
     committed: bool

@@ -11,6 +11,13 @@ Under masking the steps of an attempt are kept elsewhere, and the round waits fo
     collecting --all steps done, quorum in the sum--> aggregating
     collecting --expelled, and its masked update has come--> aborted
 
+Sites give shares for a model once. From when they are asked for shares, the model of a masked attempt is
+spent, and nobody trains from it again: whatever would abort the attempt makes it *lost* instead. It commits
+without a sum, with a model that is changed so little that it is only another one:
+
+    collecting, aggregating --spent, and it would be aborted--> aggregating (of nobody) --> committed
+    collecting, aggregating --spent, and stopped--> aborted --resumed--> aggregating (of nobody)
+
 A round is an immutable value; :func:`step` returns the next one and the effects that its keeper
 carries out *after* it has stored the value. Whatever the table does not name is an error. An update is
 accepted once: again with the same hash it changes nothing, with another hash it is refused, and after
@@ -39,14 +46,17 @@ from .events import (
     PersistCohort,
     PublishModel,
     Restarted,
+    Resumed,
     RoundDeadline,
     RoundInput,
     RoundRef,
     SendTrain,
+    SharesAsked,
     SiteExpelled,
     SiteJoined,
     SiteLeft,
     StartTimer,
+    Stop,
     SumReady,
     TimerKind,
     UpdateAccepted,
@@ -86,7 +96,7 @@ class Round:
     """One attempt. ``model_hash`` is the model it starts from; ``result`` the one it committed.
 
     ``cohort`` is as sealed; ``expelled`` are sites of it, or of the roster, that this attempt goes on
-    without.
+    without. ``spent``: sites may have given shares for its model; ``lost`` is why it gives no sum.
     """
 
     terms: RoundTerms
@@ -98,13 +108,15 @@ class Round:
     expelled: frozenset[str] = frozenset()
     delivered: Mapping[str, str] = field(default_factory=dict)
     deadline_ms: int = 0
+    spent: bool = False
+    lost: str = ""
     result: str = ""
     reason: str = ""
 
     @property
     def survivors(self) -> tuple[str, ...]:
-        """Sites whose update counts, sorted."""
-        return tuple(sorted(self.delivered.keys() - self.expelled))
+        """Sites whose update counts, sorted; of a lost round, nobody's does."""
+        return () if self.lost else tuple(sorted(self.delivered.keys() - self.expelled))
 
     @property
     def awaited(self) -> frozenset[str]:
@@ -131,6 +143,8 @@ class Round:
             "expelled": sorted(self.expelled),
             "delivered": dict(sorted(self.delivered.items())),
             "deadline_ms": self.deadline_ms,
+            "spent": self.spent,
+            "lost": self.lost,
             "result": self.result,
             "reason": self.reason,
         }
@@ -147,6 +161,8 @@ class Round:
             expelled=frozenset(values["expelled"]),
             delivered=dict(values["delivered"]),
             deadline_ms=values["deadline_ms"],
+            spent=values["spent"],
+            lost=values["lost"],
             result=values["result"],
             reason=values["reason"],
         )
@@ -207,6 +223,13 @@ def _seal(current: Round) -> Step:
 
 
 def _close(current: Round, reason: str) -> Step:
+    """The attempt gives no sum: it is aborted, or lost if its model is spent."""
+    if current.spent and not current.lost:
+        return _aggregate(replace(current, lost=reason))
+    return _abort(current, reason)
+
+
+def _abort(current: Round, reason: str) -> Step:
     aborted = replace(current, state=RoundState.ABORTED, reason=reason, deadline_ms=0)
     return aborted, (CloseRound(current.ref, False, current.model_hash, reason),)
 
@@ -374,6 +397,15 @@ def _round_deadline(current: Round, _: RoundDeadline) -> Step:
     )
 
 
+def _spend(current: Round, _: SharesAsked) -> Step:
+    if not current.terms.masked:
+        raise IllegalTransitionError(
+            f"{current.ref} is not masked: nobody is asked for shares",
+            safe="the round is unchanged",
+        )
+    return replace(current, spent=True), ()
+
+
 def _sum_ready(current: Round, received: SumReady) -> Step:
     if not current.terms.masked or received.survivors != current.survivors:
         raise IllegalTransitionError(
@@ -391,15 +423,39 @@ def _sum_ready(current: Round, received: SumReady) -> Step:
 
 
 def _commit(current: Round, received: Aggregated) -> Step:
+    """A sum that was under way when the round was lost is none any more."""
+    if received.lost is not bool(current.lost):
+        return current, ()
+    if current.spent and received.model_hash == current.model_hash:
+        return _close(current, "the sum leaves the model as it was")
     done = replace(current, state=RoundState.COMMITTED, result=received.model_hash)
     return done, (
         PublishModel(current.ref, received.model_hash),
-        CloseRound(current.ref, True, received.model_hash, ""),
+        CloseRound(current.ref, True, received.model_hash, current.lost),
     )
 
 
-def _fail(current: Round, received: AggregationFailed | Abort) -> Step:
+def _no_sum(current: Round, received: AggregationFailed) -> Step:
+    if received.lost is not bool(current.lost):
+        return current, ()
     return _close(current, received.reason)
+
+
+def _fail(current: Round, received: Abort) -> Step:
+    return _close(current, received.reason)
+
+
+def _stop(current: Round, received: Stop) -> Step:
+    return _abort(current, received.reason)
+
+
+def _resume(current: Round, _: Resumed) -> Step:
+    if not current.spent:
+        raise IllegalTransitionError(
+            f"{current.ref} is over; its model is not spent, so another attempt may follow",
+            safe="the round is unchanged",
+        )
+    return _aggregate(replace(current, lost=current.lost or current.reason, reason=""))
 
 
 def _restart_open(current: Round, received: Restarted) -> Step:
@@ -463,12 +519,15 @@ _TABLE: dict[tuple[RoundState, type], _Handler] = {
     **{(state, RoundDeadline): _ignore for state in (_A, _DONE, _GONE)},
     (_C, SumReady): _sum_ready,
     (_GONE, SumReady): _ignore,
+    (_C, SharesAsked): _spend,
     (_A, Aggregated): _commit,
-    (_A, AggregationFailed): _fail,
+    (_A, AggregationFailed): _no_sum,
     (_GONE, CohortPersisted): _ignore,
-    (_GONE, Aggregated): _ignore,
-    (_GONE, AggregationFailed): _ignore,
+    **{(state, Aggregated): _ignore for state in (_DONE, _GONE)},
+    **{(state, AggregationFailed): _ignore for state in (_DONE, _GONE)},
     **{(state, Abort): _fail for state in (_O, _S, _C, _A)},
+    **{(state, Stop): _stop for state in (_O, _S, _C, _A)},
+    (_GONE, Resumed): _resume,
     (_O, Restarted): _restart_open,
     (_S, Restarted): _restart_sealed,
     (_C, Restarted): _restart_collecting,

@@ -2,12 +2,17 @@
 
     created --Start--> running --last round committed--> completed
     running --an attempt aborted--> running (next attempt) or paused (max_attempts in a row)
+    running --too many sites caught--> paused
     running --Pause--> paused --Resume--> running;   created, running, paused --AbortRun--> aborted
 
 Sites join as soon as the run exists, and may be expelled from it; one that joins again is back. Whoever
 was expelled from the cohort of an attempt is back from the next round on, as long as the others are a
 quorum without it: otherwise one site could fail attempt after attempt by taking its approval back and
-giving it again. A resume lets it in earlier.
+giving it again. A resume lets it in earlier. Whoever was caught at breaking a masked attempt takes part in
+no later one until a resume, even if the run must pause because the others are no quorum.
+
+A round is lost if it commits without a sum; see :mod:`fedpalm.rounds.machine`. It counts as a failure, like
+an aborted attempt, and is not repeated. If a spent attempt was stopped, a resume ends it first, as lost.
 
 A run holds its current round, so one stored value is the whole truth and every advance is atomic:
 the commit of round r and the opening of round r + 1 are one transition.
@@ -23,14 +28,15 @@ from typing import Any
 from ..errors import IllegalTransitionError, NotOnRosterError, StaleRoundError
 from ..plan import Plan
 from .events import (
-    Abort,
     Effect,
     Restarted,
+    Resumed,
     RoundInput,
     RoundRef,
     SiteExpelled,
     SiteJoined,
     SiteLeft,
+    Stop,
     UpdateAccepted,
 )
 from .machine import Round, RoundState, RoundTerms, open_round, step
@@ -80,7 +86,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Resume:
-    """The operator lets a paused run go on with a new attempt of its round."""
+    """The operator lets a paused run go on: with a new attempt, or the end of one that is spent."""
 
     at_ms: int
 
@@ -100,6 +106,14 @@ class AbortRun:
 
 
 @dataclass(frozen=True)
+class SitesCaught:
+    """What these sites said in the masked attempt that is under way shows that they broke its rules."""
+
+    sites: frozenset[str]
+    reason: str
+
+
+@dataclass(frozen=True)
 class InRound:
     """An input for one attempt; for any other attempt than the current one it is late."""
 
@@ -109,7 +123,16 @@ class InRound:
 
 
 RunInput = (
-    Start | Resume | Pause | AbortRun | InRound | SiteJoined | SiteLeft | SiteExpelled | Restarted
+    Start
+    | Resume
+    | Pause
+    | AbortRun
+    | InRound
+    | SitesCaught
+    | SiteJoined
+    | SiteLeft
+    | SiteExpelled
+    | Restarted
 )
 
 
@@ -136,6 +159,14 @@ class RunPaused:
 
 
 @dataclass(frozen=True)
+class SitesKeptOut:
+    """These sites take part in no later attempt until a resume."""
+
+    sites: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class EndRun:
     """Tell the roster that the run is over."""
 
@@ -144,16 +175,17 @@ class EndRun:
     reason: str
 
 
-RunEffect = Effect | OfferRun | RoundOpened | RunPaused | EndRun
+RunEffect = Effect | OfferRun | RoundOpened | RunPaused | SitesKeptOut | EndRun
 RunEffects = tuple[RunEffect, ...]
 
 
 @dataclass(frozen=True)
 class Run:
-    """State of a run. ``failures`` counts aborted attempts in a row since the last resume.
+    """State of a run. ``failures`` counts aborted attempts and lost rounds in a row since the last resume.
 
     ``joined`` are those that take part, connected or not; ``expelled`` those that nobody waits for;
-    ``barred`` those that were expelled from a cohort of this round, whether they have joined again or not.
+    ``barred`` those that were expelled from a cohort of this round, whether they have joined again or not;
+    ``caught`` those that broke the rules of masking since the last resume. ``lost_rounds`` gave no sum.
     """
 
     terms: RunTerms
@@ -163,6 +195,8 @@ class Run:
     joined: frozenset[str] = frozenset()
     expelled: frozenset[str] = frozenset()
     barred: frozenset[str] = frozenset()
+    caught: frozenset[str] = frozenset()
+    lost_rounds: tuple[int, ...] = ()
     present: frozenset[str] = frozenset()
     current: Round | None = None
     reason: str = ""
@@ -173,10 +207,10 @@ class Run:
 
     @property
     def kept_out(self) -> frozenset[str]:
-        """Those of ``barred`` that take no part now: all, unless the quorum needs one of them."""
+        """Those that take no part now: all ``caught``; ``barred``, unless the quorum needs one of them."""
         terms = self.terms.round
-        rest = terms.roster - self.expelled - self.barred
-        return self.barred if len(rest) >= terms.quorum else frozenset()
+        rest = terms.roster - self.expelled - self.caught - self.barred
+        return self.caught | self.barred if len(rest) >= terms.quorum else self.caught
 
     def to_json(self) -> dict[str, Any]:
         """What is stored: everything but the terms (the plan has them) and who is present."""
@@ -187,6 +221,8 @@ class Run:
             "joined": sorted(self.joined),
             "expelled": sorted(self.expelled),
             "barred": sorted(self.barred),
+            "caught": sorted(self.caught),
+            "lost_rounds": list(self.lost_rounds),
             "current": self.current.to_json() if self.current else None,
             "reason": self.reason,
         }
@@ -203,6 +239,8 @@ class Run:
             joined=frozenset(values["joined"]),
             expelled=frozenset(values["expelled"]),
             barred=frozenset(values["barred"]),
+            caught=frozenset(values["caught"]),
+            lost_rounds=tuple(values["lost_rounds"]),
             current=Round.from_json(current, terms.round) if current else None,
             reason=values["reason"],
         )
@@ -249,17 +287,34 @@ def _start(run: Run, received: Start) -> Advance:
 
 
 def _resume(run: Run, received: Resume) -> Advance:
-    last = _current(run).ref
-    running = replace(run, state=RunState.RUNNING, failures=0, reason="", barred=frozenset())
-    opened, effects = _open(running, RoundRef(last.round, last.attempt + 1), received.at_ms)
-    return opened, (OfferRun(), *effects)
+    last = _current(run)
+    running = replace(
+        run,
+        state=RunState.RUNNING,
+        failures=0,
+        reason="",
+        barred=frozenset(),
+        caught=frozenset(),
+    )
+    if last.spent and last.state is RoundState.ABORTED:
+        current, effects = step(last, Resumed())
+        return replace(running, current=current), (OfferRun(), *effects)
+    opened, opening = _open(running, _following(last), received.at_ms)
+    return opened, (OfferRun(), *opening)
+
+
+def _following(ended: Round) -> RoundRef:
+    """The attempt after one that is over."""
+    if ended.state is RoundState.COMMITTED:
+        return RoundRef(ended.ref.round + 1, 1)
+    return RoundRef(ended.ref.round, ended.ref.attempt + 1)
 
 
 def _stop_round(run: Run, reason: str) -> Advance:
     current = _current(run)
     if current.over:
         return run, ()
-    stopped, effects = step(current, Abort(reason))
+    stopped, effects = step(current, Stop(reason))
     return replace(run, current=stopped), effects
 
 
@@ -319,6 +374,14 @@ def _expel(run: Run, received: SiteExpelled) -> Advance:
     return _after(rest, rest.current, received, received.at_ms)
 
 
+def _catch(run: Run, received: SitesCaught) -> Advance:
+    fresh = received.sites & run.terms.round.roster - run.caught
+    if not fresh:
+        return run, ()
+    kept_out = SitesKeptOut(tuple(sorted(fresh)), received.reason)
+    return replace(run, caught=run.caught | fresh), (kept_out,)
+
+
 def _in_round(run: Run, received: InRound) -> Advance:
     current = _current(run)
     if received.ref != current.ref:
@@ -338,17 +401,43 @@ def _after(run: Run, current: Round, received: RoundInput, at_ms: int) -> Advanc
 
 def _settle(run: Run, ended: Round, at_ms: int) -> Advance:
     """What follows a round that has just ended."""
+    settled = replace(run, failures=run.failures + 1)
     if ended.state is RoundState.COMMITTED:
-        advanced = replace(run, model_hash=ended.result, failures=0, barred=frozenset())
-        if ended.ref.round < run.terms.rounds:
-            return _open(advanced, RoundRef(ended.ref.round + 1, 1), at_ms)
-        completed = replace(advanced, state=RunState.COMPLETED)
-        return completed, (EndRun(True, ended.result, ""),)
-    failed = replace(run, failures=run.failures + 1)
-    if failed.failures < run.terms.max_attempts:
-        return _open(failed, RoundRef(ended.ref.round, ended.ref.attempt + 1), at_ms)
-    reason = f"round {ended.ref.round} failed {failed.failures} times, last: {ended.reason}"
-    return replace(failed, state=RunState.PAUSED, reason=reason), (RunPaused(reason),)
+        settled = replace(settled, model_hash=ended.result, barred=frozenset())
+        if ended.lost:
+            settled = replace(settled, lost_rounds=(*run.lost_rounds, ended.ref.round))
+        else:
+            settled = replace(settled, failures=0)
+        if ended.ref.round == run.terms.rounds:
+            completed = replace(settled, state=RunState.COMPLETED)
+            return completed, (EndRun(True, ended.result, _lost_in_words(completed)),)
+    reason = _why_not_on(settled, ended)
+    if reason:
+        return replace(settled, state=RunState.PAUSED, reason=reason), (RunPaused(reason),)
+    return _open(settled, _following(ended), at_ms)
+
+
+def _why_not_on(run: Run, ended: Round) -> str:
+    """Why a run waits for its operator after an attempt; empty if another attempt may follow."""
+    last = ended.lost or ended.reason
+    if run.failures >= run.terms.max_attempts:
+        return f"round {ended.ref.round} failed {run.failures} times, last: {last}"
+    if ended.spent and ended.state is RoundState.ABORTED:
+        return f"round {ended.ref.round} can neither give a sum nor be repeated: {ended.reason}"
+    terms = run.terms.round
+    rest = terms.roster - run.caught
+    if run.caught and len(rest) < terms.quorum:
+        return (
+            f"without {', '.join(sorted(run.caught))}, caught at breaking round {ended.ref.round}, "
+            f"{len(rest)} of {len(terms.roster)} sites remain, quorum {terms.quorum}"
+        )
+    return ""
+
+
+def _lost_in_words(run: Run) -> str:
+    if not run.lost_rounds:
+        return ""
+    return f"{len(run.lost_rounds)} of {run.terms.rounds} rounds gave no sum"
 
 
 def _late(run: Run, received: InRound) -> Advance:
@@ -384,6 +473,7 @@ _TABLE: dict[tuple[RunState, type], _Handler] = {
     (RunState.PAUSED, AbortRun): _abort,
     (RunState.RUNNING, Pause): _pause,
     (RunState.PAUSED, Resume): _resume,
+    (RunState.RUNNING, SitesCaught): _catch,
     **{(state, SiteJoined): _join for state in RunState},
     **{(state, SiteLeft): _leave for state in RunState},
     **{(state, SiteExpelled): _expel for state in RunState},

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.aggregate import aggregate
+from coordinator.aggregate import aggregate, change
 from coordinator.claims import UpdateClaim
 from coordinator.conductor import Conductor
 from coordinator.notary import Notary
@@ -292,6 +292,9 @@ class SimulatedFederation:
         if self.kill_before_sum:
             self.kill_before_sum = False
             raise Killed
+        if effect.lost:
+            self.make_changed_model(effect)
+            return
         receipts = self.records.updates(RUN, effect.ref)
         paths = [
             self.spool.update(RUN, effect.ref, site, receipts[site].payload_hash)
@@ -302,7 +305,7 @@ class SimulatedFederation:
         try:
             corrections = masked.corrections() if masked is not None else ((), ())
         except FedPalmError as error:
-            self.conductor.aggregation_failed(RUN, effect.ref, error)
+            self.conductor.aggregation_failed(RUN, effect, error)
             return
         model_hash = aggregate(
             codec_for(self.plan),
@@ -315,7 +318,16 @@ class SimulatedFederation:
         if self.kill_after_sum:
             self.kill_after_sum = False
             raise Killed
-        self.conductor.aggregated(RUN, effect.ref, model_hash)
+        self.conductor.aggregated(RUN, effect, model_hash)
+
+    def make_changed_model(self, effect: Aggregate) -> None:
+        manifest_hash = self.conductor.manifest_hash(RUN)
+        model = self.spool.model(effect.model_hash)
+        model_hash = change(codec_for(self.plan), model, manifest_hash, self.spool.model)
+        if self.kill_after_sum:
+            self.kill_after_sum = False
+            raise Killed
+        self.conductor.aggregated(RUN, effect, model_hash)
 
     def deadline(self) -> None:
         """Let time pass until the timer that is set rings."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.events import RoundRef
 from fedpalm.rounds.manifest import RoundManifest
-from fedpalm.secagg.messages import MaskedInput, Signed
+from fedpalm.secagg.messages import Box, MaskedInput, Reveal, Signed, signed
 from fedpalm.secagg.unmasking import Step
 from fedpalm.wire.masking import step_from_wire
 from fedpalm.wire.statements import from_wire
@@ -29,6 +30,33 @@ from tests.simulation.federation import (
 from tests.support.agreement import countersignature
 from tests.support.masking_sites import BEFORE, MaskedSite, over_the_wire
 
+Bend = Callable[[MaskedSite, Signed], Signed]
+"""What a malicious site makes of a message of its own."""
+
+
+def junk_for(*recipients: str) -> Bend:
+    """Boxes for these sites that do not open."""
+
+    def bend(site: MaskedSite, box: Signed) -> Signed:
+        assert isinstance(box, Box)
+        if box.recipient not in recipients:
+            return box
+        return signed(replace(box, shares=bytes(len(box.shares))), site.state.context, site.key)
+
+    return bend
+
+
+def wrong_own_share(site: MaskedSite, said: Signed) -> Signed:
+    """Another share of its own secret, the only one that no hash holds it to."""
+    assert isinstance(said, Reveal)
+    shares = tuple(
+        replace(one, share=one.share[:-1] + bytes([one.share[-1] ^ 1]))
+        if one.owner == site.name
+        else one
+        for one in said.shares
+    )
+    return signed(replace(said, shares=shares), site.state.context, site.key)
+
 
 def masked_plan(sites: int = 5, rounds: int = 1, **draft: Any) -> Plan:
     """A reproducible rehearsal under masking: with 5 sites 4 are needed, with 8 of them 5."""
@@ -40,11 +68,12 @@ class MaskedFederation(SimulatedFederation):
     """Sites that take part in masked attempts, unless they fall silent.
 
     ``silent`` is a site's last word: from this step on nothing comes from it. Sites keep what they know
-    of an attempt when the coordinator dies.
+    of an attempt when the coordinator dies. ``bent`` is what malicious sites do to what they say in a step.
     """
 
     def __init__(self, root: Path, plan: Plan, order: random.Random | None = None) -> None:
         self.silent: dict[str, Step] = {}
+        self.bent: dict[tuple[str, Step], Bend] = {}
         self.sites: dict[tuple[RoundRef, str], MaskedSite] = {}
         self.revealed: list[tuple[RoundRef, str]] = []
         super().__init__(root, plan, order)
@@ -126,6 +155,9 @@ class MaskedFederation(SimulatedFederation):
             fetched = self.conductor.masking.fetch(RUN, self.ref, site, BEFORE[step])
             came = over_the_wire(fetched)
         said = self.sites[self.ref, site].say(step, came)
+        if (site, step) in self.bent:
+            bend = self.bent[site, step]
+            said = tuple(bend(self.sites[self.ref, site], one) for one in said)
         if step is Step.REVEALS:
             self.revealed.append((self.ref, site))
         return over_the_wire(said)
@@ -137,10 +169,8 @@ class MaskedFederation(SimulatedFederation):
         return said
 
     def send(self, site: str, step: Step, said: tuple[Signed, ...]) -> None:
-        if step is Step.INPUTS:
-            (one,) = said
-            assert isinstance(one, MaskedInput)
-            self.upload(site, one)
+        if isinstance(said[0], MaskedInput):
+            self.upload(site, said[0])
         else:
             self.conductor.masking.take(RUN, self.ref, site, step, said)
 

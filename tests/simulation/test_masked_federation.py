@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedpalm.errors import StateError
 from fedpalm.rounds.events import RoundRef, TimerKind
-from fedpalm.rounds.run import RunState
+from fedpalm.rounds.run import Pause, Resume, RunState
 from fedpalm.secagg.unmasking import Step
-from tests.simulation.federation import RUN, Killed, oracle_step
-from tests.simulation.masked import MaskedFederation, masked_plan
+from tests.simulation import masked
+from tests.simulation.federation import RUN, Killed, encoded_update, oracle_step
+from tests.simulation.masked import MaskedFederation, junk_for, masked_plan, wrong_own_share
 
 A, B, C, D, E = (f"site-{number:03}" for number in range(5))
 Simulate = Callable[..., MaskedFederation]
@@ -42,14 +44,23 @@ def committed(federation: MaskedFederation) -> dict[int, tuple[str, ...]]:
 
 
 def assert_exact(federation: MaskedFederation, rounds: int = 1) -> None:
-    """Every model is the one that plain signed sums over the unmasked integers give."""
+    """Every model is the one that plain signed sums over the unmasked integers give.
+
+    Of a lost round it differs from the one before in the last bit of one value.
+    """
     models, survivors = federation.records.models(RUN), committed(federation)
     assert sorted(survivors) == list(range(1, rounds + 1))
+    assert len(set(models.values())) == len(models)
     shared = federation.model(models[0])
     for number in range(1, rounds + 1):
-        wanted = oracle_step(federation.plan, number, shared, survivors[number])
-        shared = federation.model(models[number])
-        np.testing.assert_array_equal(shared, wanted)
+        before, shared = shared, federation.model(models[number])
+        if number in federation.run.lost_rounds:
+            assert survivors[number] == ()
+            (changed,) = np.flatnonzero(shared != before)
+            assert shared[changed] == np.nextafter(before[changed], np.float32(np.inf))
+        else:
+            wanted = oracle_step(federation.plan, number, before, survivors[number])
+            np.testing.assert_array_equal(shared, wanted)
 
 
 def test_every_round_of_a_masked_run_is_the_exact_sum(simulate: Simulate) -> None:
@@ -111,7 +122,7 @@ def test_any_tolerated_pattern_of_silence_gives_the_exact_sum_of_the_rest(
     assert_exact(federation)
 
 
-@pytest.mark.parametrize("step", STEPS, ids=str)
+@pytest.mark.parametrize("step", STEPS[:4], ids=str)
 def test_with_one_more_than_tolerated_the_attempt_ends_and_the_next_one_completes(
     simulate: Simulate, step: Step
 ) -> None:
@@ -120,13 +131,13 @@ def test_with_one_more_than_tolerated_the_attempt_ends_and_the_next_one_complete
     while federation.ref.attempt == 1:
         federation.play()
         federation.deadline()
-    # Of agreements and reveals the threshold is enough: four of five, and three are here.
+    # Of agreements the threshold is enough: four of five, and three are here.
     (reason,) = federation.store.query("SELECT reason FROM attempts WHERE attempt = 1")[0]
     assert f"nothing came from {A}, {B}" in reason and "4" in reason
-    assert len(federation.revealed) == (3 if step is Step.REVEALS else 0)
+    assert federation.revealed == []
     federation.silent = {}
     federation.play_on()
-    assert federation.run.state is RunState.COMPLETED
+    assert federation.run.state is RunState.COMPLETED and federation.run.lost_rounds == ()
     assert committed(federation) == {1: (A, B, C, D, E)}
     assert_exact(federation)
 
@@ -221,7 +232,7 @@ def test_a_site_that_comes_back_too_late_for_keys_is_asked_for_nothing(simulate:
     assert {one.WhichOneof("kind") for one in federation.inbox[A]} == {"run_offer"}
 
 
-@pytest.mark.parametrize("step", STEPS, ids=str)
+@pytest.mark.parametrize("step", STEPS[:4], ids=str)
 def test_a_site_that_is_revoked_is_left_out_until_its_masked_update_has_come(
     simulate: Simulate, step: Step
 ) -> None:
@@ -229,8 +240,7 @@ def test_a_site_that_is_revoked_is_left_out_until_its_masked_update_has_come(
     federation.play_to(step)
     first = federation.ref
     federation.revoke(C)
-    delivered = step in (Step.AGREEMENTS, Step.REVEALS)
-    assert (federation.ref != first) is delivered
+    assert (federation.ref != first) is (step is Step.AGREEMENTS)
     federation.play_on()
     assert committed(federation) == {1: (A, B, D, E)}
     assert_exact(federation)
@@ -250,7 +260,7 @@ def test_a_site_that_refuses_the_plan_after_its_masked_update_ends_the_attempt(
     simulate: Simulate,
 ) -> None:
     federation = simulate()
-    federation.play_to(Step.REVEALS)
+    federation.play_to(Step.AGREEMENTS)
     federation.decide(C, "refuse")
     assert federation.ref == RoundRef(1, 2)
     assert federation.revealed == []
@@ -261,15 +271,221 @@ def test_a_site_that_refuses_the_plan_after_its_masked_update_ends_the_attempt(
 def test_what_sites_said_is_deleted_when_the_attempt_is_over(simulate: Simulate) -> None:
     federation = simulate(rounds=2)
     federation.silent = dict.fromkeys((A, B), Step.REVEALS)
-    while federation.ref == RoundRef(1, 1):
-        federation.play()
-        federation.deadline()
+    federation.play()
+    federation.deadline()
+    federation.sum_up()
     query = federation.store.query
     assert query("SELECT * FROM masking_messages") == query("SELECT * FROM masking_steps") == []
-    assert query("SELECT masking_step, survivors FROM attempts WHERE attempt = 1") == [
+    assert query("SELECT masking_step, survivors FROM attempts WHERE round = 1") == [
         ("reveals", "[]")
     ]
     federation.silent = {}
     federation.play_on()
     assert query("SELECT * FROM masking_messages") == query("SELECT * FROM masking_steps") == []
     assert query("SELECT masking_step FROM attempts WHERE round = 2") == [("done",)]
+
+
+# --- spent models, and sites that break the rules -------------------------------------------------
+
+
+def reasons(federation: MaskedFederation) -> dict[tuple[int, int], str]:
+    rows = federation.store.query("SELECT round, attempt, reason FROM attempts")
+    return {(number, attempt): reason for number, attempt, reason in rows}
+
+
+def cohorts(federation: MaskedFederation) -> list[tuple[str, ...]]:
+    rows = federation.store.query("SELECT cohort FROM attempts ORDER BY round, attempt")
+    return [tuple(json.loads(cohort)) for (cohort,) in rows]
+
+
+def lose_a_round(federation: MaskedFederation) -> None:
+    """Two of five fall silent after the shares were asked for; the changed model is still to be made."""
+    federation.play_to(Step.REVEALS)
+    federation.silent = dict.fromkeys((A, B), Step.REVEALS)
+    federation.play()
+    federation.deadline()
+
+
+def test_too_few_reveals_cost_the_round_its_sum_and_the_run_goes_on_from_another_model(
+    simulate: Simulate, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation = simulate(rounds=3)
+    lose_a_round(federation)
+    federation.sum_up()
+    federation.silent = {}
+    federation.play()
+    assert federation.run.state is RunState.COMPLETED
+    assert federation.run.lost_rounds == (1,) and federation.run.reason == ""
+    assert committed(federation) == {1: (), 2: (A, B, C, D, E), 3: (A, B, C, D, E)}
+    assert "reveals: 3 sites, 4 are needed" in reasons(federation)[1, 1]
+    assert "round 1, attempt 1: gives no sum" in caplog.text
+    assert_exact(federation, rounds=3)
+
+
+def test_with_three_sites_a_crash_in_the_last_step_costs_the_round_and_not_the_run(
+    simulate: Simulate,
+) -> None:
+    federation = simulate(sites=3, quorum=3, rounds=2)
+    federation.play_to(Step.REVEALS)
+    federation.silent = {C: Step.REVEALS}
+    federation.play()
+    federation.disconnect(C)
+    federation.deadline()
+    federation.silent = {}
+    federation.play()
+    assert federation.ref == RoundRef(2, 1)
+    federation.connect(C)
+    federation.play()
+    assert federation.run.state is RunState.COMPLETED and federation.run.lost_rounds == (1,)
+    assert_exact(federation, rounds=2)
+
+
+def test_a_survivor_that_is_revoked_after_shares_were_asked_for_costs_the_round_its_sum(
+    simulate: Simulate,
+) -> None:
+    federation = simulate(rounds=2)
+    federation.play_to(Step.REVEALS)
+    federation.revoke(C)
+    federation.sum_up()
+    federation.play_on()
+    assert federation.run.state is RunState.COMPLETED
+    assert committed(federation) == {1: (), 2: (A, B, D, E)}
+    assert_exact(federation, rounds=2)
+
+
+def test_a_sum_without_any_weight_leaves_a_spent_model_and_is_no_sum(
+    simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = simulate(rounds=2)
+    size = len(encoded_update(federation.plan, A, 1, federation.model()))
+    with monkeypatch.context() as patch:
+        patch.setattr(masked, "encoded_update", lambda *_: bytes(size))
+        federation.play_to(Step.BOXES)
+    federation.play()
+    assert federation.run.lost_rounds == (1,)
+    assert "leaves the model as it was" in reasons(federation)[1, 1]
+    assert_exact(federation, rounds=2)
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["", "restart"])
+def test_a_spent_round_that_a_full_disk_stops_is_lost_at_the_resume(
+    simulate: Simulate, restart: bool
+) -> None:
+    federation = simulate(rounds=2)
+    federation.play_to(Step.REVEALS)
+    federation.conductor.feed(RUN, Pause("full disk"))
+    if restart:
+        federation.kill()
+        federation.connect()
+    assert federation.run.state is RunState.PAUSED and not federation.sums
+    federation.conductor.feed(RUN, Resume(round(federation.clock.now() * 1000)))
+    federation.sum_up()
+    federation.play()
+    assert federation.run.state is RunState.COMPLETED and federation.run.lost_rounds == (1,)
+    assert reasons(federation)[1, 1] == "full disk" and federation.ref == RoundRef(2, 1)
+    assert_exact(federation, rounds=2)
+
+
+@pytest.mark.parametrize("when", ["kill_before_sum", "kill_after_sum"])
+def test_a_coordinator_that_dies_over_the_changed_model_makes_the_same_one(
+    simulate: Simulate, when: str
+) -> None:
+    federation = simulate(rounds=2)
+    lose_a_round(federation)
+    setattr(federation, when, True)
+    with pytest.raises(Killed):
+        federation.play()
+    made = {path.name for path in federation.spool.models.iterdir()}
+    federation.silent = {}
+    federation.kill()
+    federation.sum_up()
+    if when == "kill_after_sum":
+        assert {path.name for path in federation.spool.models.iterdir()} == made
+    federation.connect()
+    federation.play()
+    assert federation.run.lost_rounds == (1,)
+    assert_exact(federation, rounds=2)
+
+
+def test_a_site_whose_boxes_nobody_can_open_is_named_and_the_next_attempt_sums_the_rest(
+    simulate: Simulate, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation = simulate(rounds=2)
+    federation.bent = {(E, Step.BOXES): junk_for(A, B, C, D)}
+    federation.play_on()
+    assert federation.run.state is RunState.COMPLETED
+    assert federation.run.caught == {E} and federation.run.lost_rounds == ()
+    assert cohorts(federation) == [(A, B, C, D, E), (A, B, C, D), (A, B, C, D)]
+    assert f"{A} cannot open what {E} sent" in reasons(federation)[1, 1]
+    assert f"{E} broke the rules of masking" in caplog.text
+    assert_exact(federation, rounds=2)
+
+
+def test_junk_for_a_few_ends_the_attempt_before_any_share_of_the_sum_is_given(
+    simulate: Simulate,
+) -> None:
+    """Five of eight would be enough to go on, with a sum that could not be opened."""
+    federation = simulate(sites=8)
+    federation.bent = {(E, Step.BOXES): junk_for(A, B)}
+    federation.play_on()
+    assert federation.run.caught == {E} and federation.run.lost_rounds == ()
+    assert federation.ref == RoundRef(1, 2)
+    assert {ref for ref, _ in federation.revealed} == {RoundRef(1, 2)}
+    assert_exact(federation)
+
+
+def test_one_site_alone_gets_nobody_kept_out_and_drops_out_itself(simulate: Simulate) -> None:
+    federation = simulate()
+    federation.bent = {(E, Step.BOXES): junk_for(A)}
+    federation.play_on()
+    assert federation.run.state is RunState.COMPLETED and federation.run.caught == set()
+    assert committed(federation) == {1: (B, C, D, E)}
+    assert_exact(federation)
+
+
+def test_a_site_that_gives_wrong_shares_is_named_and_the_next_round_sums_the_rest(
+    simulate: Simulate,
+) -> None:
+    federation = simulate(rounds=2)
+    federation.bent = {(A, Step.REVEALS): wrong_own_share}
+    federation.silent = {E: Step.REVEALS}
+    federation.play()
+    federation.deadline()
+    federation.sum_up()  # It cannot be opened,
+    federation.sum_up()  # and the changed model is made.
+    federation.silent = {}
+    federation.play()
+    assert federation.run.state is RunState.COMPLETED
+    assert federation.run.caught == {A} and federation.run.lost_rounds == (1,)
+    assert f"the shares of {A} give another secret" in reasons(federation)[1, 1]
+    assert committed(federation) == {1: (), 2: (B, C, D, E)}
+    assert_exact(federation, rounds=2)
+
+
+def test_with_too_few_left_without_those_caught_the_run_waits_for_its_operator(
+    simulate: Simulate,
+) -> None:
+    federation = simulate(sites=3, quorum=3, rounds=2)
+    federation.bent = {(C, Step.BOXES): junk_for(A, B)}
+    federation.play_on()
+    assert federation.run.state is RunState.PAUSED
+    assert f"without {C}, caught" in federation.run.reason
+    federation.bent = {}
+    federation.conductor.feed(RUN, Resume(round(federation.clock.now() * 1000)))
+    assert federation.run.caught == set()
+    federation.play()
+    assert federation.run.state is RunState.COMPLETED
+    assert_exact(federation, rounds=2)
+
+
+def test_no_masked_run_starts_from_a_model_that_is_spent(simulate: Simulate) -> None:
+    federation = simulate(rounds=2)
+    federation.play_to(Step.REVEALS)
+    conductor, plan = federation.conductor, federation.plan
+    with pytest.raises(StateError, match="round 1 of run simulated") as refused:
+        conductor.create("another", plan)
+    assert "fedpalm model init" in refused.value.next_step
+    assert conductor.run_ids() == [RUN]
+    federation.play()
+    newest = plan.model_copy(update={"initial_model": federation.run.model_hash})
+    conductor.create("another", newest)

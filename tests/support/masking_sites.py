@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fedpalm.errors import BoxesRefusedError
 from fedpalm.methods.contribution import masking_terms
 from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.keys import VerifyingKey
@@ -79,7 +80,7 @@ class MaskedSite:
                 self.state, boxes = core.share(self.state, keys, self.key)
                 return boxes
             case Step.INPUTS:
-                return (self.mask([one for one in came if isinstance(one, Box)]),)
+                return (self.mask_or_complain([one for one in came if isinstance(one, Box)]),)
             case Step.AGREEMENTS:
                 inputs = [one for one in came if isinstance(one, MaskedInput)]
                 self.state, agreement = core.agree(self.state, inputs, self.key)
@@ -88,6 +89,14 @@ class MaskedSite:
                 agreements = [one for one in came if isinstance(one, Agreement)]
                 self.state, reveal = core.reveal(self.state, agreements, self.key)
                 return (reveal,)
+
+    def mask_or_complain(self, boxes: Sequence[Box]) -> Signed:
+        """A masked input, or a complaint of those whose boxes do not open."""
+        try:
+            return self.mask(boxes)
+        except BoxesRefusedError as error:
+            self.state, complaint = core.complain(self.state, error.accused, self.key)
+            return complaint
 
     def mask(self, boxes: Sequence[Box]) -> MaskedInput:
         """Mask a copy of the update, once."""

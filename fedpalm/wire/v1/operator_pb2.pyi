@@ -81,7 +81,7 @@ class ListRunsReply(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[RunStatus, _Mapping]]] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run_id", "plan_name", "plan_hash", "state", "round", "rounds", "attempt", "round_state", "joined", "cohort", "delivered", "deadline_ms", "model_hash", "reason", "exchange", "method", "roster", "approved", "refused", "masking", "masking_step", "warnings")
+    __slots__ = ("run_id", "plan_name", "plan_hash", "state", "round", "rounds", "attempt", "round_state", "joined", "cohort", "delivered", "deadline_ms", "model_hash", "reason", "exchange", "method", "roster", "approved", "refused", "masking", "masking_step", "warnings", "lost_rounds", "caught")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_NAME_FIELD_NUMBER: _ClassVar[int]
     PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +104,8 @@ class RunStatus(_message.Message):
     MASKING_FIELD_NUMBER: _ClassVar[int]
     MASKING_STEP_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    LOST_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    CAUGHT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     plan_name: str
     plan_hash: bytes
@@ -126,7 +128,9 @@ class RunStatus(_message.Message):
     masking: str
     masking_step: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run_id: _Optional[str] = ..., plan_name: _Optional[str] = ..., plan_hash: _Optional[bytes] = ..., state: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., attempt: _Optional[int] = ..., round_state: _Optional[str] = ..., joined: _Optional[_Iterable[str]] = ..., cohort: _Optional[_Iterable[str]] = ..., delivered: _Optional[_Iterable[str]] = ..., deadline_ms: _Optional[int] = ..., model_hash: _Optional[bytes] = ..., reason: _Optional[str] = ..., exchange: _Optional[_Union[ExchangeStatus, _Mapping]] = ..., method: _Optional[str] = ..., roster: _Optional[_Iterable[str]] = ..., approved: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[str]] = ..., masking: _Optional[str] = ..., masking_step: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    lost_rounds: _containers.RepeatedScalarFieldContainer[int]
+    caught: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run_id: _Optional[str] = ..., plan_name: _Optional[str] = ..., plan_hash: _Optional[bytes] = ..., state: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., attempt: _Optional[int] = ..., round_state: _Optional[str] = ..., joined: _Optional[_Iterable[str]] = ..., cohort: _Optional[_Iterable[str]] = ..., delivered: _Optional[_Iterable[str]] = ..., deadline_ms: _Optional[int] = ..., model_hash: _Optional[bytes] = ..., reason: _Optional[str] = ..., exchange: _Optional[_Union[ExchangeStatus, _Mapping]] = ..., method: _Optional[str] = ..., roster: _Optional[_Iterable[str]] = ..., approved: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[str]] = ..., masking: _Optional[str] = ..., masking_step: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., lost_rounds: _Optional[_Iterable[int]] = ..., caught: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExchangeStatus(_message.Message):
     __slots__ = ("exchange_id", "state", "consented", "delivered", "reason")

@@ -283,7 +283,7 @@ def test_a_masked_update_comes_in_its_step_only_and_its_receipt_is_given_again(a
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_shares_that_open_another_secret_end_the_attempt_with_their_error(at: To) -> None:
+def test_shares_that_open_another_secret_end_the_round_with_their_error(at: To) -> None:
     """All but its own share of each secret are held to hashes: with four of five, that one is needed."""
     federation = at(Step.REVEALS)
     federation.silent = {E: Step.REVEALS}
@@ -300,9 +300,10 @@ def test_shares_that_open_another_secret_end_the_attempt_with_their_error(at: To
     federation.conductor.masking.take(RUN, federation.ref, A, Step.REVEALS, [lie])
     federation.deadline()
     federation.sum_up()
+    federation.sum_up()
     (reason,) = federation.store.query("SELECT reason FROM attempts WHERE attempt = 1")[0]
     assert f"the shares of {A} give another secret" in reason
-    assert federation.ref == RoundRef(1, 2)
+    assert federation.run.lost_rounds == (1,) and federation.run.caught == {A}
 
 
 def test_a_wrong_share_costs_its_giver_its_place_and_not_the_attempt(at: To) -> None:
@@ -317,6 +318,7 @@ def test_a_wrong_share_costs_its_giver_its_place_and_not_the_attempt(at: To) -> 
     federation.silent = {A: Step.REVEALS}
     federation.play_on()
     assert federation.run.state is RunState.COMPLETED and federation.ref == RoundRef(1, 1)
+    assert federation.run.caught == {A} and federation.run.lost_rounds == ()
 
 
 DAMAGE = {
@@ -360,7 +362,8 @@ def test_a_sum_whose_messages_are_damaged_is_not_formed_after_a_restart(at: To) 
         "DELETE FROM masking_messages WHERE step = 'reveals' AND site > 'site-002'"
     )
     federation.kill()
-    assert not federation.sums and federation.ref == RoundRef(1, 2)
+    (effect,) = federation.sums
+    assert effect.lost and "does not fit together" in federation.run.current.lost
 
 
 def test_a_step_that_cannot_be_stored_as_closed_is_closed_later(
