@@ -445,6 +445,8 @@ def _said(attempt: SiteAttempt) -> tuple[PayloadKind, tuple[Signed, ...]]:
             return PayloadKind.MASKING_KEYS, (attempt.own_keys,)
         case Stage.SHARED:
             return PayloadKind.MASKING_BOXES, attempt.own_boxes
+        case Stage.COMPLAINED if attempt.complaint is not None:
+            return PayloadKind.MASKING_COMPLAINT, (attempt.complaint,)
         case Stage.AGREED if attempt.agreement is not None:
             return PayloadKind.MASKING_AGREEMENT, (attempt.agreement,)
         case Stage.REVEALED if attempt.reveal is not None:

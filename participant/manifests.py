@@ -236,6 +236,23 @@ class ManifestBook:
         # That includes min_cohort: the plan's quorum is no smaller, and no cohort is below the quorum.
         require_allowed(self.policy.current, plan)
 
+    def newest_accepted(self, place: Place) -> RoundManifest:
+        """The manifest of an attempt, if none after it was accepted.
+
+        Raises:
+            EgressRefusedError: none was accepted.
+            StaleRoundError: a later one was.
+        """
+        row = self._store.row(
+            "SELECT seq, signed FROM manifests WHERE run_id = ? AND round = ? AND attempt = ?",
+            *(place.run, place.round, place.attempt),
+        )
+        if row is None:
+            raise refused(f"no manifest of {place} was accepted here")
+        if row["seq"] + 1 < self.size(place.run):
+            raise StaleRoundError(f"{place} is past: a later manifest was accepted")
+        return _read(row)
+
     def agreed(self, place: Place, plan: Plan) -> RoundManifest:
         """The manifest of an attempt, if an update may leave for it.
 
@@ -245,15 +262,7 @@ class ManifestBook:
             ForkError, NotOnRosterError, PolicyError: as :meth:`accept`.
         """
         self.refuse_forked(place.run)
-        row = self._store.row(
-            "SELECT seq, signed FROM manifests WHERE run_id = ? AND round = ? AND attempt = ?",
-            *(place.run, place.round, place.attempt),
-        )
-        if row is None:
-            raise refused(f"no manifest of {place} was accepted here")
-        if row["seq"] + 1 < self.size(place.run):
-            raise StaleRoundError(f"{place} is past: a later manifest was accepted")
-        manifest = _read(row)
+        manifest = self.newest_accepted(place)
         self.check_asked(manifest, plan)
         signers = self.countersigned_by(manifest)
         if len(signers) < plan.draft.quorum or self._site not in signers:

@@ -3,7 +3,8 @@
     trained --keys--> keyed --boxes--> shared --inputs--> masked --agreements--> agreed
             --reveals--> revealed
 
-A step that is asked for again sends the stored bytes again. Whatever the core finds wrong ends the
+A site to which boxes do not open sends a complaint in place of its input, and is out of the attempt. A step
+that is asked for again sends the stored bytes again. Whatever the core finds wrong ends the
 attempt at this site for good; nothing more of it is sent, and the site waits for the next one.
 """
 
@@ -18,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from fedpalm.errors import (
+    BoxesRefusedError,
     ConfigError,
     FedPalmError,
     HashMismatchError,
@@ -45,6 +47,7 @@ from fedpalm.secagg.site import (
     Stage,
     agree,
     begin,
+    complain,
     mask,
     reveal,
     share,
@@ -55,7 +58,7 @@ from fedpalm.wire.v1 import federation_pb2 as wire
 
 from .egress import EgressGate
 from .link import Link
-from .outgoing import OutgoingPayload, Place
+from .outgoing import OutgoingPayload, PayloadKind, Place
 from .peers import PeerBook
 from .plan_words import listed
 from .reporter import Reporter
@@ -84,6 +87,7 @@ _GIVES = {
     Step.AGREEMENTS: Stage.AGREED,
     Step.REVEALS: Stage.REVEALED,
 }
+"""The stage that a step leads to, unless the site complains."""
 
 
 class MaskingWorker:
@@ -191,11 +195,21 @@ class MaskingWorker:
             said = await self._fetched(link, place, source)
             if said is None:
                 return
+            if step is Step.BOXES:
+                await self._fetch_missing_countersignatures(link, place, said)
             if await self._guarded(place, self._advance, place, step, said) is None:
                 return
-        elif row.stage != _GIVES[step].value:
+        elif row.stage != _GIVES[step].value and (
+            (row.stage, step) != (Stage.COMPLAINED.value, Step.INPUTS)
+        ):
             raise StateError(f"{place}: step {step.value} does not go on from {row.stage}")
-        if await self._send(link, place) is not None:
+        sent = await self._send(link, place)
+        if sent is not None and sent.kind is PayloadKind.MASKING_COMPLAINT:
+            self._report.line(
+                f"round {place.round}, attempt {place.attempt}: masking: complaint sent; this site is out "
+                "of this attempt, keeps its update and joins the next"
+            )
+        elif sent is not None:
             self._report.line(
                 f"round {place.round}, attempt {place.attempt}: masking, step {step.value} done"
             )
@@ -213,6 +227,7 @@ class MaskingWorker:
         attempt, vector = self._load(place), None
         match step:
             case Step.BOXES:
+                self._require_countersigned(place, said)
                 after, _ = share(attempt, _only(SiteKeys, said), key)
             case Step.INPUTS:
                 vector = self._encoded(place, attempt)
@@ -222,6 +237,37 @@ class MaskingWorker:
             case _:
                 after, _ = reveal(attempt, _only(Agreement, said), key)
         return self._gate.keep_masked(place, after, vector)
+
+    def _complain(self, place: Place, accused: Sequence[str]) -> OutgoingPayload:
+        after, _ = complain(self._load(place), accused, self._live.current.signing_key)
+        return self._gate.keep_masked(place, after)
+
+    async def _fetch_missing_countersignatures(
+        self, link: Link, place: Place, said: Sequence[Signed]
+    ) -> None:
+        manifests = self._gate.manifests
+        manifest = manifests.newest_accepted(place)
+        if _speakers(said) - set(manifests.countersigned_by(manifest)):
+            for signed in await link.fetch_countersignatures(place):
+                manifests.take_countersignature(manifest, signed)
+
+    def _require_countersigned(self, place: Place, said: Sequence[Signed]) -> None:
+        """Every site whose masking keys came has countersigned: by then the CA vouches for its signing key.
+
+        The manifest alone is the coordinator's word. Whoever takes part has countersigned before.
+
+        Raises:
+            MaskingMessageError: one has not.
+        """
+        manifests = self._gate.manifests
+        manifest = manifests.newest_accepted(place)
+        missing = sorted(_speakers(said) - set(manifests.countersigned_by(manifest)))
+        if missing:
+            raise MaskingMessageError(
+                f"{listed(missing, 5, 'of the cohort')} gave masking keys without having countersigned the "
+                "manifest",
+                safe="nothing is masked with them",
+            )
 
     def _load(self, place: Place) -> SiteAttempt:
         _, attempt = self._gate.release_masked(place)
@@ -262,9 +308,12 @@ class MaskingWorker:
         work: Callable[..., OutgoingPayload],
         *arguments: object,
     ) -> OutgoingPayload | None:
-        """``work`` in a thread; None if it ended the attempt here, which was told."""
+        """``work`` in a thread, or the complaint that it led to; None if it ended the attempt: told."""
         try:
             return await asyncio.to_thread(work, *arguments)
+        except BoxesRefusedError as error:
+            self._report.line(_in_words(place, error))
+            return await self._guarded(place, self._complain, place, error.accused)
         except _FAILS as error:
             await asyncio.to_thread(self._gate.masked.kill, place.run, place.round, place.attempt)
             self._report.line(_in_words(place, error))
@@ -291,6 +340,10 @@ def _read(update: StoredUpdate, path: Path) -> Encoded:
             next_step="restore the site's home from a backup",
         )
     return vector.astype(np.uint32, copy=False)
+
+
+def _speakers(said: Sequence[Signed]) -> set[str]:
+    return {one.site for one in said if isinstance(one, SiteKeys)}
 
 
 def _only(kind: type[M], said: Sequence[Signed]) -> list[M]:

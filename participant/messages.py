@@ -20,6 +20,7 @@ PROTOCOL_VERSIONS = (1,)
 _STEP_OF = {
     PayloadKind.MASKING_KEYS: Step.KEYS,
     PayloadKind.MASKING_BOXES: Step.BOXES,
+    PayloadKind.MASKING_COMPLAINT: Step.INPUTS,
     PayloadKind.MASKING_AGREEMENT: Step.AGREEMENTS,
     PayloadKind.MASKING_REVEAL: Step.REVEALS,
 }

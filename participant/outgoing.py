@@ -37,6 +37,7 @@ class PayloadKind(StrEnum):
     LIST_RECEIPTS = "list_receipts"
     MASKING_KEYS = "masking_keys"
     MASKING_BOXES = "masking_boxes"
+    MASKING_COMPLAINT = "masking_complaint"
     MASKING_AGREEMENT = "masking_agreement"
     MASKING_REVEAL = "masking_reveal"
     FETCH_MASKING = "fetch_masking"
@@ -50,6 +51,7 @@ MASKING_KINDS = frozenset(
     {
         PayloadKind.MASKING_KEYS,
         PayloadKind.MASKING_BOXES,
+        PayloadKind.MASKING_COMPLAINT,
         PayloadKind.MASKING_AGREEMENT,
         PayloadKind.MASKING_REVEAL,
     }

@@ -2,20 +2,29 @@
 
 Certificates come from the federation's CA, which the coordinator may run. A site that kept a peer's key
 when it first saw it notices a second one under the same name, and masks nothing with it before a person
-here has asked that site, by telephone, which key is its own.
+here has asked that site, by telephone, which key is its own. The first sight is proved by a person alone,
+who compares the keys, or one code over all of them, and confirms them.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
+from fedpalm.canonical import domain_hash
 from fedpalm.errors import NotFoundError, StateError
+from fedpalm.ledger.bodies import EntryKind
+from fedpalm.pki.fingerprint import same_fingerprint
 from fedpalm.pki.keys import VerifyingKey
 from fedpalm.pki.signing import key_id
 
+from .log import SiteLog
 from .store import SiteStore
+
+Member = tuple[str, VerifyingKey]
+"""A site's name and signing key."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +89,8 @@ class PeerBook:
             known = {peer.site: peer for peer in self.all()}
         return {site: known[site] for site in keys}
 
-    def accept(self, site: str, key_id: str) -> Peer:
-        """A person here says that the other key is the site's own.
+    def accept(self, log: SiteLog, site: str, key_id: str) -> Peer:
+        """A person here says that the other key is the site's own; logged.
 
         Args:
             key_id: of that key, as the site read it out; another one may have come meanwhile.
@@ -90,25 +99,92 @@ class PeerBook:
             StateError: there is no other key, or it is not the one that was read out.
         """
         with self._store.transaction() as db:
-            row = db.execute("SELECT * FROM peers WHERE site = ?", (site,)).fetchone()
-            if row is None:
-                raise NotFoundError(f"no key of site {site[:63]!r} has been seen here")
-            if row["other_key"] is None:
+            peer = self._known(db, site)
+            if peer.other is None:
                 raise StateError(f"{site} has come with no other key than the one that is known")
-            other = _peer(row).other_key_id
-            if "".join(key_id.split()).lower() != "".join(other.split()):
-                raise StateError(
-                    f"{site} has come with the key {other}, which is not the one that was named",
-                    safe="the known key stays",
-                    next_step="read the id to that site by telephone once more",
-                )
+            _require_same(peer.other_key_id, key_id, f"{site} has come with the key")
             db.execute(
-                "UPDATE peers SET key = other_key, other_key = NULL, since_ms = ? WHERE site = ?",
+                "UPDATE peers SET key = other_key, other_key = NULL, since_ms = ?1, confirmed_ms = ?1 "
+                "WHERE site = ?2",
                 (self._store.now_ms(), site),
             )
-        accepted = self.get(site)
-        assert accepted is not None
-        return accepted
+            _log(log, db, site, peer.other_key_id)
+            return self._known(db, site)
+
+    def confirm(self, log: SiteLog, site: str, key_id: str) -> Peer:
+        """A person here says that they have compared the known key with the site; logged, once.
+
+        Args:
+            key_id: as the site read it out.
+        Raises:
+            NotFoundError: this site has seen no key of it.
+            StateError: the known key is another one.
+        """
+        with self._store.transaction() as db:
+            peer = self._known(db, site)
+            _require_same(peer.key_id, key_id, f"{site} is known by the key")
+            self._confirm(db, log, [peer])
+            return self._known(db, site)
+
+    def confirm_all(self, log: SiteLog, own: Member, code: str) -> list[Peer]:
+        """A person here says that all other sites have read out the same roster code; logged.
+
+        Returns:
+            Those that had not been confirmed.
+        Raises:
+            NotFoundError: this site has seen no key at all.
+            StateError: the code is another one.
+        """
+        with self._store.transaction() as db:
+            known = [_peer(row) for row in db.execute("SELECT * FROM peers ORDER BY site")]
+            if not known:
+                raise NotFoundError("no key of another site has been seen here")
+            _require_same(roster_code(own, known), code, "the roster code here is")
+            return self._confirm(db, log, known)
+
+    def _confirm(self, db: sqlite3.Connection, log: SiteLog, peers: list[Peer]) -> list[Peer]:
+        new = [peer for peer in peers if peer.confirmed_ms is None]
+        for peer in new:
+            db.execute(
+                "UPDATE peers SET confirmed_ms = ? WHERE site = ?",
+                (self._store.now_ms(), peer.site),
+            )
+            _log(log, db, peer.site, peer.key_id)
+        return new
+
+    @staticmethod
+    def _known(db: sqlite3.Connection, site: str) -> Peer:
+        row = db.execute("SELECT * FROM peers WHERE site = ?", (site,)).fetchone()
+        if row is None:
+            raise NotFoundError(f"no key of site {site[:63]!r} has been seen here")
+        return _peer(row)
+
+
+def roster_code(own: Member, peers: Iterable[Peer]) -> str:
+    """32 hex digits in groups of 4, alike at all sites that know each other by the same keys.
+
+    One telephone conference compares everything: each site reads out its own, and all must be the same.
+
+    Args:
+        own: this site's name and signing key.
+    """
+    members = sorted([own, *((peer.site, peer.key) for peer in peers)], key=itemgetter(0))
+    parts = [part for site, key in members for part in (site.encode(), key.public_bytes_raw())]
+    digits = domain_hash("peer-roster/v1", *parts).hex()[:32]
+    return " ".join(digits[at : at + 4] for at in range(0, 32, 4))
+
+
+def _require_same(found: str, told: str, what: str) -> None:
+    if not same_fingerprint(found, told):
+        raise StateError(
+            f"{what} {found}, which is not the one that was named",
+            safe="nothing was changed",
+            next_step="compare by telephone once more; if it stays another one, mask nothing together",
+        )
+
+
+def _log(log: SiteLog, db: sqlite3.Connection, site: str, key_id: str) -> None:
+    log.append(db, EntryKind.PEER_CONFIRMED, {"site": site, "key_id": key_id})
 
 
 def _peer(row: sqlite3.Row) -> Peer:

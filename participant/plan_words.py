@@ -56,6 +56,22 @@ def masking_words(plan: Plan) -> tuple[str, ...]:
     )
 
 
+def peer_words(others: int, unconfirmed: Sequence[str]) -> tuple[str, ...]:
+    """How many of the other sites' signing keys a person at this site has compared, and what it means."""
+    said = (
+        f"Somebody at this site has confirmed the signing keys of {others - len(unconfirmed)} of "
+        f"{times(others, 'other site')}."
+    )
+    if not unconfirmed:
+        return (said,)
+    return (
+        said,
+        f"WARNING: not those of {listed(unconfirmed, 5, '--json lists all')}. A coordinator that also runs "
+        "the federation's CA could put keys of its own in their place, and subtract from a sum whatever "
+        "it sent in their names. Compare by telephone: fedpalm-participant peers, then peers confirm.",
+    )
+
+
 PRIVACY = {
     "none": (
         "None: no noise is added, and there is no epsilon and no delta that would bound what an update "

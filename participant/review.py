@@ -16,6 +16,7 @@ from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.methods.template import model_template
 from fedpalm.plan import Plan
 
+from .peers import PeerBook
 from .plan_book import PlanState, StoredPlan
 from .plan_desk import PlanDesk
 from .plan_words import (
@@ -26,6 +27,7 @@ from .plan_words import (
     changes,
     listed,
     masking_words,
+    peer_words,
     span,
     times,
 )
@@ -59,6 +61,7 @@ def review_plan(desk: PlanDesk, stored: StoredPlan) -> Review:
         _parties(stored.plan, site),
         _work(stored.plan),
         _leaves(stored.plan),
+        *_peers(desk, stored.plan, site),
         _exchange(stored.plan, site),
         _privacy(stored.plan),
         _rounds(stored.plan),
@@ -150,6 +153,18 @@ def _leaves(plan: Plan) -> _Part:
         "seen_by": list(seen_by),
         "never_leaves": list(NEVER_LEAVES),
     }
+
+
+def _peers(desk: PlanDesk, plan: Plan, site: str) -> list[_Part]:
+    """Under masking: whose keys the masks are made with, and who has looked at them."""
+    if plan.draft.masking == "none":
+        return []
+    confirmed = {peer.site for peer in PeerBook(desk.store).all() if peer.confirmed_ms is not None}
+    others = [name for name in plan.roster if name != site]
+    unconfirmed = [name for name in others if name not in confirmed]
+    lines = peer_words(len(others), unconfirmed)
+    data = {"others": len(others), "unconfirmed": unconfirmed}
+    return [(Section("Whose keys the masks are made with", lines), {"peers": data})]
 
 
 def _exchange(plan: Plan, site: str) -> _Part:

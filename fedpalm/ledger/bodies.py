@@ -28,6 +28,7 @@ class EntryKind(StrEnum):
     MANIFEST_ACCEPTED = "manifest_accepted"
     FORK_SEEN = "fork_seen"
     CERTIFICATE = "certificate"
+    PEER_CONFIRMED = "peer_confirmed"
     EXCHANGE_APPROVED = "exchange_approved"
     EXCHANGE_REFUSED = "exchange_refused"
     EXPERT_RELEASED = "expert_released"
@@ -86,6 +87,8 @@ FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
     EntryKind.FORK_SEEN: ({**_IN_RUN, "manifest_hash": _hash, "other_hash": _hash},),
     # The certificate that this site goes by from here on: at enrolment and after every renewal.
     EntryKind.CERTIFICATE: ({"serial": _name, "certificate_hash": _hash, "expires_ms": _count},),
+    # A person at this site says that this is the signing key of that other site.
+    EntryKind.PEER_CONFIRMED: ({"site": _name, "key_id": _hash},),
     EntryKind.EXCHANGE_APPROVED: (
         {**_IN_EXCHANGE, "plan_hash": _hash, "consent_hash": _hash, "layout_hash": _hash},
     ),

@@ -47,6 +47,7 @@ from tests.support.participant import (
 MASKING_PAYLOADS = {
     masking_pb2.MASKING_STEP_KEYS: "masking_keys",
     masking_pb2.MASKING_STEP_BOXES: "masking_boxes",
+    masking_pb2.MASKING_STEP_INPUTS: "masking_complaint",
     masking_pb2.MASKING_STEP_AGREEMENTS: "masking_agreement",
     masking_pb2.MASKING_STEP_REVEALS: "masking_reveal",
 }

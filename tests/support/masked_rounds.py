@@ -78,6 +78,8 @@ class MaskedCoordinator(FakeCoordinator):
                 after = collection.take_keys(messages[0])  # type: ignore[arg-type]
             case Step.BOXES:
                 after = collection.take_boxes(site, messages)  # type: ignore[arg-type]
+            case Step.INPUTS:
+                after = collection.take_complaint(messages[0])  # type: ignore[arg-type]
             case Step.AGREEMENTS:
                 after = collection.take_agreement(messages[0])  # type: ignore[arg-type]
             case _:

@@ -13,6 +13,7 @@ KINDS = {
     "countersign": "Countersigned rounds",
     "masking_keys": "Masking messages",
     "masking_boxes": "Masking messages",
+    "masking_complaint": "Masking messages",
     "masking_agreement": "Masking messages",
     "masking_reveal": "Masking messages",
 }

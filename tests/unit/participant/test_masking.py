@@ -267,9 +267,9 @@ def test_a_peer_with_another_signing_key_is_told_of_and_used_once_a_person_accep
     book = PeerBook(site.store)
     named = book.get("east").other_key_id
     with pytest.raises(StateError, match="not the one that was named"):
-        book.accept("east", "0" * 64)
+        book.accept(site.log, "east", "0" * 64)
     assert worker.signing_keys(manifest) is None
-    accepted = book.accept("east", named)
+    accepted = book.accept(site.log, "east", named)
     assert accepted.key.public_bytes_raw() == row["key"]
     assert accepted.other is None
     assert worker.signing_keys(manifest) is not None
