@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -43,7 +45,43 @@ def private_parts(key_pem: bytes) -> set[bytes]:
 
 def keys_below(folder: Path) -> dict[Path, set[bytes]]:
     """The private parts of every key file below a folder."""
-    return {path: private_parts(path.read_bytes()) for path in sorted(folder.rglob("*.key"))}
+    return {path: private_parts(data) for path, data in sorted(contents(folder, ".key"))}
+
+
+def contents(folder: Path, suffix: str = "") -> Iterator[tuple[Path, bytes]]:
+    """Every file below a folder whose processes may be alive, with its bytes; a folder to come has none.
+
+    A database makes and removes files of its own, and a file that is written durably has another name at
+    first. So one that has gone since it was listed is left out, and what it may be called now is found by
+    listing again, until a listing names nothing new. Whatever else keeps a file from being read is an
+    error.
+
+    Args:
+        suffix: that the names of the files end with.
+    """
+    seen: set[Path] = set()
+    while new := [
+        path for path in _listed(folder) if path not in seen and path.name.endswith(suffix)
+    ]:
+        seen.update(new)
+        for path in new:
+            with suppress(FileNotFoundError):
+                yield path, path.read_bytes()
+
+
+def _listed(folder: Path) -> list[Path]:
+    """All files below it, links and sockets left out."""
+
+    def gone_is_fine(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    found = [
+        Path(root, name)
+        for root, _, names in os.walk(folder, onerror=gone_is_fine)
+        for name in names
+    ]
+    return [path for path in found if not path.is_symlink() and not path.is_socket()]
 
 
 def found_in(secrets: Iterable[bytes], *texts: bytes) -> set[bytes]:

@@ -18,7 +18,7 @@ from fedpalm.errors import KeyFileError
 from fedpalm.pki.invitation import read_invitation, write_invitation
 
 from .harness import AGREEABLE, RealFederation, run_cli
-from .secrets import found_in, keys_below
+from .secrets import contents, found_in, keys_below
 from .wire_tap import WireTap
 
 PLAN = """
@@ -131,6 +131,21 @@ def test_the_search_finds_a_key_where_it_is(story: Story) -> None:
     assert counts["tls.key"] > counts["signing.key"]
 
 
+def test_the_search_outlives_files_that_come_and_go_and_finds_what_was_renamed(tmp_path: Path):
+    for name in ("a.sqlite3", "b.sqlite3-wal", "c.json.tmp"):
+        (tmp_path / name).write_bytes(name.encode())
+    found = {}
+    for path, data in contents(tmp_path):
+        found[path.name] = data
+        if len(found) == 1:
+            # What was listed after the first file is gone before it is read.
+            for other in set(tmp_path.iterdir()) - {path}:
+                other.rename(tmp_path / f"{other.name}-renamed")
+    first, *others = found
+    assert not first.endswith("-renamed")
+    assert len(others) == 2 and all(name.endswith("-renamed") for name in others)
+
+
 def test_no_private_key_of_a_site_is_on_the_wire(story: Story) -> None:
     secrets = set().union(*story.keys.values())
     for name, messages in story.wire.items():
@@ -139,10 +154,11 @@ def test_no_private_key_of_a_site_is_on_the_wire(story: Story) -> None:
 
 def test_no_private_key_of_a_site_is_in_the_coordinators_home(story: Story) -> None:
     secrets = set().union(*story.keys.values())
-    files = [path for path in story.federation.coordinator_home.rglob("*") if path.is_file()]
-    assert any(path.name == "store.sqlite3" for path in files)
-    for path in files:
-        assert not found_in(secrets, path.read_bytes()), path
+    searched = set()
+    for path, data in contents(story.federation.coordinator_home):
+        assert not found_in(secrets, data), path
+        searched.add(path.name)
+    assert "store.sqlite3" in searched
 
 
 def test_no_private_key_of_anybody_is_in_a_log_or_an_output(story: Story) -> None:
@@ -160,17 +176,18 @@ def test_no_private_key_of_the_coordinator_is_on_the_wire_or_at_a_site(story: St
     for name, messages in story.wire.items():
         assert not found_in(secrets, b"\0".join(messages)), name
     for site in story.federation.sites:
-        for path in story.federation.site_home(site).rglob("*"):
-            if path.is_file():
-                assert not found_in(secrets, path.read_bytes()), path
+        searched = set()
+        for path, data in contents(story.federation.site_home(site)):
+            assert not found_in(secrets, data), path
+            searched.add(path.name)
+        assert "site.sqlite3" in searched
 
 
 def test_a_tokens_only_trace_at_the_coordinator_is_its_hash(story: Story) -> None:
     for site in story.federation.sites:
         token = read_invitation(story.federation.root / f"{site}.invitation").token
-        for path in story.federation.coordinator_home.rglob("*"):
-            if path.is_file():
-                assert not found_in({token, token.hex().encode()}, path.read_bytes()), path
+        for path, data in contents(story.federation.coordinator_home):
+            assert not found_in({token, token.hex().encode()}, data), path
 
 
 def test_key_files_are_for_their_owner_alone_and_refused_otherwise(story: Story) -> None:
