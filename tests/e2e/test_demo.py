@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fedpalm.benchmark.simulate import simulate
+from fedpalm.cli.demo.comparison import bound_plan
+from fedpalm.cli.demo.people import split_of, training_images
+from fedpalm.cli.demo.workspace import Workspace
 
 PATIENCE_S = 420.0
 TINY = ("--sites", "3", "--identities", "2", "--images", "4", "--rounds", "3", "--seed", "7")
@@ -109,6 +115,19 @@ def test_the_report_tells_what_left_each_site(told: tuple[Path, dict[str, Any]])
         assert egress["consent"]["count"] == 1
         for step in ("keys", "boxes", "agreement", "reveal"):
             assert egress[f"masking_{step}"]["count"] >= 3, step
+
+
+def test_masked_rounds_end_with_the_model_that_the_plan_gives_in_one_process_bit_for_bit(
+    told: tuple[Path, dict[str, Any]],
+):
+    folder, report = told
+    workspace = Workspace(folder)
+    settings = workspace.load()
+    assert settings.masked
+    images = {site: training_images(split_of(workspace, site)) for site in settings.site_names}
+    result = simulate(bound_plan(settings), settings.method, images)
+    digest = hashlib.sha256(result.shared.astype("<f4").tobytes()).hexdigest()
+    assert report["model_hash"] == digest
 
 
 def test_all_promised_files_are_there(told: tuple[Path, dict[str, Any]]):
