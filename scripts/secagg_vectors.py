@@ -2,6 +2,7 @@
 
     python scripts/secagg_vectors.py            # writes tests/vectors/secagg/*.json
     python scripts/secagg_vectors.py --check    # fails if they differ
+    python scripts/secagg_recompute.py          # checks them without FedPalm's code
 
 Everything that is random in an attempt is fixed here: m, b and c of three sites, the coefficients of their
 polynomials and the salts. A sealed box is random in itself, so boxes are kept as they are in the file and
@@ -27,11 +28,16 @@ from fedpalm.secagg.boxes import box_info, pair_stream
 from fedpalm.secagg.codec import FixedPointCodec
 from fedpalm.secagg.masks import apply_masks
 from fedpalm.secagg.messages import (
+    Agreement,
     Box,
+    Complaint,
     MaskedInput,
+    OpenedShare,
+    Reveal,
     ShareKind,
     SiteKeys,
     attempt_context,
+    inputs_hash,
     keys_context,
     share_hash,
     signed,
@@ -166,7 +172,7 @@ def attempt_vectors(sealed_before: dict[str, str]) -> dict[str, Any]:
             boxes[chooser, other],
         )
     total = np.zeros(8, dtype=np.uint32)
-    inputs = []
+    inputs, said_inputs = [], []
     for site in SITES:
         encoded = np.frombuffer(fixed(f"encoded of {site}"), dtype="<u4").astype(np.uint32)
         total += encoded
@@ -176,6 +182,7 @@ def attempt_vectors(sealed_before: dict[str, str]) -> dict[str, Any]:
         apply_masks(masked, [own_stream(made[site].seed_secret), *add], subtract)
         digest = hashlib.sha256(masked.astype("<u4").tobytes()).digest()
         said = signed(MaskedInput(site, SITES, digest), later, signers[site])
+        said_inputs.append(said)
         inputs.append(
             {
                 "site": site,
@@ -185,6 +192,15 @@ def attempt_vectors(sealed_before: dict[str, str]) -> dict[str, Any]:
                 "signature": said.signature.hex(),
             }
         )
+    first = SITES[0]
+    others = tuple(
+        OpenedShare(site, ShareKind.SEED, fixed(f"share {site}", 33), fixed(f"salt {site}", 16))
+        for site in SITES
+    )
+    agreed = Agreement(first, SITES, SITES, inputs_hash(later, said_inputs))
+    later_messages = {
+        "complaint": Complaint(first, SITES[1:]), "agreement": agreed, "reveal": Reveal(first, others)
+    }  # fmt: skip
     return {
         "roster": list(SITES),
         "colluders": terms.colluders,
@@ -214,6 +230,11 @@ def attempt_vectors(sealed_before: dict[str, str]) -> dict[str, Any]:
         "boxes": box_vectors,
         "pair_streams": {pair: stream.hex() for pair, stream in streams.items()},
         "inputs": inputs,
+        "signatures_of_the_first_site": {
+            name: signed(one, later, signers[first]).signature.hex()
+            for name, one in later_messages.items()
+        },
+        "revealed": [[one.owner, one.share.hex(), one.salt.hex()] for one in others],
         "sum": total.astype("<u4").tobytes().hex(),
     }
 

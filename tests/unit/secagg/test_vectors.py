@@ -27,13 +27,17 @@ def stored(name: str) -> Any:
     return json.loads((FOLDER / name).read_text())
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("made", ROOT / "scripts" / "secagg_vectors.py")
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return loaded("secagg_vectors")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,18 @@ def script() -> ModuleType:
 def test_the_code_makes_the_stored_vectors(name: str, script: ModuleType) -> None:
     assert json.loads(json.dumps(script.all_vectors()[name])) == stored(name)
     assert {path.name for path in FOLDER.glob("*.json")} == set(script.all_vectors())
+
+
+def test_the_stored_vectors_follow_from_the_text_of_the_protocol_alone() -> None:
+    recompute = loaded("secagg_recompute")
+    assert "fedpalm." not in Path(str(recompute.__file__)).read_text()
+    attempt = stored("attempt.json")
+    compared, wrong = recompute.recompute(attempt, stored("shamir.json"))
+    assert compared > 90 and not wrong
+    attempt["pair_streams"]["north west"] = attempt["pair_streams"]["north south"]
+    attempt["signatures_of_the_first_site"]["complaint"] = "00" * 64
+    _, wrong = recompute.recompute(attempt, stored("shamir.json"))
+    assert wrong == ["pair stream north west", "complaint of north"]
 
 
 def test_the_stored_boxes_open_to_what_stands_beside_them() -> None:
