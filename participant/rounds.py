@@ -196,6 +196,8 @@ class RunWorker:
             return
         model_hash = bytes.fromhex(manifest.model_hash)
         await link.countersign(place, self._manifests.countersign(manifest))
+        if run.plan.draft.masking != "none":
+            self._masking.signing_keys(manifest)  # Told now, so that people can compare during training.
         update = self._store.update(place.run, manifest.round)
         if update is None:
             update = await self._trained(link, run, manifest, model_hash)

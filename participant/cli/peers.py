@@ -17,11 +17,11 @@ from .site import open_site
 
 
 @click.group(invoke_without_command=True)
-@home_option("the site")
+@click.option("--home", type=click.Path(file_okay=False, path_type=Path), envvar="FEDPALM_HOME")
 @json_option
 @click.pass_context
 @command_errors
-def peers(context: click.Context, home: Path, as_json: bool) -> None:
+def peers(context: click.Context, home: Path | None, as_json: bool) -> None:
     """List the signing keys of the other sites, and one code over all of them, for comparing by telephone.
 
     Masking uses a site's key as it was seen first; another one is refused until somebody here accepts it.
@@ -29,6 +29,8 @@ def peers(context: click.Context, home: Path, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
+    if home is None:
+        raise click.UsageError("Missing option '--home' (env var: 'FEDPALM_HOME').")
     with open_site(home) as (config, desk):
         known = PeerBook(desk.store).all()
         code = roster_code(_own(desk), known) if known else ""

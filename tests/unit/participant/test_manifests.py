@@ -28,7 +28,7 @@ from fedpalm.rounds.manifest import Countersignature, RoundManifest
 from participant.cli.manifests import manifests
 from participant.outgoing import Place
 from tests.support.agreement import countersignature
-from tests.support.participant import Site, make_plan
+from tests.support.participant import SITES, Site, make_plan
 from tests.support.pki import TestAuthority
 from tests.support.rounds import RUN, Chain
 
@@ -429,3 +429,27 @@ def test_the_command_shows_both_sides_of_a_fork(world, site, chain):
     assert manifest.hash.hex() in shown["held"]
     assert shown["other"].startswith(f"west has signed manifest {other.hash.hex()}")
     assert "the run is held up" in _command(site)[1]
+
+
+# --- signing keys ------------------------------------------------------------------------------------
+
+
+def test_a_manifest_with_another_key_for_this_site_is_refused_and_one_with_its_own_is_taken(
+    site, world, chain
+):
+    true = world.signing_keys(SITES)
+    lie = chain.say(signing_keys={**true, "north": true["east"]})
+    error = _refused(site, lie, NotOnRosterError, "another signing key for this site than its own")
+    assert error.next_step
+    assert _book(site).accept(chain.next(signing_keys=true)).signing_keys == true
+
+
+def test_a_countersignature_under_another_key_than_the_manifests_does_not_count(site, world, chain):
+    keys = world.signing_keys(SITES)
+    signed = chain.next(signing_keys={**keys, "east": keys["west"]})
+    manifest = _book(site).accept(signed)
+    by_east = countersignature(world.absent("east"), signed)
+    assert not _book(site).take_countersignature(manifest, by_east)
+    assert _book(site).countersigned_by(manifest) == []
+    by_west = countersignature(world.absent("west"), signed)
+    assert _book(site).take_countersignature(manifest, by_west)

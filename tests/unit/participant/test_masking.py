@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from fedpalm.errors import (
     ContributionReuseError,
     EgressRefusedError,
+    MaskingMessageError,
     PlanNotApprovedError,
     PolicyError,
     StaleRoundError,
@@ -18,11 +20,13 @@ from fedpalm.errors import (
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.methods.contribution import masking_terms
 from fedpalm.plan import Continues
+from fedpalm.secagg.messages import SiteKeys, signed
 from fedpalm.secagg.unmasking import Step
 from fedpalm.wire.v1 import federation_pb2 as wire
 from participant import rounds
 from participant.ending import Ended, ExitAfter
 from participant.outgoing import PayloadKind, Place, require_outgoing
+from participant.peers import PeerBook
 from participant.plan_words import masking_words
 from participant.policy import Policy, violations
 from tests.support.aio import in_loop
@@ -262,8 +266,6 @@ def test_a_peer_with_another_signing_key_is_told_of_and_used_once_a_person_accep
     assert worker.signing_keys(manifest) is None
     assert worker.signing_keys(manifest) is None
     assert sum("peers accept east" in line for line in site.lines) == 1
-    from participant.peers import PeerBook
-
     book = PeerBook(site.store)
     named = book.get("east").other_key_id
     with pytest.raises(StateError, match="not the one that was named"):
@@ -273,6 +275,45 @@ def test_a_peer_with_another_signing_key_is_told_of_and_used_once_a_person_accep
     assert accepted.key.public_bytes_raw() == row["key"]
     assert accepted.other is None
     assert worker.signing_keys(manifest) is not None
+
+
+@in_loop
+async def test_a_cohort_member_that_never_countersigns_delays_nobodys_masking_keys(world):
+    coordinator = MaskedCoordinator(world, masked_plan(sites=("east", "north", "south", "west")))
+    sites = _sites(world)
+    tasks = [asyncio.create_task(site.run(coordinator)) for site in sites]
+    async with asyncio.timeout(20):
+        while not all((name, 1, 1, "keys") in coordinator.sent for name in SITES):
+            await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert "south" not in coordinator.countersignatures[1, 1]
+
+
+def test_masking_keys_of_a_site_that_has_not_countersigned_are_not_used(world):
+    site, _, manifest = _trained(world)
+    with site.store.transaction() as db:
+        db.execute("DELETE FROM countersignatures WHERE site = 'east'")
+    said = [SiteKeys(name, b"", b"", b"", b"") for name in manifest.cohort]
+    _worker(site)._require_countersigned(PLACE, [one for one in said if one.site != "east"])
+    with pytest.raises(MaskingMessageError, match="east gave masking keys without"):
+        _worker(site)._require_countersigned(PLACE, said)
+
+
+def test_under_a_policy_of_confirmed_peers_there_are_no_keys_before_all_of_them_are(world):
+    site, plan, manifest = _trained(world)
+    site.home.policy.write_text('peers = "confirmed"\n')
+    worker, book = _worker(site), PeerBook(site.store)
+    assert worker.signing_keys(manifest) is None
+    with pytest.raises(StateError, match="may not be used"):
+        worker._begin(plan, PLACE, manifest)
+    assert "nobody here has compared the signing keys of east, west" in site.lines[-1]
+    book.confirm(site.log, "east", book.get("east").key_id)
+    assert worker.signing_keys(manifest) is None
+    assert "signing keys of west," in site.lines[-1]
+    book.confirm(site.log, "west", book.get("west").key_id)
+    assert worker.signing_keys(manifest) == manifest.verifying_keys
 
 
 def _keyed(world):
@@ -338,6 +379,70 @@ async def test_a_coordinator_that_swaps_boxes_ends_the_attempt_before_anything_i
     assert again.gate.masked.row(PLACE).stage == "dead"
     assert _secrets(again) == []
     again.store.close()
+
+
+@in_loop
+async def test_a_site_to_which_a_box_does_not_open_says_so_and_masks_the_same_update_next_time(
+    world,
+):
+    class Junk(MaskedCoordinator):
+        complaints = ()
+
+        def relayed(self, site, collection, step):
+            said = super().relayed(site, collection, step)
+            if (site, step, self.attempt) != ("west", Step.BOXES, 1):
+                return said
+            return [
+                replace(box, shares=bytes(len(box.shares))) if box.sender == "east" else box
+                for box in said
+            ]
+
+        def _keep(self, after):
+            if after.complaints:
+                self.complaints = tuple(after.complaints.values())
+                self.abort("boxes do not open")
+            else:
+                super()._keep(after)
+
+    coordinator, sites = Junk(world), _sites(world)
+    assert all(one.completed for one in await _run_all(sites, coordinator))
+    (complaint,) = coordinator.complaints
+    assert (complaint.site, complaint.accused) == ("west", ("east",))
+    west = sites[SITES.index("west")]
+    assert any("this site says so to the coordinator" in line for line in west.lines)
+    assert any("complaint sent" in line for line in west.lines)
+    assert west.methods[0].trained == [1]
+    assert np.array_equal(coordinator.sums[0], _encoded_sum(sites))
+    again = Site(west.home)
+    masked = "SELECT masked_hash FROM masked_attempts WHERE attempt = 1"
+    assert again.store.row(masked)["masked_hash"] is None
+    sent = [e.body["payload"] for e in again.log.entries() if e.kind is EntryKind.EGRESS]
+    assert sent.count("masking_complaint") == sent.count("update") == 1
+    again.store.close()
+
+
+@in_loop
+async def test_masking_keys_that_are_signed_with_the_key_of_an_earlier_admission_end_the_attempt(
+    world,
+):
+    class Replaying(MaskedCoordinator):
+        def relayed(self, site, collection, step):
+            said = super().relayed(site, collection, step)
+            if (site, step) != ("west", Step.KEYS):
+                return said
+            context, earlier = collection.facts.context, world.absent("east").signing_key
+            return [signed(one, context, earlier) if one.site == "east" else one for one in said]
+
+    coordinator, sites = Replaying(world), _sites(world)
+    tasks = [asyncio.create_task(site.run(coordinator)) for site in sites]
+    west = sites[SITES.index("west")]
+    async with asyncio.timeout(20):
+        while not any("masking: " in line and "Safe" in line for line in west.lines):
+            await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert ("west", 1, 1, "boxes") not in coordinator.sent
 
 
 def test_policy_and_review_say_what_masking_asks_and_gives():

@@ -237,3 +237,8 @@ def test_words_tell_whether_anybody_is_asked():
         "A plan within these limits is approved"
     )
     assert "exchange of experts is forbidden" in " ".join(in_words(Policy(expert_exchange=False)))
+
+
+def test_the_words_say_whose_keys_are_masked_with():
+    assert "as they were seen first" in " ".join(in_words(Policy()))
+    assert "nobody here has confirmed" in " ".join(in_words(Policy(peers="confirmed")))

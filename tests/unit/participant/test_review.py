@@ -13,7 +13,9 @@ from fedpalm.methods.contribution import codec_for
 from fedpalm.methods.template import model_template
 from fedpalm.plan import Continues, Plan, PlanDraft
 from participant.cli import main
+from participant.peers import PeerBook
 from participant.review import review_plan
+from tests.support.masked_rounds import masked_plan
 from tests.support.participant import EXPERT, FEDERATION, LAYOUT, World, make_plan
 
 RUN = "toy-1"
@@ -256,3 +258,18 @@ def test_without_any_plan_the_commands_say_where_plans_come_from(site):
         code, data = _json(site, command)
         assert code == NotFoundError.exit_code
         assert "fedpalm-participant run" in data["error"]["next_step"]
+
+
+def test_under_masking_it_says_how_many_peers_are_confirmed_and_warns_of_the_others(world, site):
+    plan, book = masked_plan(), PeerBook(site.store)
+    book.pin({name: world.absent(name).signing_key.public_key() for name in ("east", "west")})
+    book.confirm(site.log, "east", book.get("east").key_id)
+    review = _review(world, site, plan)
+    assert "the signing keys of 1 of 2 other sites" in _text(review)
+    assert "WARNING: not those of west." in _text(review)
+    assert review.data["peers"] == {"others": 2, "unconfirmed": ["west"]}
+    book.confirm(site.log, "west", book.get("west").key_id)
+    after = _review(world, site, plan)
+    assert "the signing keys of 2 of 2 other sites" in _text(after)
+    assert "WARNING: not those" not in _text(after)
+    assert "peers" not in _review(world, site, make_plan(), "toy-2").data

@@ -18,9 +18,10 @@ from participant import link, rounds
 from participant.ending import ExitAfter
 from participant.link import Link
 from participant.outgoing import PayloadKind
+from tests.support.agreement import made_up_keys
 from tests.support.aio import in_loop
 from tests.support.fake_coordinator import FakeCoordinator
-from tests.support.participant import Site, make_plan
+from tests.support.participant import SITES, Site, make_plan
 from tests.support.pki import TestAuthority
 
 RUN = "toy-1"
@@ -114,6 +115,10 @@ LIES = {
     "another run": (_changed(run="toy-2"), "manifest that came is of run toy-2"),
     "another attempt": (_changed(attempt=2), "manifest that came is of run"),
     "without this site": (_changed(cohort=["east", "west"]), "not in the cohort"),
+    "another key for this site": (
+        _changed(signing_keys=made_up_keys(SITES)),
+        "another signing key",
+    ),
     "below the quorum": (_changed(cohort=["north"]), "plan's minimum"),
     "not text": (lambda c: dataclasses.replace(_altered(c), statement=b"{"), "malformed"),
 }
