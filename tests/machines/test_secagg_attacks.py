@@ -24,7 +24,7 @@ from fedpalm.errors import (
 )
 from fedpalm.pki.hybrid import seal
 from fedpalm.secagg import site as core
-from fedpalm.secagg.boxes import HeldShares, box_info
+from fedpalm.secagg.boxes import HeldShares, box_info, seal_box
 from fedpalm.secagg.codec import FixedPointCodec
 from fedpalm.secagg.memory import AttemptRef
 from fedpalm.secagg.messages import (
@@ -380,6 +380,21 @@ def test_a_box_for_another_pair_opens_for_nobody_else(
     other = getattr(attempt.collection.boxes[sender][recipient], field)
     attempt.show = reboxed(attempt, "s00", "s03", **{field: other})
     refused(BoxesRefusedError, attempt.inputs)
+    federation.assert_nothing_was_revealed()
+
+
+@pytest.mark.parametrize("signer", ["the coordinator", "s01"])
+def test_a_box_that_another_made_in_a_sites_name_is_refused(signer: str) -> None:
+    """It opens and holds what its hashes say: only the signature is not the sender's."""
+    federation = Federation.of(5)
+    attempt = federation.attempt().keys().boxes()
+    context, to = attempt.collection.context, attempt.collection.keys["s03"]
+    held = HeldShares(bytes(33), bytes(16), bytes(33), bytes(16))
+    forged = seal_box(context, "s00", to, held, bytes(32), signing_key(signer))
+    attempt.show = lambda step, site, boxes: [
+        forged if (box.sender, box.recipient) == ("s00", "s03") else box for box in boxes
+    ]
+    assert refused(BoxesRefusedError, attempt.inputs, "not its own").accused == ("s00",)
     federation.assert_nothing_was_revealed()
 
 
