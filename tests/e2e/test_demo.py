@@ -127,7 +127,8 @@ def test_masked_rounds_end_with_the_model_that_the_plan_gives_in_one_process_bit
     images = {site: training_images(split_of(workspace, site)) for site in settings.site_names}
     result = simulate(bound_plan(settings), settings.method, images)
     digest = hashlib.sha256(result.shared.astype("<f4").tobytes()).hexdigest()
-    assert report["model_hash"] == digest
+    # The interruption may have come while shares were given: then a round is lost, and told.
+    assert (report["model_hash"] == digest) == (report["lost_rounds"] == [])
 
 
 def test_all_promised_files_are_there(told: tuple[Path, dict[str, Any]]):

@@ -85,6 +85,8 @@ class Report(Settings):
     open_set: OpenReport
     timings_s: dict[str, float]
     resumed: bool = False
+    lost_rounds: tuple[int, ...] = ()
+    """Masked rounds that gave no sum, because the run was cut off while shares were given."""
     files: dict[str, str]
 
     @property

@@ -251,6 +251,11 @@ def _limits(report: Report) -> str:
         )
     if report.resumed:
         items.append("The run was cut off and taken up again; times are sums over its parts.")
+    if report.lost_rounds:
+        items.append(
+            f"Without a sum: round {', '.join(map(str, report.lost_rounds))}. The run was cut off while "
+            "sites gave their shares, which they do once; nothing was learnt from these rounds."
+        )
     return "".join(f"<li>{escape(item)}</li>\n" for item in items)
 
 

@@ -83,6 +83,7 @@ def build_report(
         open_set=_open_set(workspace, settings, others),
         timings_s=workspace.timings_s,
         resumed=resumed,
+        lost_rounds=tuple(status["lost_rounds"]),
         files=_files(settings),
     )
 

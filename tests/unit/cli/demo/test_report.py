@@ -171,6 +171,12 @@ def test_a_run_that_was_cut_off_says_so(report: Report, tmp_path: Path):
     assert "cut off" in rendered(report.model_copy(update={"resumed": True}), tmp_path)
 
 
+def test_rounds_without_a_sum_are_named(report: Report, tmp_path: Path):
+    assert "Without a sum" not in rendered(report, tmp_path)
+    lost = report.model_copy(update={"lost_rounds": (3, 7)})
+    assert "Without a sum: round 3, 7." in rendered(lost, tmp_path)
+
+
 def test_the_terminal_shows_rates_egress_and_files(report: Report, tmp_path: Path):
     stream = io.StringIO()
     Console(file=stream, width=120).print(summary(report, Workspace(tmp_path)))
