@@ -322,6 +322,20 @@ def test_nothing_is_counted_while_nothing_can_be_signed(world: World) -> None:
     assert [row[0] for row in world.store.query("SELECT run_id FROM runs")] == [RUN]
 
 
+def test_a_manifest_names_the_present_signing_key_of_each_site_of_its_cohort(world: World) -> None:
+    keys = {site: signing_key(site) for site in world.plan.roster}
+    notary = Notary(Unchanging(identity()), world.clock, keys.get)
+    head, model = ManifestHead.start(world.plan, RUN), world.plan.initial_model
+    asked = (RUN, world.plan, head, RoundRef(1, 1), (A, B), model)
+    assert RoundManifest.read(notary.manifest(*asked)).signing_keys == {
+        A: keys[A].hex(),
+        B: keys[B].hex(),
+    }
+    del keys[B]
+    with pytest.raises(ResourceError, match=f"no cohort with site {B} can be signed"):
+        notary.manifest(*asked)
+
+
 # --- amendments -----------------------------------------------------------------------------------
 
 
