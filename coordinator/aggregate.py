@@ -116,8 +116,8 @@ def change(
 
 def _neighbour(value: FloatVector) -> FloatVector:
     """The next float32 above; below the largest one, since what is finite stays finite."""
-    above = np.nextafter(value, np.float32(np.inf))
-    return np.where(np.isfinite(above), above, np.nextafter(value, np.float32(0)))
+    largest = np.finfo(np.float32).max
+    return np.nextafter(value, np.where(value < largest, np.float32(np.inf), np.float32(0)))
 
 
 def _write_model(

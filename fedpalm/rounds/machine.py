@@ -270,6 +270,7 @@ def _join_later(current: Round, received: SiteJoined) -> Step:
 def _join_collecting(current: Round, received: SiteJoined) -> Step:
     joined, _ = _join_later(current, received)
     owed = received.site in current.remaining and received.site not in current.delivered
+    owed = owed and not current.spent
     return joined, ((_train(current, (received.site,)),) if owed else ())
 
 

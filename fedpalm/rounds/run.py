@@ -421,6 +421,8 @@ def _why_not_on(run: Run, ended: Round) -> str:
     """Why a run waits for its operator after an attempt; empty if another attempt may follow."""
     last = ended.lost or ended.reason
     if run.failures >= run.terms.max_attempts:
+        if ended.lost:
+            return f"{run.failures} failures in a row, the last in round {ended.ref.round}: {last}"
         return f"round {ended.ref.round} failed {run.failures} times, last: {last}"
     if ended.spent and ended.state is RoundState.ABORTED:
         return f"round {ended.ref.round} can neither give a sum nor be repeated: {ended.reason}"

@@ -27,6 +27,7 @@ from fedpalm.rounds.events import (
     RoundInput,
     RoundRef,
     SendTrain,
+    SharesAsked,
     SiteExpelled,
     SiteJoined,
     SiteLeft,
@@ -42,11 +43,13 @@ from fedpalm.rounds.run import (
     InRound,
     Pause,
     Resume,
+    RoundOpened,
     Run,
     RunEffect,
     RunInput,
     RunState,
     RunTerms,
+    SitesCaught,
     Start,
     advance,
 )
@@ -84,6 +87,9 @@ class RunUnderFire(RuleBasedStateMachine):
         self.barred: dict[RoundRef, set[str]] = {}
         self.out: set[str] = set()
         self.until_next_round: set[str] = set()
+        self.caught: set[str] = set()
+        self.spent: set[str] = set()
+        self.lost: list[int] = []
         self.endings = 0
 
     def now_ms(self) -> int:
@@ -102,6 +108,11 @@ class RunUnderFire(RuleBasedStateMachine):
                     self.until_next_round |= {site} & set(before.cohort)
             case Resume():
                 self.until_next_round.clear()
+                self.caught.clear()
+            case SitesCaught(sites=found):
+                self.caught |= found
+            case InRound(input=SharesAsked()):
+                self.spent.add(self.current.model_hash)
         self.journal.append(received)
         self.stored = json.dumps(run.to_json())
         self.run = run
@@ -114,31 +125,38 @@ class RunUnderFire(RuleBasedStateMachine):
 
     @property
     def kept_out(self) -> set[str]:
-        """Who was expelled from a cohort of this round, if the others can do without."""
-        enough = len(set(ROSTER) - self.out - self.until_next_round) >= QUORUM
-        return self.until_next_round if enough else set()
+        """Who was caught, or expelled from a cohort of this round, if the others can do without."""
+        rest = set(ROSTER) - self.out - self.caught - self.until_next_round
+        return self.caught | (self.until_next_round if len(rest) >= QUORUM else set())
 
     def carry_out(self, effect: RunEffect) -> None:
         match effect:
             case StartTimer():
                 self.timer = effect
+            case RoundOpened():
+                assert self.run.model_hash not in self.spent
             case PersistCohort(ref=ref, cohort=cohort):
                 assert ref in self.cohorts or not set(cohort) & (self.out | self.kept_out)
                 assert self.cohorts.setdefault(ref, cohort) == cohort
                 self.feed(self.within(CohortPersisted(self.now_ms()), ref))
-            case SendTrain(ref=ref, sites=asked):
+            case SendTrain(ref=ref, sites=asked, model_hash=model_hash):
+                assert model_hash not in self.spent
                 assert set(asked) <= set(self.cohorts[ref]) - self.barred.get(ref, set())
                 self.told.setdefault(ref, set()).update(asked)
             case Aggregate(ref=ref, survivors=survivors):
                 assert set(survivors) <= set(self.cohorts[ref])
-                assert len(survivors) >= QUORUM
+                assert len(survivors) >= QUORUM or (effect.lost and self.current.spent)
+                assert effect.lost == bool(self.current.lost)
                 assert {(ref, site) for site in survivors} <= set(self.receipts)
                 assert not set(survivors) & self.barred.get(ref, set())
                 self.sums.append(effect)
                 self.summed[ref] = survivors
-            case PublishModel(ref=ref):
+            case PublishModel(ref=ref, model_hash=model_hash):
                 assert not set(self.summed[ref]) & self.barred.get(ref, set())
+                assert model_hash not in self.spent
+                assert model_hash.startswith("lost") == (not self.summed[ref])
                 self.commits[ref.round] += 1
+                self.lost += [] if self.summed[ref] else [ref.round]
             case CloseRound(model_hash=model_hash, committed=committed):
                 assert model_hash == self.run.model_hash
                 if committed:
@@ -228,19 +246,29 @@ class RunUnderFire(RuleBasedStateMachine):
         self.feed(self.within(deadline, timer.ref))
 
     def step_ends(self, timer: StartTimer) -> None:
-        """A step of masking: another one begins, until who has delivered is summed."""
+        """A step of masking: the shares are asked for, then who has delivered is summed."""
         if timer.ref != self.current.ref or self.current.state is not RoundState.COLLECTING:
             return
         if len(self.current.delivered) < 2:
             self.feed(self.within(Abort("masking: too few"), timer.ref))
+        elif not self.current.spent:
+            self.timer = timer
+            self.feed(self.within(SharesAsked(), timer.ref))
         else:
             self.feed(self.within(SumReady(self.current.survivors), timer.ref))
 
     @precondition(lambda self: self.sums)
-    @rule(fails=st.booleans())
-    def sum_ends(self, fails: bool) -> None:
+    @rule(how=st.sampled_from(["well", "well", "badly", "same"]))
+    def sum_ends(self, how: str) -> None:
         done = self.sums.pop(0)
-        result = AggregationFailed("no") if fails else Aggregated(f"m{done.ref.round}")
+        result: RoundInput
+        if how == "badly":
+            result = AggregationFailed("no", done.lost)
+        elif how == "same" and self.terms.round.masked:
+            result = Aggregated(done.model_hash, done.lost)
+        else:
+            name = "lost" if done.lost else "m"
+            result = Aggregated(f"{name}-{done.ref.round}", done.lost)
         self.feed(self.within(result, done.ref))
 
     @precondition(lambda self: self.run.state == "running")
@@ -288,12 +316,13 @@ class RunUnderFire(RuleBasedStateMachine):
             return
         assert set(current.delivered) <= set(current.cohort) <= set(ROSTER)
         if current.state in (RoundState.AGGREGATING, RoundState.COMMITTED):
-            assert len(current.survivors) >= QUORUM
+            assert len(current.survivors) >= QUORUM or current.lost
 
     @invariant()
     def who_is_out_is_not_waited_for_and_does_not_count(self) -> None:
         assert self.run.expelled == self.out
         assert self.run.barred == self.until_next_round
+        assert self.run.caught == self.caught
         assert not self.out & (self.run.joined | self.run.present)
         current = self.run.current
         if current is not None and not current.over and current.cohort:
@@ -330,13 +359,26 @@ class RunUnderFire(RuleBasedStateMachine):
             assert rung or self.timer.ref == self.current.ref  # type: ignore[union-attr]
             assert not rung, f"{self.current.state} without a timer"
         else:
-            assert [one.ref for one in self.sums if one.ref == self.current.ref]
+            lost = bool(self.current.lost)
+            assert [one for one in self.sums if (one.ref, one.lost) == (self.current.ref, lost)]
 
     @invariant()
     def a_run_ends_once(self) -> None:
         assert self.endings == int(self.run.over)
         if self.run.state is RunState.COMPLETED:
             assert len(self.commits) == self.terms.rounds
+
+    @invariant()
+    def a_lost_round_is_counted(self) -> None:
+        assert self.run.lost_rounds == tuple(self.lost)
+
+
+def _under_way(run: Run) -> bool:
+    return (
+        run.state is RunState.RUNNING
+        and run.current is not None
+        and run.current.state in (RoundState.COLLECTING, RoundState.AGGREGATING)
+    )
 
 
 TestRunUnderFire = RunUnderFire.TestCase
@@ -348,11 +390,34 @@ class MaskedRunUnderFire(RunUnderFire):
 
     terms = replace(TERMS, round=replace(TERMS.round, masked=True))
 
+    @precondition(lambda self: _under_way(self.run))
+    @rule(site=sites)
+    def catch(self, site: str) -> None:
+        """Complaints or shares show that a site broke the rules."""
+        self.feed(SitesCaught(frozenset({site}), "junk"))
+
+    @precondition(lambda self: _under_way(self.run) and self.current.state == "collecting")
+    @rule(then=st.sampled_from(["", "too few", "a wrong share"]))
+    def ask_for_shares(self, then: str) -> None:
+        """The shares are asked for, and they may come to nothing."""
+        self.feed(self.within(SharesAsked()))
+        if then:
+            self.feed(self.within(Abort(then)))
+
     @invariant()
     def nobody_that_delivered_is_left_out_of_the_sum(self) -> None:
         current = self.run.current
         if current is not None and not current.over:
-            assert current.survivors == tuple(sorted(current.delivered))
+            assert current.lost or current.survivors == tuple(sorted(current.delivered))
+
+    @invariant()
+    def a_spent_attempt_is_not_followed_by_another_at_its_round(self) -> None:
+        current = self.run.current
+        if current is not None and current.model_hash in self.spent:
+            assert current.spent
+            assert current.state in (
+                RoundState.COLLECTING, RoundState.AGGREGATING, RoundState.COMMITTED
+            ) or self.run.state in (RunState.PAUSED, RunState.ABORTED)  # fmt: skip
 
     @rule()
     def other_survivors(self) -> None:

@@ -91,7 +91,9 @@ class MaskedSite:
                 return (reveal,)
 
     def mask_or_complain(self, boxes: Sequence[Box]) -> Signed:
-        """A masked input, or a complaint of those whose boxes do not open."""
+        """A masked input, or a complaint of those whose boxes do not open; the same again."""
+        if self.state.complaint is not None:
+            return self.state.complaint
         try:
             return self.mask(boxes)
         except BoxesRefusedError as error:

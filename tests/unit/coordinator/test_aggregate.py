@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator.aggregate import BLOCK_VALUES, aggregate
+from coordinator.aggregate import BLOCK_VALUES, aggregate, change
 from coordinator.spool import Spool
 from fedpalm.errors import IntegrityError, NonFiniteUpdateError, ResourceError, UnavailableError
 from fedpalm.methods.rules import WeightedMean
@@ -220,3 +220,32 @@ def test_a_masked_sum_needs_no_more_memory(make) -> None:  # type: ignore[no-unt
     tracemalloc.stop()
     block = 8 * BLOCK_VALUES
     assert peak < 8 * block < bench.model.stat().st_size
+
+
+# --- lost rounds ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parameters", [1, 97, 2 * BLOCK_VALUES + 5])
+def test_a_lost_round_moves_one_value_of_its_model_to_the_next_one_up(make, parameters) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=2, parameters=parameters)
+    hashes = {
+        change(bench.codec, bench.model, bytes([n] * 32), bench.spool.model) for n in range(4)
+    }
+    assert len(hashes) == min(4, parameters)
+    for new_hash in hashes:
+        changed = bench.read(new_hash)
+        assert hashlib.sha256(changed.tobytes()).hexdigest() == new_hash
+        (at,) = np.flatnonzero(changed != bench.params)
+        assert changed[at] == np.nextafter(bench.params[at], np.float32(np.inf))
+    again = change(bench.codec, bench.model, bytes(32), bench.spool.model)
+    assert again in hashes
+    assert not [path for path in bench.spool.models.iterdir() if path.name.endswith(".partial")]
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, np.finfo("f4").max, -np.finfo("f4").max, -1e-45])
+def test_a_changed_model_is_finite_and_another_one(make, value: float) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=2, parameters=1)
+    bench.model.write_bytes(np.array([value], "<f4").tobytes())
+    changed = bench.read(change(bench.codec, bench.model, bytes(32), bench.spool.model))
+    assert np.isfinite(changed).all()
+    assert changed.tobytes() != bench.model.read_bytes()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from coordinator.cli.view import run_json, run_text
 from coordinator.exchange import ExchangeDesk
 from coordinator.exchange_records import ExchangeRecords
 from coordinator.status import run_status
@@ -26,10 +29,19 @@ from fedpalm.errors import (
 from fedpalm.pki.signing import sign
 from fedpalm.rounds.events import RoundRef
 from fedpalm.rounds.run import RunState
-from fedpalm.secagg.messages import Agreement, Box, MaskedInput, Reveal, SiteKeys, signed
+from fedpalm.secagg.messages import (
+    Agreement,
+    Box,
+    Complaint,
+    MaskedInput,
+    Reveal,
+    SiteKeys,
+    signed,
+)
 from fedpalm.secagg.unmasking import Step
+from fedpalm.wire.v1 import operator_pb2 as pb
 from tests.simulation.federation import RUN, SimulatedFederation, identity, rehearsal_plan
-from tests.simulation.masked import MaskedFederation, masked_plan
+from tests.simulation.masked import MaskedFederation, junk_for, masked_plan, wrong_own_share
 
 A, B, C, D, E = (f"site-{number:03}" for number in range(5))
 STEPS = [step for step in Step if step is not Step.DONE]
@@ -306,6 +318,82 @@ def test_shares_that_open_another_secret_end_the_round_with_their_error(at: To) 
     assert federation.run.lost_rounds == (1,) and federation.run.caught == {A}
 
 
+def complained(federation: MaskedFederation) -> None:
+    """A and B cannot open what E has sent them, and say so; the others say nothing yet."""
+    federation.bent = {(E, Step.BOXES): junk_for(A, B)}
+    federation.play_to(Step.INPUTS)
+    for site in (A, B):
+        federation.follow(site)
+
+
+def test_a_complaint_is_stored_counts_as_an_answer_and_is_relayed_to_nobody(at: To) -> None:
+    federation = at(Step.KEYS, sites=8)
+    complained(federation)
+    desk, ref = federation.conductor.masking, federation.ref
+    assert desk.collection(RUN, ref).caught == (E,)  # type: ignore[union-attr]
+    assert not {A, B} & desk.attempt(RUN).awaited  # type: ignore[union-attr]
+    stored = rows(federation)
+    federation.say(A, Step.INPUTS)
+    assert rows(federation) == stored
+    federation.kill()
+    desk = federation.conductor.masking
+    assert sorted(desk.collection(RUN, ref).complaints) == [A, B]  # type: ignore[union-attr]
+    federation.silent = {E: Step.INPUTS}
+    federation.connect()
+    federation.play()
+    federation.deadline()
+    assert (federation.step, federation.ref) == (Step.AGREEMENTS, ref)
+    with pytest.raises(MaskingMessageError, match="dropped out"):
+        desk.fetch(RUN, ref, A, Step.INPUTS)
+    assert {one.site for one in desk.fetch(RUN, ref, C, Step.INPUTS)} == set(  # type: ignore[union-attr]
+        federation.plan.roster
+    ) - {A, B, E}
+
+
+def test_a_caught_site_that_masked_nothing_does_not_end_the_attempt(at: To) -> None:
+    federation = at(Step.KEYS, sites=8)
+    complained(federation)
+    federation.silent = {E: Step.INPUTS}
+    federation.play_on()
+    assert federation.run.state is RunState.COMPLETED and federation.ref == RoundRef(1, 1)
+    assert federation.run.caught == {E} and federation.run.lost_rounds == ()
+
+
+def test_nothing_but_a_complaint_comes_in_place_of_a_masked_vector(at: To) -> None:
+    federation = at(Step.KEYS)
+    complained(federation)
+    (said,) = federation.answer(A, Step.INPUTS)
+    assert isinstance(said, Complaint)
+    take, ref = federation.conductor.masking.take, federation.ref
+    for wrong in ([], [said, said], [Reveal(A, ())]):
+        with pytest.raises(MaskingMessageError):
+            take(RUN, ref, A, Step.INPUTS, wrong)
+    with pytest.raises(MaskingMessageError, match="not its own"):
+        take(RUN, ref, C, Step.INPUTS, [said])
+
+
+def test_the_step_that_asks_for_shares_spends_the_model_in_the_same_transaction(
+    at: To, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = at(Step.AGREEMENTS)
+    model, spent = federation.run.model_hash, federation.records.masking.spent
+    save = federation.records.save
+    full = ResourceError("full disk")
+
+    def fail(*arguments: object) -> None:
+        raise full
+
+    monkeypatch.setattr(federation.records, "save", fail)
+    for site in federation.asked():
+        federation.follow(site)
+    assert federation.step is Step.AGREEMENTS and spent(model) is None
+    assert not federation.run.current.spent and not federation.revealed
+    monkeypatch.setattr(federation.records, "save", save)
+    federation.postponed.popleft()()
+    assert federation.step is Step.REVEALS and federation.run.current.spent
+    assert spent(model) == (RUN, 1)
+
+
 def test_a_wrong_share_costs_its_giver_its_place_and_not_the_attempt(at: To) -> None:
     federation = at(Step.REVEALS)
     (said,) = federation.answer(A, Step.REVEALS)
@@ -449,9 +537,7 @@ def test_a_timer_of_a_step_that_is_closed_closes_no_other(at: To) -> None:
 # --- what is seen ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", STEPS, ids=str)
-def test_the_status_shows_the_step_and_its_deadline(at: To, step: Step) -> None:
-    federation = at(step)
+def status_of(federation: MaskedFederation) -> pb.RunStatus:
     exchanges = ExchangeDesk(
         ExchangeRecords(federation.store),
         federation.conductor,
@@ -463,11 +549,33 @@ def test_the_status_shows_the_step_and_its_deadline(at: To, step: Step) -> None:
         changed=federation.changed,
         absent=frozenset,
     )
-    status = run_status(RUN, federation.conductor, exchanges)
+    return run_status(RUN, federation.conductor, exchanges)
+
+
+def test_the_status_names_lost_rounds_and_who_was_caught(at: To) -> None:
+    federation = at(Step.REVEALS, rounds=2)
+    federation.bent = {(A, Step.REVEALS): wrong_own_share}
+    federation.silent = {E: Step.REVEALS}
+    federation.play()
+    federation.deadline()
+    while federation.ref.round == 1:
+        federation.sum_up()
+    shown = run_json(status_of(federation))
+    assert (shown["lost_rounds"], shown["caught"]) == ([1], [A])
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(run_text(status_of(federation)))
+    text = console.export_text()
+    assert "without a sum  round 1" in text and f"kept out       {A}: broke the rules" in text
+
+
+@pytest.mark.parametrize("step", STEPS, ids=str)
+def test_the_status_shows_the_step_and_its_deadline(at: To, step: Step) -> None:
+    federation = at(step)
+    status = status_of(federation)
     assert (status.masking, status.masking_step) == ("secagg", step.value)
     assert status.deadline_ms == federation.timer[2]  # type: ignore[index]
     federation.play()
-    status = run_status(RUN, federation.conductor, exchanges)
+    status = status_of(federation)
     assert (status.masking, status.masking_step) == ("secagg", "")
 
 

@@ -19,14 +19,17 @@ from fedpalm.rounds.events import (
     PersistCohort,
     PublishModel,
     Restarted,
+    Resumed,
     RoundDeadline,
     RoundInput,
     RoundRef,
     SendTrain,
+    SharesAsked,
     SiteExpelled,
     SiteJoined,
     SiteLeft,
     StartTimer,
+    Stop,
     SumReady,
     TimerKind,
     UpdateAccepted,
@@ -437,3 +440,94 @@ def test_a_masked_attempt_ends_with_a_site_whose_update_has_come() -> None:
 def test_the_end_of_the_steps_may_come_after_the_attempt_was_aborted() -> None:
     gone, _ = step(masked("a", "b", "c"), Abort("x"))
     assert step(gone, SumReady(("a", "b", "c"))) == (gone, ())
+
+
+# --- spent models ---------------------------------------------------------------------------------
+
+LOST = Aggregate(REF, (), "m0")
+
+
+def spent() -> Round:
+    """All four have delivered, and their shares were asked for."""
+    return step(masked("a", "b", "c", "d"), SharesAsked())[0]
+
+
+def summing() -> Round:
+    return step(spent(), SumReady(("a", "b", "c", "d")))[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "received", "why"),
+    [
+        (spent(), Abort("reveals: too few"), "reveals: too few"),
+        (spent(), SiteExpelled("b", "revoked", at_ms=600), "after its masked update came"),
+        (summing(), SiteExpelled("b", "revoked", at_ms=600), "while its update was being summed"),
+        (summing(), AggregationFailed("a wrong share"), "a wrong share"),
+        (summing(), Aggregated("m0"), "leaves the model as it was"),
+    ],
+)
+def test_what_would_abort_a_spent_attempt_makes_it_lost(
+    before: Round, received: RoundInput, why: str
+) -> None:
+    lost, effects = step(before, received)
+    assert effects == (LOST,) and LOST.lost
+    assert lost.state is RoundState.AGGREGATING and lost.survivors == ()
+    assert why in lost.lost
+    done, effects = step(lost, Aggregated("m0+", lost=True))
+    assert effects == (PublishModel(REF, "m0+"), CloseRound(REF, True, "m0+", lost.lost))
+    assert (done.state, done.result) == (RoundState.COMMITTED, "m0+")
+
+
+def test_a_sum_that_comes_after_its_round_was_lost_is_none() -> None:
+    lost, _ = step(summing(), SiteExpelled("b", "revoked", at_ms=600))
+    for late in (Aggregated("m1"), AggregationFailed("no")):
+        assert step(lost, late) == (lost, ())
+    done, _ = step(lost, Aggregated("m0+", lost=True))
+    for late in (Aggregated("m1"), AggregationFailed("no"), Aggregated("m0+", lost=True)):
+        assert step(done, late) == (done, ())
+
+
+@pytest.mark.parametrize("before", [spent(), summing(), step(spent(), Abort("too few"))[0]])
+def test_a_spent_attempt_that_is_stopped_is_lost_when_it_is_resumed(before: Round) -> None:
+    stopped, effects = step(before, Stop("full disk"))
+    assert effects == (CloseRound(REF, False, "m0", "full disk"),)
+    back = Round.from_json(json.loads(json.dumps(stopped.to_json())), MASKED)
+    assert step(back, RESTART)[1] == ()
+    lost, effects = step(back, Resumed())
+    assert effects == (LOST,)
+    assert lost.lost == (before.lost or "full disk")
+
+
+def test_a_changed_model_that_cannot_be_made_ends_the_attempt_and_can_be_tried_again() -> None:
+    lost, _ = step(spent(), Abort("too few"))
+    failed, effects = step(lost, AggregationFailed("the model is gone", lost=True))
+    assert effects == (CloseRound(REF, False, "m0", "the model is gone"),)
+    again, effects = step(failed, Resumed())
+    assert (effects, again.lost) == ((LOST,), "too few")
+
+
+def test_an_attempt_that_is_not_spent_is_stopped_as_any_other_and_not_resumed() -> None:
+    stopped, effects = step(masked("a", "b", "c"), Stop("full disk"))
+    assert effects == (CloseRound(REF, False, "m0", "full disk"),)
+    with pytest.raises(IllegalTransitionError, match="not spent"):
+        step(stopped, Resumed())
+
+
+def test_a_lost_round_is_read_back_as_such_and_makes_the_changed_model_again() -> None:
+    lost, _ = step(spent(), Abort("too few"))
+    back = Round.from_json(json.loads(json.dumps(lost.to_json())), MASKED)
+    again, effects = step(back, RESTART)
+    assert effects == (LOST,)
+    assert (again.spent, again.lost) == (True, "too few")
+    still, effects = step(again, SiteExpelled("a", "revoked", at_ms=600))
+    assert effects == () and still.lost == "too few"
+
+
+def test_after_the_shares_were_asked_for_nobody_is_asked_to_train() -> None:
+    current, _ = drive(masked("a", "b", "c"), SharesAsked(), SiteLeft("d"))
+    assert step(current, SiteJoined("d"))[1] == ()
+
+
+def test_nobody_is_asked_for_shares_without_masking() -> None:
+    with pytest.raises(IllegalTransitionError, match="is not masked"):
+        step(collecting("a", "b"), SharesAsked())

@@ -10,6 +10,7 @@ import pytest
 from fedpalm.errors import IllegalTransitionError, NotOnRosterError, StaleRoundError
 from fedpalm.rounds.events import (
     Abort,
+    Aggregate,
     Aggregated,
     AggregationFailed,
     CloseRound,
@@ -21,6 +22,7 @@ from fedpalm.rounds.events import (
     RoundInput,
     RoundRef,
     SendTrain,
+    SharesAsked,
     SiteExpelled,
     SiteJoined,
     SiteLeft,
@@ -42,6 +44,8 @@ from fedpalm.rounds.run import (
     RunPaused,
     RunState,
     RunTerms,
+    SitesCaught,
+    SitesKeptOut,
     Start,
     advance,
 )
@@ -297,3 +301,101 @@ def test_a_run_read_back_goes_on_where_it_stood() -> None:
 def test_a_restart_wakes_no_run_that_waits_for_its_operator() -> None:
     paused, _ = drive(started(), Pause("x"))
     assert advance(paused, Restarted(9, 1))[1] == ()
+
+
+# --- spent models, and sites that were caught -----------------------------------------------------
+
+MASKED = RunTerms(
+    rounds=3,
+    max_attempts=2,
+    round=RoundTerms(frozenset("abcd"), 3, 1_000, 9_000, masked=True),
+)
+
+
+def masked_run() -> Run:
+    """In its first round, whose shares were asked for."""
+    return drive(Run(MASKED, "m0"), Start(0), *(SiteJoined(site) for site in "abcd"), *spending(1))[
+        0
+    ]
+
+
+def spending(number: int) -> list[RunInput]:
+    return [
+        in_round(number, 1, CohortPersisted(1)),
+        *(in_round(number, 1, UpdateAccepted(site, f"{site}{number}")) for site in "abcd"),
+        in_round(number, 1, SharesAsked()),
+    ]
+
+
+def losing(number: int) -> list[RunInput]:
+    """A round of :func:`masked_run`, whose first one is spent already."""
+    return [
+        *(spending(number) if number > 1 else []),
+        in_round(number, 1, Abort("too few")),
+        in_round(number, 1, Aggregated(f"m{number}+", lost=True)),
+    ]
+
+
+def test_a_lost_round_is_counted_and_the_next_one_starts_from_the_changed_model() -> None:
+    run, _ = drive(masked_run(), *losing(1))
+    assert run.current is not None
+    assert (run.state, run.lost_rounds, run.failures) == (RunState.RUNNING, (1,), 1)
+    assert (run.current.ref, run.current.model_hash) == (RoundRef(2, 1), "m1+")
+
+
+def test_as_many_lost_rounds_in_a_row_as_attempts_pause_the_run_between_two_rounds() -> None:
+    run, effects = drive(masked_run(), *losing(1), *losing(2))
+    assert (run.state, run.lost_rounds) == (RunState.PAUSED, (1, 2))
+    assert effects[-1] == RunPaused("2 failures in a row, the last in round 2: too few")
+    back = Run.from_json(json.loads(json.dumps(run.to_json())), MASKED)
+    resumed, effects = advance(back, Resume(9))
+    assert RoundOpened(RoundRef(3, 1)) in effects
+    assert resumed.lost_rounds == (1, 2)
+
+
+def test_the_end_of_a_run_says_how_many_rounds_gave_no_sum() -> None:
+    terms = replace(MASKED, rounds=1)
+    run, effects = drive(replace(masked_run(), terms=terms), *losing(1))
+    assert run.state is RunState.COMPLETED
+    assert effects[-1] == EndRun(True, "m1+", "1 of 1 rounds gave no sum")
+
+
+@pytest.mark.parametrize("lost_first", [False, True])
+def test_a_pause_over_a_spent_round_makes_the_changed_model_at_the_resume(lost_first: bool) -> None:
+    run = drive(masked_run(), *losing(1)[:1])[0] if lost_first else masked_run()
+    paused, _ = advance(run, Pause("full disk"))
+    resumed, effects = advance(paused, Resume(9))
+    assert effects == (OfferRun(), Aggregate(RoundRef(1, 1), (), "m0"))
+    after, _ = advance(resumed, in_round(1, 1, Aggregated("m0+", lost=True)))
+    assert after.lost_rounds == (1,) and after.model_hash == "m0+"
+
+
+def test_a_changed_model_that_cannot_be_made_pauses_the_run_at_once() -> None:
+    run, effects = drive(
+        masked_run(), losing(1)[0], in_round(1, 1, AggregationFailed("gone", lost=True))
+    )
+    assert run.state is RunState.PAUSED
+    assert run.reason == "round 1 can neither give a sum nor be repeated: gone"
+    assert not [effect for effect in effects if isinstance(effect, RoundOpened)]
+
+
+def test_a_caught_site_is_in_no_later_cohort_until_a_resume() -> None:
+    run, effects = advance(masked_run(), SitesCaught(frozenset("d"), "junk"))
+    assert effects == (SitesKeptOut(("d",), "junk"),)
+    assert advance(run, SitesCaught(frozenset("d"), "junk")) == (run, ())
+    run = replace(Run.from_json(json.loads(json.dumps(run.to_json())), MASKED), present=run.present)
+    run, effects = drive(run, *losing(1))
+    assert effects[-1] == PersistCohort(RoundRef(2, 1), ("a", "b", "c"))
+    again, _ = drive(run, SiteLeft("d"), SiteJoined("d"))
+    assert again.caught == {"d"} and again.current is not None
+    assert "d" not in again.current.present
+    _, effects = drive(again, Pause("x"), Resume(9))
+    assert effects[-1] == PersistCohort(RoundRef(2, 2), ("a", "b", "c", "d"))
+
+
+def test_a_quorum_lets_no_caught_site_back_in() -> None:
+    run, _ = drive(masked_run(), SitesCaught(frozenset("cd"), "junk"))
+    run, effects = drive(run, *losing(1))
+    assert run.state is RunState.PAUSED
+    assert "without c, d, caught at breaking round 1, 2 of 4 sites remain, quorum 3" in run.reason
+    assert effects[-1] == RunPaused(run.reason)
