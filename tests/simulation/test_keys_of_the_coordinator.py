@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fedpalm.errors import StateError
+from fedpalm.pki.signing import key_id
 from participant import rounds
 from participant.peers import PeerBook
 from tests.support.aio import in_loop
@@ -34,9 +37,9 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "COUNTERSIGNATURE_POLL_CAP_S", 0.02)
 
 
-async def _until(said: object, north: Site) -> None:
+async def _until(said: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not said():  # type: ignore[operator]
+        while not said():
             await asyncio.sleep(0.01)
 
 
@@ -52,7 +55,7 @@ async def test_a_site_that_trusts_the_first_sight_of_a_key_does_not_notice(tmp_p
     north, _ = world.site("north")
     coordinator = Impostor(world)
     task = asyncio.create_task(north.run(coordinator))
-    await _until(lambda: KEYS in coordinator.sent, north)
+    await _until(lambda: KEYS in coordinator.sent)
     await _stopped(task)
 
 
@@ -63,16 +66,21 @@ async def test_a_site_that_asks_for_confirmed_peers_gives_no_masking_keys(tmp_pa
     coordinator = Impostor(world)
     task = asyncio.create_task(north.run(coordinator))
     told = "nobody here has compared the signing keys of east, west"
-    await _until(lambda: any(told in line for line in north.lines), north)
+    await _until(lambda: any(told in line for line in north.lines))
     await asyncio.sleep(0.2)
     assert sum(told in line for line in north.lines) == 1
     assert KEYS not in coordinator.sent
     await _stopped(task)
+    east, _ = world.site("east")
     again = Site(north.home)
-    true = [world.home(name) for name in SITES]  # East's own key, as east reads it out.
-    key_id = Site(true[0]).identity.signing_key.public_key()
-    assert PeerBook(again.store).get("east").key != key_id
+    seen = PeerBook(again.store).get("east")
+    assert seen is not None
+    true = key_id(east.identity.signing_key.public_key()).hex()
+    assert seen.key_id != true, "what east reads out is another id"
+    with pytest.raises(StateError, match="is not the one that was named"):
+        PeerBook(again.store).confirm(again.log, "east", true)
     again.store.close()
+    east.store.close()
 
 
 @in_loop
@@ -84,7 +92,7 @@ async def test_under_that_policy_the_round_goes_on_once_somebody_has_confirmed(
     coordinator = MaskedCoordinator(world)
     tasks = [asyncio.create_task(site.run(coordinator)) for site in sites]
     for site in sites:
-        await _until(lambda site=site: any("nobody here" in one for one in site.lines), site)
+        await _until(lambda site=site: any("nobody here" in one for one in site.lines))
     assert not coordinator.sent
     for site in sites:
         beside = Site(site.home)
