@@ -22,6 +22,19 @@ MAX_SITES = 200
 
 
 BackboneName = Literal["compnet"]
+MethodName = Literal[
+    "fedavg",
+    "fedbn",
+    "fedkd",
+    "fednova",
+    "fedpalm",
+    "fedpalm-release",
+    "fedper",
+    "fedprox",
+    "hyperfed",
+    "moon",
+    "rehearsal",
+]
 
 
 class TrainingSettings(Settings):
@@ -46,6 +59,14 @@ class TrainingSettings(Settings):
     teim_from_start: bool = False
     """TEIM acts in the first third too (the paper's FedPalm*)."""
     closed_set_fusion: bool = True
+    fedprox_mu: float = Field(0.01, ge=0, le=100)
+    moon_mu: float = Field(1.0, ge=0, le=100)
+    moon_temperature: float = Field(0.5, gt=0, le=10)
+    fedkd_energy_start: float = Field(0.95, gt=0, le=1)
+    fedkd_energy_end: float = Field(0.98, gt=0, le=1)
+    """Energy that a truncated update keeps in the first and in the last round."""
+    hyperfed_width: int = Field(32, ge=1, le=1024)
+    """Length of a client's descriptor and of the hypernetwork's hidden layer."""
     threads: int = Field(1, ge=1, le=64)
 
 
@@ -60,7 +81,7 @@ class PlanDraft(Settings):
     """The keys of ``plan.toml``."""
 
     name: Name
-    method: Literal["fedavg", "fedpalm", "rehearsal"]
+    method: MethodName
     rounds: int = Field(ge=1, le=10_000)
     seed: int = Field(0, ge=0, lt=2**53)
     reproducible: bool = False

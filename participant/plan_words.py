@@ -10,19 +10,37 @@ from fedpalm.layout import Layout
 from fedpalm.methods.contribution import masking_terms
 from fedpalm.plan import Plan
 
+_SHARED = "It trains the shared open-set model on its own images"
+
 METHODS = {
-    "fedavg": "It trains the shared open-set model on its own images (fedavg), and nothing else.",
-    "fedpalm": "It trains the shared open-set model and a closed-set model of its own on its own "
-    "images (fedpalm). Only the first is shared in rounds.",
+    "fedavg": f"{_SHARED} (fedavg), and nothing else.",
+    "fedbn": f"{_SHARED} (fedbn). Normalisation layers of the model stay here.",
+    "fedkd": f"{_SHARED}, and a teacher model of its own (fedkd). Only the first is shared in rounds, "
+    "its update cut to low rank.",
+    "fednova": f"{_SHARED} (fednova), and nothing else. Updates are divided by the number of steps.",
+    "fedpalm": f"{_SHARED}, and a closed-set model of its own (fedpalm). Only the first is shared in "
+    "rounds.",
+    "fedpalm-release": f"{_SHARED}, and a closed-set model of its own (fedpalm-release). Only the first "
+    "is shared in rounds.",
+    "fedper": f"{_SHARED} (fedper). The model's embedding layer stays here.",
+    "fedprox": f"{_SHARED} (fedprox), held near the model that it received, and nothing else.",
+    "hyperfed": f"{_SHARED}, and a small network of its own that adapts it (hyperfed). Only the first is "
+    "shared in rounds.",
+    "moon": f"{_SHARED} (moon), drawn towards the model that it received. A copy of "
+    "its last model stays here.",
     "rehearsal": "It draws random numbers of a model's size (rehearsal). No image is read: what is "
     "sent says nothing about anybody.",
 }
 
-WEIGHTS = {
-    "fedavg": "how many training images are behind it",
-    "fedpalm": "how many training images are behind it",
-    "rehearsal": "a random one",
+_IMAGES = "one number more, the weight of the update: how many training images are behind it"
+
+BEHIND = dict.fromkeys(METHODS, _IMAGES) | {
+    "fednova": "two numbers more: how many training images are behind it, and that times the number of "
+    "training steps",
+    "fedpalm-release": "one number more, the weight of the update: 1 at every site",
+    "rehearsal": "one number more, the weight of the update: a random one",
 }
+"""What rides behind the parameters of an update."""
 
 _NOT_MASKED = (
     "Masking is none: the coordinator sees this site's own update and the number of training images "

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from fedpalm.errors import ConfigError, PolicyError
 from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES
 from fedpalm.methods.contribution import codec_for, masking_terms
-from fedpalm.plan import MAX_SITES, Plan
+from fedpalm.plan import MAX_SITES, MethodName, Plan
 from fedpalm.settings import Settings, parse_toml
 
 from .config import Home
@@ -28,11 +28,7 @@ class Policy(Settings):
 
     auto_approve: bool = False
     """Answer yes without a person if a plan keeps within all the other limits."""
-    methods: tuple[Literal["fedavg", "fedpalm", "rehearsal"], ...] = (
-        "fedavg",
-        "fedpalm",
-        "rehearsal",
-    )
+    methods: tuple[MethodName, ...] = get_args(MethodName)
     masking: Literal["optional", "required"] = "optional"
     min_colluders: int = Field(1, ge=0, le=MAX_SITES - 2)
     """Of a plan with masking: the least number of colluding sites that it must withstand."""

@@ -20,10 +20,10 @@ from .peers import PeerBook
 from .plan_book import PlanState, StoredPlan
 from .plan_desk import PlanDesk
 from .plan_words import (
+    BEHIND,
     METHODS,
     NEVER_LEAVES,
     PRIVACY,
-    WEIGHTS,
     changes,
     listed,
     masking_words,
@@ -136,8 +136,7 @@ def _leaves(plan: Plan) -> _Part:
         seen_by = (f"Masking cannot work in this plan: {error.what}.",)
     lines = (
         f"One update: the change of {len(layout.tensors)} tensors of the shared open-set model, "
-        f"{layout.size:,} parameters, {size:,} bytes with one number more, the weight of the update: "
-        f"{WEIGHTS[plan.draft.method]}.",
+        f"{layout.size:,} parameters, {size:,} bytes with {BEHIND[plan.draft.method]}.",
         f"The tensors: {_tensors(layout)}.",
         *seen_by,
         *NEVER_LEAVES,

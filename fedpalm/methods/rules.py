@@ -9,22 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
 from ..layout import FloatVector
+from ..plan import MethodName
+
+STEPS_UNIT = 256
+"""FedNova's n_i tau_i travels in this unit, so that it keeps within the bound that n_i has. A power of
+two: of the codec's scale, a power of two as well, nothing is lost."""
 
 
-@dataclass(frozen=True)
-class WeightedMean:
-    """w <- w + sum_i w_i delta_i / sum_i w_i (McMahan et al. 2017; FedPalm eqs 6 and 7).
+class ServerRule(Protocol):
+    """``stats`` names the scalar sums that ride behind the vector; the first is always the weight."""
 
-    ``stats`` names the scalar sums that ride behind the vector; the first is always the weight.
-    """
-
-    stats: tuple[str, ...] = ("weight",)
+    @property
+    def stats(self) -> tuple[str, ...]: ...
 
     def step(
         self,
@@ -42,20 +45,52 @@ class WeightedMean:
         Returns:
             (B,) float32. A zero total weight is no update.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """w <- w + sum_i w_i delta_i / sum_i w_i (McMahan et al. 2017; FedPalm eqs 6 and 7)."""
+
+    stats: tuple[str, ...] = ("weight",)
+
+    def step(
+        self,
+        params: FloatVector,
+        total: npt.NDArray[np.float64],
+        stats: Mapping[str, float],
+    ) -> FloatVector:
         weight = stats["weight"]
         if weight == 0:
             return params
         return (params + total / weight).astype(np.float32)
 
 
-ServerRule = WeightedMean
-"""Grows into a protocol with the first method whose sum means something else."""
+@dataclass(frozen=True)
+class NormalisedMean:
+    """w <- w + tau_eff sum_i n_i d_i / sum_i n_i, tau_eff = sum_i n_i tau_i / sum_i n_i.
 
-_RULES: dict[str, ServerRule] = {
-    "fedavg": WeightedMean(),
-    "fedpalm": WeightedMean(),
-    "rehearsal": WeightedMean(),
-}
+    Source: FedNova, Wang et al. 2020, arXiv:2007.07481, eqs 8 and 9. ``steps`` is the sum of n_i tau_i in
+    units of STEPS_UNIT, and d_i = delta_i / tau_i.
+    """
+
+    stats: tuple[str, ...] = ("weight", "steps")
+
+    def step(
+        self,
+        params: FloatVector,
+        total: npt.NDArray[np.float64],
+        stats: Mapping[str, float],
+    ) -> FloatVector:
+        weight = stats["weight"]
+        if weight == 0:
+            return params
+        steps = stats["steps"] * STEPS_UNIT / weight
+        return (params + steps * total / weight).astype(np.float32)
+
+
+_RULES: dict[str, ServerRule] = {method: WeightedMean() for method in get_args(MethodName)}
+_RULES["fednova"] = NormalisedMean()
 
 
 def server_rule(method: str) -> ServerRule:

@@ -7,7 +7,8 @@ the hooks: what is added to the loss, to the gradients, or done to the update.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +70,7 @@ class SingleModelSite:
 
     # --- what methods change ----------------------------------------------------------------------
 
-    def begin_round(self, context: RoundContext, shared: FloatVector) -> None:
+    def begin_round(self, context: RoundContext, shared: FloatVector, views: RoundViews) -> None:
         """Before the first step; the model holds the shared tensors."""
 
     def feature(self, inputs: Tensor) -> Tensor:
@@ -77,9 +78,9 @@ class SingleModelSite:
         found: Tensor = self.learner.model.expert(inputs)
         return found
 
-    def more_loss(self, outputs: Outputs, batch: Batch) -> Tensor | None:
-        """Added to the hybrid loss of a step."""
-        return None
+    def loss(self, batch: Batch, dropout: torch.Generator) -> Tensor:
+        """What a step minimises."""
+        return self.learner.loss(self.outputs(batch, dropout), batch.labels)
 
     def adjust_gradients(self) -> None:
         """After the backward pass of a step, before the optimiser."""
@@ -87,6 +88,10 @@ class SingleModelSite:
     def update(self, delta: FloatVector, steps: int, metrics: dict[str, float]) -> SiteUpdate:
         """What the site gives for a round of ``steps`` optimiser steps."""
         return SiteUpdate(delta, float(len(self.images.labels)), metrics=metrics)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What a step moves."""
+        return self.learner.parameter_groups()
 
     # --- the method -------------------------------------------------------------------------------
 
@@ -96,21 +101,19 @@ class SingleModelSite:
     def train_round(self, context: RoundContext, shared: FloatVector) -> SiteUpdate:
         torch.set_num_threads(self.training.threads)
         self.load_shared(shared)
-        self.begin_round(context, shared)
-        self.learner.model.train()
-        adam = optimiser(*self.parameter_groups())
-        dropout = generator(self.seed, self.site, context.round, "dropout")
         views = RoundViews(
             self.images,
             self.training,
             derive_seed(self.seed, self.site, context.round, "batches"),
         )
+        self.begin_round(context, shared, views)
+        self.learner.model.train()
+        adam = optimiser(*self.parameter_groups())
+        dropout = generator(self.seed, self.site, context.round, "dropout")
         steps = 0
         for batch in views.batches():
             adam.zero_grad()
-            outputs = self.learner.outputs(self.feature(batch.inputs), batch.labels, dropout)
-            loss = self.learner.loss(outputs, batch.labels, self.more_loss(outputs, batch))
-            loss.backward()  # type: ignore[no-untyped-call]
+            self.loss(batch, dropout).backward()  # type: ignore[no-untyped-call]
             self.adjust_gradients()
             adam.step()
             steps += 1
@@ -119,9 +122,6 @@ class SingleModelSite:
         metrics = self.learner.take_losses("open")
         metrics["update.max_abs"] = float(np.abs(delta).max(initial=0.0))
         return self.update(delta, steps, metrics)
-
-    def parameter_groups(self) -> list[dict[str, object]]:
-        return self.learner.parameter_groups()
 
     def state(self) -> Tensors:
         return {
@@ -152,17 +152,31 @@ class SingleModelSite:
     def open_templates(
         self, images: npt.NDArray[np.float32], shared: FloatVector
     ) -> npt.NDArray[np.float32]:
-        torch.set_num_threads(self.training.threads)
-        self.load_shared(shared)
-        model = self.learner.model
-        with torch.no_grad():
-            parts = [
-                unit(model.embed(self.feature(inputs)))
-                for inputs in prepared_batches(self.training.backbone, images)
-            ]
-        return stack(parts, model.template_length)
+        return self.templates(images, shared, self.embed)
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def outputs(self, batch: Batch, dropout: torch.Generator) -> Outputs:
+        """Of the model and its head."""
+        return self.learner.outputs(self.feature(batch.inputs), batch.labels, dropout)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Prepared images -> (B, D) embeddings of the model."""
+        return self.learner.model.embed(self.feature(inputs))
+
+    def templates(
+        self,
+        images: npt.NDArray[np.float32],
+        shared: FloatVector,
+        embed: Callable[[Tensor], Tensor],
+    ) -> npt.NDArray[np.float32]:
+        """(N, D) unit templates: what ``embed`` makes of prepared images under a shared vector."""
+        torch.set_num_threads(self.training.threads)
+        self.load_shared(shared)
+        with torch.no_grad():
+            batches = prepared_batches(self.training.backbone, images)
+            parts = [unit(embed(inputs)) for inputs in batches]
+        return stack(parts, self.learner.model.template_length)
 
     def load_shared(self, shared: FloatVector) -> None:
         import_into(self.shared, OPEN_SET, self.layout.unflatten(shared))

@@ -11,7 +11,15 @@ from .rehearsal import RehearsalMethod
 _SITES = {
     "local": ("local", "LocalSite"),
     "fedavg": ("fedavg", "FedAvgSite"),
+    "fedbn": ("fedbn", "FedBNSite"),
+    "fedkd": ("fedkd", "FedKDSite"),
+    "fednova": ("fednova", "FedNovaSite"),
     "fedpalm": ("fedpalm", "FedPalmSite"),
+    "fedpalm-release": ("fedpalm_release", "FedPalmReleaseSite"),
+    "fedper": ("fedper", "FedPerSite"),
+    "fedprox": ("fedprox", "FedProxSite"),
+    "hyperfed": ("hyperfed", "HyperFedSite"),
+    "moon": ("moon", "MoonSite"),
 }
 
 

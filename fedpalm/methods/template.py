@@ -31,7 +31,15 @@ def _everything(name: str) -> bool:
 ANATOMIES: dict[str, Anatomy] = {
     "local": Anatomy(lambda name: False),
     "fedavg": Anatomy(_everything),
+    "fedbn": Anatomy(lambda name: ".norm." not in name, norm=True),
+    "fedkd": Anatomy(_everything),
+    "fednova": Anatomy(_everything),
     "fedpalm": Anatomy(_everything, teim=True, releases_expert=True),
+    "fedpalm-release": Anatomy(_everything),
+    "fedper": Anatomy(lambda name: name.startswith(_EXPERT)),
+    "fedprox": Anatomy(_everything),
+    "hyperfed": Anatomy(_everything),
+    "moon": Anatomy(_everything),
     "rehearsal": Anatomy(_everything),
 }
 

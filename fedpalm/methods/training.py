@@ -117,18 +117,20 @@ class Learner:
         return groups
 
     def outputs(self, feature: Tensor, labels: Tensor, dropout: torch.Generator) -> Outputs:
-        """Of (2B, feature_length) textural features; dropout acts before the head only."""
-        embedding = self.model.embed(feature)
+        """Of (2B, feature_length) textural features."""
+        return self.judge(self.model.embed(feature), labels, dropout)
+
+    def judge(self, embedding: Tensor, labels: Tensor, dropout: torch.Generator) -> Outputs:
+        """Of (2B, D) embeddings; dropout acts before the head only."""
         keep = 1 - self.training.dropout
         mask = torch.empty_like(embedding).bernoulli_(keep, generator=dropout) / keep
         return Outputs(embedding, self.head(embedding * mask, labels))
 
-    def loss(self, outputs: Outputs, labels: Tensor, more: Tensor | None = None) -> Tensor:
-        """The hybrid loss (eq 10), and ``more`` that a method adds to it."""
+    def loss(self, outputs: Outputs, labels: Tensor) -> Tensor:
+        """The hybrid loss (eq 10)."""
         loss = hybrid_loss(outputs.logits, outputs.embedding, labels, self.training)
-        total = loss.total if more is None else loss.total + more
-        self._losses.append((total.item(), loss.cross_entropy.item(), loss.contrast.item()))
-        return total
+        self._losses.append((loss.total.item(), loss.cross_entropy.item(), loss.contrast.item()))
+        return loss.total
 
     def take_losses(self, prefix: str) -> dict[str, float]:
         """Mean losses since the last call, as metrics."""

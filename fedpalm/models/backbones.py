@@ -25,9 +25,13 @@ class _ShapesOf(Protocol):
 
 
 class Backbone(NamedTuple):
-    """``feature_length`` of f_T, ``template_length``; shapes of all tensors; those that begin constant."""
+    """``feature_length`` of f_T, ``template_length``; shapes of all tensors; those that begin constant.
+
+    ``map_sizes``: how many values of f_T each of its maps has, in their order.
+    """
 
     feature_length: int
+    map_sizes: tuple[int, ...]
     template_length: int
     shapes: _ShapesOf
     constants: Callable[[], dict[str, float]]
@@ -36,6 +40,7 @@ class Backbone(NamedTuple):
 BACKBONES: dict[BackboneName, Backbone] = {
     "compnet": Backbone(
         compnet_spec.FEATURE_LENGTH,
+        compnet_spec.MAP_SIZES,
         compnet_spec.TEMPLATE_LENGTH,
         compnet_spec.shapes,
         compnet_spec.constants,

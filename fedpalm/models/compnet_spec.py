@@ -42,7 +42,9 @@ BLOCKS = (
     BlockSpec("medium", 17, 0.5),
     BlockSpec("small", 7, 0.25),
 )
-FEATURE_LENGTH = sum(REDUCED_CHANNELS * block.map_side**2 for block in BLOCKS)
+MAP_SIZES = tuple(block.map_side**2 for block in BLOCKS for _ in range(REDUCED_CHANNELS))
+"""Values of each map in the textural feature, one map after the other."""
+FEATURE_LENGTH = sum(MAP_SIZES)
 
 
 def shapes(*, norm: bool) -> Shapes:

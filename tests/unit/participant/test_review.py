@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner
@@ -11,9 +12,11 @@ from click.testing import CliRunner
 from fedpalm.errors import NotFoundError, PolicyError
 from fedpalm.methods.contribution import codec_for
 from fedpalm.methods.template import model_template
-from fedpalm.plan import Continues, Plan, PlanDraft
+from fedpalm.plan import Continues, MethodName, Plan, PlanDraft
 from participant.cli import main
 from participant.peers import PeerBook
+from participant.plan_words import METHODS
+from participant.policy import Policy, violations
 from participant.review import review_plan
 from tests.support.masked_rounds import masked_plan
 from tests.support.participant import EXPERT, FEDERATION, LAYOUT, World, make_plan
@@ -143,6 +146,19 @@ def test_the_same_plan_again_has_no_changes(world, site):
     review = _review(world, site, make_plan())
     assert review.data["changes"]["changed"] == []
     assert "nothing." in _text(review)
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+def test_a_plan_of_any_method_says_what_is_trained_and_what_rides_behind(world, site, method):
+    plan = _real_plan(method)
+    assert not violations(Policy(), plan)
+    text = _text(_review(world, site, plan))
+    assert METHODS[method] in text
+    numbers = {1: "one number more", 2: "two numbers more"}[len(codec_for(plan).stats)]
+    assert f"bytes with {numbers}" in text
+    assert ("training images are behind it" in text) == (
+        method not in ("rehearsal", "fedpalm-release")
+    )
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedpalm", "rehearsal"])

@@ -1,0 +1,61 @@
+"""Methods in which a site trains two models of one shape: the shared one and one of its own.
+
+Both begin at the same public values and see the same views; the own model with its head stays at the
+site. FedKD and the released FedPalm differ in what the two tell each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layout import OPEN_SET, FloatVector
+from ..models.build import PalmModel
+from ..plan import TrainingSettings
+from .base import RoundContext, SiteImages, SiteUpdate
+from .single import SingleModelSite
+from .training import (
+    Learner,
+    RoundViews,
+    derive_seed,
+    generator,
+    import_tensors,
+    named_tensors,
+)
+
+_OWN, _OWN_HEAD = "closed_set.", "head.closed."
+
+
+class PairSite(SingleModelSite):
+    """One site's half: ``learner`` has the shared model, ``own`` the site's."""
+
+    def __init__(
+        self, training: TrainingSettings, seed: int, site: str, images: SiteImages
+    ) -> None:
+        super().__init__(training, seed, site, images)
+        self.own = Learner(PalmModel(training.backbone), training, images.classes)
+        self.own.draw_head(derive_seed(seed, site, 0, "head"))
+        import_tensors(self.own.model, OPEN_SET, self.layout.unflatten(self.initial_vector()))
+
+    def begin_round(self, context: RoundContext, shared: FloatVector, views: RoundViews) -> None:
+        self.own_dropout: torch.Generator = generator(
+            self.seed, self.site, context.round, "dropout-closed"
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [*super().parameter_groups(), *self.own.parameter_groups()]
+
+    def update(self, delta: FloatVector, steps: int, metrics: dict[str, float]) -> SiteUpdate:
+        return super().update(delta, steps, metrics | self.own.take_losses("closed"))
+
+    def own_embed(self, inputs: Tensor) -> Tensor:
+        """Prepared images -> (B, D) embeddings of the own model."""
+        return self.own.model.embed(self.own.model.expert(inputs))
+
+    def _private_state(self) -> dict[str, dict[str, Tensor]]:
+        return super()._private_state() | {
+            _OWN: named_tensors(self.own.model),
+            _OWN_HEAD: named_tensors(self.own.head),
+        }
