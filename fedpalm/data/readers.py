@@ -1,18 +1,21 @@
 """From a folder or a list file to records. Structure is checked here, pixels by ``preflight``.
 
-Three layouts: ``folder`` (one sub-folder an identity), ``list`` (a text file of ``path label``
-lines, as palmprint sets are commonly distributed) and ``cross-media-signatures``
-(``bin/<writer>/<1..40>.png``). Every reader returns records in sorted order.
+Layouts: ``folder`` (one sub-folder an identity), ``list`` (a text file of ``path label`` lines, as
+palmprint experiments commonly keep), ``cross-media-signatures`` (``bin/<writer>/<1..40>.png``) and
+the palmprint sets of ``palmprint_sets``. Every reader returns records in sorted order.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import unquote
 
 from ..errors import DataError
+from .listing import IMAGE_SUFFIXES, entries, is_image
+from .palmprint_sets import PalmprintSet, looks_like, read_set
 from .records import (
     UNTOUCHED,
     ImageRecord,
@@ -22,10 +25,10 @@ from .records import (
     seeded_order,
 )
 
-SourceKind = Literal["auto", "folder", "list", "cross-media-signatures"]
+SourceKind = Literal["auto", "folder", "list", "cross-media-signatures", PalmprintSet]
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 MAX_LIST_BYTES = 64 * 1024 * 1024
+_KINDS: tuple[str, ...] = get_args(SourceKind)
 _SIGNATURES_PER_MEDIUM = 10
 _SIGNATURES = 40
 
@@ -41,9 +44,10 @@ def open_source(
     Args:
         source: folder or list file.
         kind: layout; ``auto`` takes a file for a list, a folder with ``bin/<writer>/<n>.png`` for
-            cross-media signatures, and any other folder for one sub-folder an identity.
+            cross-media signatures, one with the names of a palmprint set for that set, and any
+            other folder for one sub-folder an identity.
         cap_per_identity: keep at most so many images of each identity (>= 2), chosen by a keyed hash
-            of identity and file name under ``seed``; for signatures spread over the media first.
+            of identity and file name under ``seed``; spread over media or sessions first.
     Raises:
         DataError: the source is missing, of another kind, empty or malformed; a listed file is
             missing; an identity has one image only. Says what to do next.
@@ -63,20 +67,22 @@ def open_source(
         records = _read_folder(path, "one sub-folder for each identity")
     elif chosen == "cross-media-signatures":
         records = _read_signatures(path)
-    else:
+    elif chosen == "auto" or chosen not in _KINDS:
         raise DataError(
             f"{chosen!r} is not a kind of source",
-            next_step="use auto, folder, list or cross-media-signatures",
+            next_step=f"use one of {', '.join(_KINDS)}",
         )
+    else:
+        records = read_set(path, chosen)
     _require_pairs(path, records)
     if cap_per_identity is None:
         return records
-    media = _medium if chosen == "cross-media-signatures" else None
+    occasion = _medium if chosen == "cross-media-signatures" else _session
     kept: list[ImageRecord] = []
     for group in by_identity(records).values():
         ordered = seeded_order("cap", seed, group)
-        if media is not None:
-            ordered = _spread(ordered, seed)
+        if len({occasion(record) for record in group}) > 1:
+            ordered = _spread(ordered, occasion, seed)
         kept += by_identity(ordered[:cap_per_identity])[group[0].identity]
     return kept
 
@@ -86,35 +92,19 @@ def _detect(path: Path) -> SourceKind:
         return "list"
     writers = path / "bin"
     if writers.is_dir():
-        for writer in _entries(writers):
-            if writer.is_dir() and any(_signature_index(p) for p in _entries(writer)):
+        for writer in entries(writers):
+            if writer.is_dir() and any(_signature_index(p) for p in entries(writer)):
                 return "cross-media-signatures"
-    return "folder"
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Visible entries of a folder by name."""
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be listed ({error.strerror})",
-            safe=UNTOUCHED,
-            next_step="check that it is a folder and that you may read it",
-        ) from error
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return looks_like(path) or "folder"
 
 
 def _read_folder(path: Path, expected: str) -> list[ImageRecord]:
-    entries = _entries(path)
-    if not entries:
+    found = entries(path)
+    if not found:
         raise DataError(f"{path}: the folder is empty", next_step=f"it must hold {expected}")
-    folders = [entry for entry in entries if entry.is_dir()]
+    folders = [entry for entry in found if entry.is_dir()]
     if not folders:
-        loose = sum(_is_image(entry) for entry in entries)
+        loose = sum(is_image(entry) for entry in found)
         raise DataError(
             f"{path}: {loose} images lie directly in the folder"
             if loose
@@ -125,7 +115,7 @@ def _read_folder(path: Path, expected: str) -> list[ImageRecord]:
     records: list[ImageRecord] = []
     without: list[str] = []
     for folder in folders:
-        images = [entry for entry in _entries(folder) if _is_image(entry)]
+        images = [entry for entry in entries(folder) if is_image(entry)]
         if not images:
             without.append(f"{folder.name}: no png, jpg, bmp or tif file in it")
         records += [ImageRecord(image, folder.name) for image in images]
@@ -174,15 +164,21 @@ def _medium(record: ImageRecord) -> int:
     return ((_signature_index(record.path) or 1) - 1) // _SIGNATURES_PER_MEDIUM
 
 
-def _spread(ordered: list[ImageRecord], seed: int) -> list[ImageRecord]:
-    """Deal one writer's signatures medium by medium, keeping the seeded order within each."""
+def _session(record: ImageRecord) -> int:
+    return record.session or 0
+
+
+def _spread(
+    ordered: list[ImageRecord], occasion: Callable[[ImageRecord], int], seed: int
+) -> list[ImageRecord]:
+    """Deal one identity's images occasion by occasion, keeping the seeded order within each."""
     dealt: dict[int, int] = {}
     ranked: list[tuple[int, bytes, ImageRecord]] = []
     for record in ordered:
-        medium = _medium(record)
-        turn = dealt.get(medium, 0)
-        dealt[medium] = turn + 1
-        ranked.append((turn, order_key("cap-medium", seed, record.identity, str(medium)), record))
+        when = occasion(record)
+        turn = dealt.get(when, 0)
+        dealt[when] = turn + 1
+        ranked.append((turn, order_key("cap-medium", seed, record.identity, str(when)), record))
     return [record for _, _, record in sorted(ranked, key=lambda item: item[:2])]
 
 

@@ -14,10 +14,14 @@ UNTOUCHED = "nothing was read beyond this folder, changed or sent"
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image file and the identity it shows. The pixels are read later, by :func:`load_roi`."""
+    """An image file and the identity it shows. The pixels are read later, by :func:`load_roi`.
+
+    ``session`` 1, 2, ... where a data set says on which occasion the image was taken.
+    """
 
     path: Path
     identity: str
+    session: int | None = None
 
 
 def by_identity(records: Iterable[ImageRecord]) -> dict[str, list[ImageRecord]]:
