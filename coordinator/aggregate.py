@@ -106,7 +106,7 @@ def change(
                 block = _read(base, begin, end).view("<f4")
                 if begin <= chosen < end:
                     value = block[chosen - begin : chosen - begin + 1]
-                    value[:] = _neighbour(value)
+                    value[:] = next_value(value)
                 return block
 
             return _write_model(stack, model, codec.parameters, changed, result)
@@ -114,8 +114,8 @@ def change(
         raise _not_formed(error) from error
 
 
-def _neighbour(value: FloatVector) -> FloatVector:
-    """The next float32 above; below the largest one, since what is finite stays finite."""
+def next_value(value: FloatVector) -> FloatVector:
+    """The next float32 above each; below the largest one, since what is finite stays finite."""
     largest = np.finfo(np.float32).max
     return np.nextafter(value, np.where(value < largest, np.float32(np.inf), np.float32(0)))
 

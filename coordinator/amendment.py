@@ -67,8 +67,8 @@ def check_unspent(plan: Plan, spent: tuple[str, int] | None) -> None:
 
 
 _OTHER_MODEL = (
-    "start from another one: `fedpalm model init` with another seed, or the model of a later round "
-    "(fedpalm-coordinator export)"
+    "`fedpalm-coordinator plan submit --changed` moves one value of it first; or start from another one: "
+    "`fedpalm model init` with another seed, or the model of a later round (fedpalm-coordinator export)"
 )
 
 

@@ -39,6 +39,7 @@ def run_status(run_id: str, conductor: Conductor, exchanges: ExchangeDesk) -> pb
         status.round_state = current.state.value
         status.cohort.extend(current.cohort)
         status.delivered.extend(current.survivors)
+        status.spent = current.spent and current.model_hash == run.model_hash
         status.deadline_ms = conductor.deadline_ms(run_id)
         attempt = conductor.masking.attempt(run_id, current.ref)
         if attempt is not None:

@@ -61,6 +61,13 @@ def amend(
                 safe="nothing was changed",
                 next_step="fedpalm-coordinator plan submit, with the exported model",
             )
+        if status.spent and status.masking != "none":
+            raise StateError(
+                f"sites have been asked for shares of round {status.round} of run {run_id}: its model is "
+                "spent until the round is over, and no masked plan can go on from there",
+                safe="nothing was changed",
+                next_step=_WHEN_SPENT[status.state == "running"],
+            )
         # Whatever is wrong with the new plan is found before the run ends; what it commits meanwhile
         # is in the plan that is made after.
         await _amended(connection, run_id, settings, added, removed, admitted)
@@ -87,6 +94,13 @@ def amend(
         },
         as_json,
     )
+
+
+_WHEN_SPENT = {
+    True: "try again in a moment, when the round is over",
+    False: "of a paused run: fedpalm-coordinator resume, then amend again; of an aborted one: export its "
+    "model, then fedpalm-coordinator plan submit --changed",
+}
 
 
 async def _status(connection: Connection, run_id: str) -> pb.RunStatus:

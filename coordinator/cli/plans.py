@@ -20,6 +20,7 @@ from fedpalm.transport.channel import Connection
 from fedpalm.transport.chunks import send_buffer
 from fedpalm.wire.v1 import operator_pb2 as pb
 
+from ..aggregate import next_value
 from ..status import warnings
 from .link import UNARY_DEADLINE_S, coordinator_option, with_operator
 from .runs import follow_run
@@ -44,6 +45,11 @@ def plan() -> None:
     "--site", "chosen", multiple=True, help="On the roster; left out, every admitted site."
 )
 @click.option(
+    "--changed",
+    is_flag=True,
+    help="Move one value of the model to its neighbour: for a model that a masked run has spent.",
+)
+@click.option(
     "--start", is_flag=True, help="Start the run at once: its rounds begin when sites approve."
 )
 @click.option("--watch", is_flag=True, help="Then follow the run until it ends.")
@@ -55,6 +61,7 @@ def submit(
     draft: Path,
     model: Path,
     chosen: tuple[str, ...],
+    changed: bool,
     start: bool,
     watch: bool,
     home: Path,
@@ -68,6 +75,8 @@ def submit(
     """
     settings = load_toml(PlanDraft, draft)
     layout, expert_layout, vector = read_model(model)
+    if changed:
+        vector[:1] = next_value(vector[:1])
 
     async def work(connection: Connection) -> tuple[Plan, pb.SubmitPlanReply]:
         federation, admitted = await admitted_sites(connection)

@@ -50,6 +50,7 @@ def run_json(status: pb.RunStatus) -> dict[str, Any]:
         "masking_step": status.masking_step,
         "lost_rounds": list(status.lost_rounds),
         "caught": list(status.caught),
+        "spent": status.spent,
         "warnings": list(status.warnings),
         "reason": status.reason,
         "exchange": {

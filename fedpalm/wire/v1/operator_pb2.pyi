@@ -81,7 +81,7 @@ class ListRunsReply(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[RunStatus, _Mapping]]] = ...) -> None: ...
 
 class RunStatus(_message.Message):
-    __slots__ = ("run_id", "plan_name", "plan_hash", "state", "round", "rounds", "attempt", "round_state", "joined", "cohort", "delivered", "deadline_ms", "model_hash", "reason", "exchange", "method", "roster", "approved", "refused", "masking", "masking_step", "warnings", "lost_rounds", "caught")
+    __slots__ = ("run_id", "plan_name", "plan_hash", "state", "round", "rounds", "attempt", "round_state", "joined", "cohort", "delivered", "deadline_ms", "model_hash", "reason", "exchange", "method", "roster", "approved", "refused", "masking", "masking_step", "warnings", "lost_rounds", "caught", "spent")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_NAME_FIELD_NUMBER: _ClassVar[int]
     PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,7 @@ class RunStatus(_message.Message):
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     LOST_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     CAUGHT_FIELD_NUMBER: _ClassVar[int]
+    SPENT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     plan_name: str
     plan_hash: bytes
@@ -130,7 +131,8 @@ class RunStatus(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     lost_rounds: _containers.RepeatedScalarFieldContainer[int]
     caught: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run_id: _Optional[str] = ..., plan_name: _Optional[str] = ..., plan_hash: _Optional[bytes] = ..., state: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., attempt: _Optional[int] = ..., round_state: _Optional[str] = ..., joined: _Optional[_Iterable[str]] = ..., cohort: _Optional[_Iterable[str]] = ..., delivered: _Optional[_Iterable[str]] = ..., deadline_ms: _Optional[int] = ..., model_hash: _Optional[bytes] = ..., reason: _Optional[str] = ..., exchange: _Optional[_Union[ExchangeStatus, _Mapping]] = ..., method: _Optional[str] = ..., roster: _Optional[_Iterable[str]] = ..., approved: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[str]] = ..., masking: _Optional[str] = ..., masking_step: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., lost_rounds: _Optional[_Iterable[int]] = ..., caught: _Optional[_Iterable[str]] = ...) -> None: ...
+    spent: bool
+    def __init__(self, run_id: _Optional[str] = ..., plan_name: _Optional[str] = ..., plan_hash: _Optional[bytes] = ..., state: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., attempt: _Optional[int] = ..., round_state: _Optional[str] = ..., joined: _Optional[_Iterable[str]] = ..., cohort: _Optional[_Iterable[str]] = ..., delivered: _Optional[_Iterable[str]] = ..., deadline_ms: _Optional[int] = ..., model_hash: _Optional[bytes] = ..., reason: _Optional[str] = ..., exchange: _Optional[_Union[ExchangeStatus, _Mapping]] = ..., method: _Optional[str] = ..., roster: _Optional[_Iterable[str]] = ..., approved: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[str]] = ..., masking: _Optional[str] = ..., masking_step: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., lost_rounds: _Optional[_Iterable[int]] = ..., caught: _Optional[_Iterable[str]] = ..., spent: _Optional[bool] = ...) -> None: ...
 
 class ExchangeStatus(_message.Message):
     __slots__ = ("exchange_id", "state", "consented", "delivered", "reason")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import os
 import sys
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.numpy
 from rich.console import Console
 
 from coordinator.cli.view import run_json, run_line, run_text
+from coordinator.masking_records import SpentModel
 from fedpalm.errors import ConfigError, NotFoundError, RoundAbortedError, StateError
 from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.plan import Plan
@@ -178,6 +182,34 @@ async def test_a_run_is_not_ended_for_a_plan_that_masking_cannot_work_with(tmp_p
         assert "masking among 3 sites" in why
         assert not conductor.run(said["run_id"]).over
         assert "all 3 sites" in (await desk.ask("start"))["warnings"][0]
+
+
+@in_loop
+async def test_a_spent_model_starts_no_masked_run_until_one_value_of_it_is_moved(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path / "home", A, B, C)
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        desk, conductor = Desk(world, tmp_path), hub.coordinator.conductor
+        submit = ("plan", "submit", desk.draft(3, 3, "secagg"), "--model", desk.model)
+        run_id = (await desk.ask(*submit, "--start"))["run_id"]
+        conducted = conductor._loop.conducted(run_id)
+        assert conducted.run.current is not None
+        spent = replace(conducted.run.current, spent=True)
+        conducted.run = replace(conducted.run, current=spent)
+        hub.coordinator.runs.write(SpentModel(spent.model_hash, run_id, spent.ref))
+
+        assert "asked for shares" in await desk.fail(StateError, "plan", "amend", run_id)
+        assert not conductor.run(run_id).over
+        assert "give shares for a model once" in await desk.fail(StateError, *submit)
+        said = await desk.ask(*submit, "--changed")
+        vector = rehearsal_vector(PLAN.model_layout, PLAN.draft.seed).astype("<f4")
+        vector[0] = np.nextafter(vector[0], np.float32(np.inf))
+        changed = hashlib.sha256(vector.tobytes()).hexdigest()
+        assert conductor.plan(said["run_id"]).initial_model == changed
+        unmasked = desk.draft(3, 2)
+        assert await desk.ask("plan", "submit", unmasked, "--model", desk.model)
 
 
 @in_loop
