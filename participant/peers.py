@@ -161,7 +161,7 @@ class PeerBook:
 
 
 def roster_code(own: Member, peers: Iterable[Peer]) -> str:
-    """32 hex digits in groups of 4, alike at all sites that know each other by the same keys.
+    """48 hex digits in groups of 4, alike at all sites that know each other by the same keys.
 
     One telephone conference compares everything: each site reads out its own, and all must be the same.
 
@@ -170,8 +170,8 @@ def roster_code(own: Member, peers: Iterable[Peer]) -> str:
     """
     members = sorted([own, *((peer.site, peer.key) for peer in peers)], key=itemgetter(0))
     parts = [part for site, key in members for part in (site.encode(), key.public_bytes_raw())]
-    digits = domain_hash("peer-roster/v1", *parts).hex()[:32]
-    return " ".join(digits[at : at + 4] for at in range(0, 32, 4))
+    digits = domain_hash("peer-roster/v1", *parts).hex()[:48]
+    return " ".join(digits[at : at + 4] for at in range(0, 48, 4))
 
 
 def _require_same(found: str, told: str, what: str) -> None:

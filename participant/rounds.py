@@ -197,7 +197,8 @@ class RunWorker:
         model_hash = bytes.fromhex(manifest.model_hash)
         await link.countersign(place, self._manifests.countersign(manifest))
         if run.plan.draft.masking != "none":
-            self._masking.signing_keys(manifest)  # Told now, so that people can compare during training.
+            # Told now, so that people can compare during training.
+            self._masking.signing_keys(manifest)
         update = self._store.update(place.run, manifest.round)
         if update is None:
             update = await self._trained(link, run, manifest, model_hash)
