@@ -28,7 +28,8 @@ class Sensor:
     """The conditions of one site; what makes sites differ (non-IID).
 
     ``brightness`` and ``noise`` in grey levels of 255, ``blur_px`` a Gaussian sigma, ``gradient`` in
-    grey levels across the image, ``scale`` and ``contrast`` and ``skin_gain`` factors.
+    grey levels across the image, ``scale`` and ``contrast`` and ``skin_gain`` factors, ``turn_deg``
+    how the device holds or crops every hand, ``gamma`` the exponent of its response.
     """
 
     brightness: float
@@ -39,19 +40,36 @@ class Sensor:
     noise: float
     scale: float
     skin_gain: float
+    turn_deg: float
+    gamma: float
 
 
-def draw_sensor(rng: np.random.Generator) -> Sensor:
-    """Draw a site's conditions."""
+def draw_sensor(rng: np.random.Generator, spread: float = 1.0) -> Sensor:
+    """Draw a site's conditions.
+
+    Args:
+        spread: >= 0, how far sites lie apart: every condition keeps its mean over sites and has its
+            distance from it multiplied. 0 gives all sites the same sensor (light from a side of its
+            own apart). Up to 1 sites hold hands alike and respond linearly; beyond, each has its
+            own ``turn_deg`` and ``gamma`` too.
+    """
+
+    def draw(low: float, high: float, floor: float = 0.0) -> float:
+        value = rng.uniform(low, high)
+        return max(floor, value + (spread - 1.0) * (value - (low + high) / 2))
+
+    beyond = max(0.0, spread - 1.0)
     return Sensor(
-        brightness=rng.uniform(115.0, 170.0),
-        contrast=rng.uniform(0.75, 1.15),
-        blur_px=rng.uniform(0.35, 0.9),
-        gradient=rng.uniform(0.0, 40.0),
+        brightness=draw(115.0, 170.0),
+        contrast=draw(0.75, 1.15, floor=0.3),
+        blur_px=draw(0.35, 0.9),
+        gradient=draw(0.0, 40.0),
         gradient_angle=rng.uniform(0.0, 2 * np.pi),
-        noise=rng.uniform(1.5, 5.0),
-        scale=rng.uniform(0.94, 1.06),
-        skin_gain=rng.uniform(0.7, 1.2),
+        noise=draw(1.5, 5.0),
+        scale=draw(0.94, 1.06),
+        skin_gain=draw(0.7, 1.2, floor=0.2),
+        turn_deg=beyond * rng.uniform(-6.0, 6.0),
+        gamma=float(np.exp(beyond * rng.uniform(-0.35, 0.35))),
     )
 
 
@@ -87,6 +105,8 @@ def capture(
 
     image *= sensor.contrast * np.exp(rng.normal(0.0, 0.12 * difficulty))
     image += sensor.brightness + rng.normal(0.0, 8.0 * difficulty)
+    if sensor.gamma != 1.0:
+        image = 255.0 * (np.clip(image, 0.0, 255.0) / 255.0) ** sensor.gamma
     image = _blur(image, float(np.hypot(sensor.blur_px, rng.uniform(0.0, 0.8 * difficulty))))
     noise = sensor.noise * np.exp(rng.normal(0.0, 0.2 * difficulty))
     image += noise * rng.standard_normal(image.shape)
@@ -95,7 +115,7 @@ def capture(
 
 def _placement(sensor: Sensor, rng: np.random.Generator, difficulty: float) -> Array:
     """(3, 3) projective map from palm to image coordinates, about the centre."""
-    angle = np.deg2rad(rng.normal(0.0, 3.0 * difficulty))
+    angle = np.deg2rad(sensor.turn_deg + rng.normal(0.0, 3.0 * difficulty))
     scale = sensor.scale * np.exp(rng.normal(0.0, 0.025 * difficulty))
     shear = rng.normal(0.0, 0.02 * difficulty)
     shift = rng.normal(0.0, 0.02 * difficulty, 2)

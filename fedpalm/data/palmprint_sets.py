@@ -62,8 +62,12 @@ def looks_like(path: Path) -> PalmprintSet | None:
     can say what is wrong rather than another reader take its folders for people.
     """
     folders = _folders(path)
-    if folders.keys() & {"segmented", "left hand", "right hand"} or any(
-        _holds(folders.get(hand), _IITD_NAME) for hand in _HANDS
+    root = folders.get("segmented", path)
+    hands = _folders(root)
+    if (
+        folders.keys() & {"left hand", "right hand"}
+        or any(_holds(hands.get(hand), _IITD_NAME) for hand in _HANDS)
+        or (root != path and _holds(root, _IITD_NAME))
     ):
         return "iitd"
     sessions = _folders(folders["roi"]) if "roi" in folders else folders
@@ -213,7 +217,8 @@ def _require_both_sessions(kind: PalmprintSet, path: Path, records: list[ImageRe
         raise problems_error(
             f"{path}: palms without images of both sessions",
             missing,
-            f"complete the {kind} set or take these palms out; expected: {EXPECTED[kind]}",
+            f"complete the {kind} set, take these palms out, or read it as kind `folder`; expected "
+            f"{EXPECTED[kind]}",
         )
 
 

@@ -11,8 +11,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,13 +22,32 @@ from PIL import Image
 from ..canonical import canonical_json, domain_hash
 from ..errors import DataError
 from .palm_anatomy import grow_palm
-from .palm_capture import capture, draw_sensor
+from .palm_capture import Sensor, capture, draw_sensor
 from .records import ImageRecord
 
 GENERATOR_VERSION = 2
 """Raised whenever the same parameters would draw other pixels; it is part of the cache key."""
 
 DEFAULT_DIFFICULTY = 1.0
+DEFAULT_SITE_SPREAD = 1.0
+
+
+class PalmPreset(NamedTuple):
+    """How hard synthetic palms are, as :func:`synthetic_palms` takes it."""
+
+    difficulty: float
+    site_spread: float
+
+
+PRESETS: Mapping[str, PalmPreset] = MappingProxyType(
+    {
+        "default": PalmPreset(DEFAULT_DIFFICULTY, DEFAULT_SITE_SPREAD),
+        "benchmark": PalmPreset(1.4, 2.0),
+    }
+)
+"""``benchmark`` leaves errors in the closed set too and sets sites apart (docs/data/synthetic.md)."""
+
+_STRIPE_PX = 8
 _MANIFEST = "manifest.json"
 _SENSOR, _ANATOMY, _SAMPLE = 1, 2, 3
 
@@ -47,13 +68,15 @@ def synthetic_palms(
     images_per_identity: int,
     seed: int,
     difficulty: float = DEFAULT_DIFFICULTY,
+    site_spread: float = DEFAULT_SITE_SPREAD,
 ) -> list[list[ImageRecord]]:
     """Records of every site's palms, generated on the first call and reused afterwards.
 
     Args:
         cache: folder for generated sets; each set lies in a sub-folder named by its parameters.
         difficulty: 0..3, scales what differs between two images of one palm (pose, crease shift,
-            light, blur, noise); 1 is the default of demo and benchmark.
+            light, blur, noise); 1 is the default.
+        site_spread: 0..3, scales what differs between the sensors of two sites; 1 is the default.
     Returns:
         One list a site; images are 8-bit grey 128x128 PNG files.
     Raises:
@@ -65,6 +88,8 @@ def synthetic_palms(
         raise DataError("at most 9999 sites, identities a site and images an identity")
     if not 0.0 <= difficulty <= 3.0:
         raise DataError(f"difficulty {difficulty} is not between 0 and 3")
+    if not 0.0 <= site_spread <= 3.0:
+        raise DataError(f"site spread {site_spread} is not between 0 and 3")
     parameters = {
         "generator": GENERATOR_VERSION,
         "sites": sites,
@@ -72,6 +97,7 @@ def synthetic_palms(
         "images_per_identity": images_per_identity,
         "seed": str(seed),
         "difficulty": float(difficulty),
+        "site_spread": float(site_spread),
     }
     key = domain_hash("synthetic-palms/v1", canonical_json(parameters)).hex()[:20]
     names = [
@@ -86,7 +112,10 @@ def synthetic_palms(
     wanted = {f"{identity}/{file}" for site in names for identity, file in site}
     try:
         if not _intact(target, wanted):
-            _generate(target, sites, identities_per_site, images_per_identity, seed, difficulty)
+            sensors = [
+                draw_sensor(_stream(_SENSOR, seed, site), site_spread) for site in range(sites)
+            ]
+            _generate(target, sensors, identities_per_site, images_per_identity, seed, difficulty)
     except OSError as error:
         raise DataError(
             f"{cache}: synthetic palms cannot be written ({error})",
@@ -100,17 +129,27 @@ def synthetic_palms(
 
 
 def contact_sheet(
-    records: Sequence[ImageRecord], path: Path, columns: int, side_px: int = 128
+    records: Sequence[ImageRecord],
+    path: Path,
+    columns: int,
+    side_px: int = 128,
+    group: int | None = None,
 ) -> None:
-    """Write the images, in order and ``columns`` a row, as one grey PNG."""
+    """Write the images, in order and ``columns`` a row, as one grey PNG.
+
+    ``group`` sets every so many columns apart by a white stripe.
+    """
     if not records or columns < 1:
         raise DataError("a contact sheet needs an image and a column")
     rows = -(-len(records) // columns)
-    sheet = Image.new("L", (columns * side_px, rows * side_px), 255)
+    group = group or columns
+    width = columns * side_px + (columns - 1) // group * _STRIPE_PX
+    sheet = Image.new("L", (width, rows * side_px), 255)
     for at, record in enumerate(records):
         with Image.open(record.path) as image:
             tile = image.convert("L").resize((side_px, side_px), Image.Resampling.LANCZOS)
-        sheet.paste(tile, (at % columns * side_px, at // columns * side_px))
+        row, column = divmod(at, columns)
+        sheet.paste(tile, (column * side_px + column // group * _STRIPE_PX, row * side_px))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG", optimize=True)
 
@@ -124,15 +163,19 @@ def _stream(purpose: int, *key: int) -> np.random.Generator:
 
 
 def _generate(
-    target: Path, sites: int, identities: int, samples: int, seed: int, difficulty: float
+    target: Path,
+    sensors: Sequence[Sensor],
+    identities: int,
+    samples: int,
+    seed: int,
+    difficulty: float,
 ) -> None:
     """Write a whole set beside the target, then rename: a reader sees all of it or nothing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         hashes: dict[str, str] = {}
-        for site in range(sites):
-            sensor = draw_sensor(_stream(_SENSOR, seed, site))
+        for site, sensor in enumerate(sensors):
             for identity in range(identities):
                 palm = grow_palm(_stream(_ANATOMY, seed, site, identity))
                 folder = scratch / _identity_name(site, identity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,36 @@ def test_a_sheet_has_an_identity_a_row(folder: Path, tmp_path: Path):
     done = run("data", "sheet", folder, "--out", out, "--images", "2", "--identities", "2")
     assert done.exit_code == 0
     assert Image.open(out).size == (2 * 128, 2 * 128)
+
+
+def test_a_sample_page_has_a_site_a_row_and_sets_people_apart(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("FEDPALM_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "page.png"
+    size = ["--sites", "2", "--identities", "2", "--images", "2", "--tile-px", "32"]
+    pages = []
+    for more in ([], ["--preset", "default"], ["--site-spread", "0"], ["--difficulty", "0"]):
+        assert run("data", "sample", "--out", out, *size, *more).exit_code == 0
+        page = Image.open(out)
+        assert page.size == (4 * 32 + 8, 2 * 32)
+        pages.append(page.tobytes())
+    assert len(set(pages)) == 4
+
+
+def test_a_sample_page_of_a_folder_deals_its_people_to_the_sites(folder: Path, tmp_path: Path):
+    for person in "cdefgh":
+        shutil.copytree(folder / "a", folder / person)
+    size = ["--sites", "2", "--identities", "3", "--tile-px", "16"]
+    out = tmp_path / "page.png"
+    assert run("data", "sample", folder, "--out", out, *size).exit_code == 0
+    assert Image.open(out).size == (9 * 16 + 2 * 8, 2 * 16)
+    done = run("data", "sample", folder, "--out", out, *size, "--images", "4")
+    assert done.exit_code == 4 and "has 3 images" in done.stderr
+
+
+def test_preflight_says_of_whole_hands_what_it_expected(tmp_path: Path):
+    (tmp_path / "IITD" / "Left Hand").mkdir(parents=True)
+    (tmp_path / "IITD" / "Right Hand").mkdir()
+    done = run("data", "preflight", tmp_path / "IITD")
+    said = " ".join(done.stderr.split())
+    assert done.exit_code == 4 and "whole hands, not segmented palms" in said
+    assert "Segmented/Left/" in said

@@ -210,10 +210,11 @@ def test_an_empty_or_foreign_folder_is_refused_with_what_was_expected(tmp_path, 
 
 
 def test_people_with_folders_of_their_own_stay_a_folder(tmp_path, make_image):
-    for name in ("left", "0001", "session1"):
+    for name in ("left", "0001", "session1", "segmented"):
         for number in "ab":
             make_image(tmp_path / "mine" / name / f"{number}.png")
-    assert {r.identity for r in open_source(tmp_path / "mine")} == {"left", "0001", "session1"}
+    names = {record.identity for record in open_source(tmp_path / "mine")}
+    assert names == {"left", "0001", "session1", "segmented"}
 
 
 def test_the_papers_split_halves_all_identities_before_it_deals_them(tmp_path):

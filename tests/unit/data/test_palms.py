@@ -55,6 +55,39 @@ def test_seed_site_identity_sample_and_difficulty_each_change_the_pixels(tmp_pat
     assert len({image.tobytes() for image in drawn}) == len(drawn) == 10
 
 
+def test_the_default_set_keeps_its_pixels(tmp_path):
+    """Whoever changes these figures raises GENERATOR_VERSION."""
+    figures = []
+    for site in synthetic_palms(tmp_path, 3, 2, 3, seed=7):
+        pixels = np.stack([_pixels(record) for record in site]).astype(float)
+        figures.append((pixels.mean(), pixels.std(), np.abs(np.diff(pixels, axis=1)).mean()))
+    expected = [(142.399, 31.492, 4.153), (129.785, 26.799, 5.359), (134.701, 22.448, 6.201)]
+    np.testing.assert_allclose(figures, expected, atol=0.002)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 2.0, 3.0])
+def test_sensors_lie_apart_in_proportion_to_the_spread(spread):
+    sensors = [draw_sensor(np.random.default_rng(site), spread) for site in range(400)]
+    scales = np.array([sensor.scale for sensor in sensors])
+    assert scales.std() == pytest.approx(spread * 0.12 / np.sqrt(12), rel=0.1, abs=1e-12)
+    assert scales.mean() == pytest.approx(1.0, abs=0.02)
+    assert min(min(s.noise, s.blur_px, s.gradient) for s in sensors) >= 0
+    bent = [s for s in sensors if s.turn_deg != 0 or s.gamma != 1]
+    assert len(bent) == (400 if spread > 1 else 0)
+
+
+def test_an_image_of_the_farthest_sensors_can_be_used(tmp_path):
+    sites = synthetic_palms(tmp_path, 8, 1, 2, seed=4, difficulty=2.0, site_spread=3.0)
+    assert preflight([r for site in sites for r in site]).images == 16
+
+
+def test_site_spread_changes_the_pixels_and_the_folder(tmp_path):
+    near = synthetic_palms(tmp_path, 1, 1, 1, seed=1)[0][0]
+    far = synthetic_palms(tmp_path, 1, 1, 1, seed=1, site_spread=2.0)[0][0]
+    assert near.path != far.path
+    assert (_pixels(near) != _pixels(far)).any()
+
+
 def test_a_second_call_reuses_the_files(tmp_path):
     first = synthetic_palms(tmp_path, 1, 2, 2, seed=1)[0]
     written = [r.path.stat().st_mtime_ns for r in first]
@@ -96,12 +129,19 @@ def test_a_generation_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "difficulty"),
-    [((0, 1, 1, 1), 1.0), ((1, 1, 1, -1), 1.0), ((1, 10_000, 1, 1), 1.0), ((1, 1, 1, 1), 3.5)],
+    ("arguments", "difficulty", "spread"),
+    [
+        ((0, 1, 1, 1), 1.0, 1.0),
+        ((1, 1, 1, -1), 1.0, 1.0),
+        ((1, 10_000, 1, 1), 1.0, 1.0),
+        ((1, 1, 1, 1), 3.5, 1.0),
+        ((1, 1, 1, 1), 1.0, -0.1),
+        ((1, 1, 1, 1), 1.0, float("nan")),
+    ],
 )
-def test_parameters_out_of_range_are_refused(tmp_path, arguments, difficulty):
+def test_parameters_out_of_range_are_refused(tmp_path, arguments, difficulty, spread):
     with pytest.raises(DataError):
-        synthetic_palms(tmp_path, *arguments, difficulty=difficulty)
+        synthetic_palms(tmp_path, *arguments, difficulty=difficulty, site_spread=spread)
 
 
 def test_two_images_of_a_palm_differ_more_as_difficulty_rises():
@@ -173,3 +213,13 @@ def test_a_contact_sheet_lays_the_images_out_in_rows(tmp_path):
     assert pixels.shape == (256, 256)
     np.testing.assert_array_equal(pixels[128:, :128], _pixels(records[2]))
     assert (pixels[128:, 128:] == 255).all()
+
+
+def test_a_contact_sheet_may_set_people_apart(tmp_path):
+    records = synthetic_palms(tmp_path / "cache", 2, 2, 2, seed=1)
+    contact_sheet(records[0] + records[1], tmp_path / "sheet.png", columns=4, group=2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (256, 4 * 128 + 8)
+    assert (pixels[:, 256:264] == 255).all()
+    np.testing.assert_array_equal(pixels[128:, 264:392], _pixels(records[1][2]))
