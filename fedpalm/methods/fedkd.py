@@ -1,6 +1,6 @@
 """FedKD: a private teacher and a shared student that learn from each other; updates of low rank.
 
-Source: Wu et al. 2022, Nature Communications 13:2032 (arXiv:2108.13415), eqs 1 to 8. With L_t, L_s the
+Source: Wu et al. 2022, Nature Communications 13:2032 (arXiv:2108.13415). With L_t, L_s the
 task losses (here eq 10 of FedPalm), p the class probabilities and z the embeddings, a step minimises
 
     L_t + L_s + (KL(p_s | p_t) + KL(p_t | p_s) + MSE(z_t, z_s)) / (L_t + L_s)

@@ -49,3 +49,34 @@ def teim(anchor, others, neighbours, alpha, beta):
         side = sum(others[i][b] for i in best) / len(best)
         enhanced[b] = alpha * anchor[b] + beta * side
     return enhanced, chosen
+
+
+def model_contrast(z, z_global, z_previous, temperature):
+    """MOON, equation 3, image by image."""
+    total = 0.0
+    for own, near, far in zip(z, z_global, z_previous, strict=True):
+        similar = [
+            math.exp(own @ o / np.linalg.norm(own) / np.linalg.norm(o) / temperature)
+            for o in (near, far)
+        ]
+        total -= math.log(similar[0] / sum(similar))
+    return total / len(z)
+
+
+def mutual_distillation(logits, embeddings):
+    """FedKD: both divergences, image by image and class by class, and the mean squared difference."""
+    p, q = (np.exp(one) / np.exp(one).sum(axis=1, keepdims=True) for one in logits)
+    total = 0.0
+    for i in range(len(p)):
+        for c in range(p.shape[1]):
+            total += p[i, c] * math.log(p[i, c] / q[i, c]) + q[i, c] * math.log(q[i, c] / p[i, c])
+    return total / len(p) + np.mean((embeddings[0] - embeddings[1]) ** 2)
+
+
+def truncated(matrix, energy):
+    """By the whole SVD: the matrix of the fewest singular values that keep ``energy``, and how many."""
+    left, values, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    total, rank = (values**2).sum(), 0
+    while (values[:rank] ** 2).sum() < energy * total:
+        rank += 1
+    return (left[:, :rank] * values[:rank]) @ right[:rank], rank

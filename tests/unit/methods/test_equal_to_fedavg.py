@@ -126,3 +126,9 @@ def test_a_federation_of_one_site_is_that_site_alone_bit_for_bit():
         fedavg.open_templates(probes, shared).tobytes()
         == local.open_templates(probes, nothing).tobytes()
     )
+
+
+def test_fednovas_rule_leaves_the_model_alone_without_any_weight():
+    params = np.ones(3, np.float32)
+    stats = {"weight": 0.0, "steps": 0.0}
+    assert server_rule("fednova").step(params, np.zeros(3), stats) is params

@@ -15,6 +15,7 @@ from fedpalm.methods.rules import server_rule
 from fedpalm.methods.site import build_site
 from fedpalm.methods.template import ANATOMIES, model_template
 from fedpalm.plan import MethodName, TrainingSettings
+from participant.private_content import refuse_private_content
 
 from .conftest import TRAINING, make_plan, tiny_images
 
@@ -88,6 +89,15 @@ def test_a_state_is_a_copy_and_takes_no_foreign_or_missing_tensor(method):
     ):
         with pytest.raises(LayoutMismatchError):
             site.load_state(wrong)
+
+
+@pytest.mark.parametrize("method", SHARING)
+def test_the_egress_gate_finds_nothing_private_in_what_a_method_gives(method):
+    site = build(method)
+    shared = site.initial_vector()
+    for number in (1, 2):
+        update = site.train_round(RoundContext(number, 2), shared)
+        refuse_private_content(site.layout, update.delta, shared, site.state())
 
 
 @pytest.mark.parametrize("method", TRAINED)
