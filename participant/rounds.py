@@ -312,8 +312,9 @@ class RunWorker:
         ref = closed.ref
         self._masking.round_closed(ref.run_id, ref.round, ref.attempt, closed.committed)
         if closed.committed:
+            without = f" without a sum ({closed.reason})" if closed.reason else ""
             self._report.line(
-                f"round {closed.ref.round}: committed, model {closed.model_hash.hex()[:12]}"
+                f"round {closed.ref.round}: committed{without}, model {closed.model_hash.hex()[:12]}"
             )
         else:
             self._report.line(

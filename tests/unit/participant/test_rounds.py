@@ -209,6 +209,23 @@ async def test_a_round_that_closes_while_signatures_are_missing_is_left_unsent(w
 
 
 @in_loop
+async def test_a_round_that_was_committed_without_a_sum_is_told_with_its_reason(world):
+    coordinator = FakeCoordinator(world, make_plan(1), expected=("north",))
+    coordinator.absent_sign = False
+    site, _ = world.site("north")
+    async with _running(site, coordinator):
+        await _until(lambda: _sent(site).count("fetch_countersignatures") >= 2)
+        closed = wire.RoundClosed(
+            ref=coordinator.ref(),
+            committed=True,
+            model_hash=coordinator.model_hash,
+            reason="too few reveals",
+        )
+        coordinator.tell("north", wire.Instruction(round_closed=closed))
+        await _told(site, "round 1: committed without a sum (too few reveals), model ")
+
+
+@in_loop
 async def test_another_sites_signature_over_another_manifest_stops_the_run_here(world):
     coordinator = FakeCoordinator(world, make_plan(2), expected=("north",))
     west = coordinator.countersigned("west", (1, 1), b"\x07" * 32)
