@@ -1,6 +1,6 @@
 """FedNova: FedAvg in which a site that makes more steps does not pull harder.
 
-Source: Wang et al. 2020, arXiv:2007.07481, eqs 8 and 9, with a_i = (1, ..., 1), so that |a_i|_1 = tau_i,
+Source: Wang et al. 2020, arXiv:2007.07481, with a_i = (1, ..., 1), so that |a_i|_1 = tau_i,
 the number of steps. Adam's moments are begun anew every round and are not counted.
 
     d_i = (w_i - w) / tau_i,   tau_eff = sum_i n_i tau_i / sum_i n_i

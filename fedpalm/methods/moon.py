@@ -1,6 +1,6 @@
 """MOON: FedAvg with a contrast that draws a site's embeddings to the global model's.
 
-Source: Li et al. 2021, arXiv:2103.16257, eq 3. To the loss of a step is added mu times the
+Source: Li et al. 2021, arXiv:2103.16257. To the loss of a step is added mu times the
 mean over images of
 
     -log( e^{cos(z, z_g)/t} / (e^{cos(z, z_g)/t} + e^{cos(z, z_prev)/t}) )

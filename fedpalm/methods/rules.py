@@ -70,7 +70,7 @@ class WeightedMean:
 class NormalisedMean:
     """w <- w + tau_eff sum_i n_i d_i / sum_i n_i, tau_eff = sum_i n_i tau_i / sum_i n_i.
 
-    Source: FedNova, Wang et al. 2020, arXiv:2007.07481, eqs 8 and 9. ``steps`` is the sum of n_i tau_i in
+    Source: FedNova, Wang et al. 2020, arXiv:2007.07481. ``steps`` is the sum of n_i tau_i in
     units of STEPS_UNIT, and d_i = delta_i / tau_i.
     """
 

@@ -52,7 +52,7 @@ def teim(anchor, others, neighbours, alpha, beta):
 
 
 def model_contrast(z, z_global, z_previous, temperature):
-    """MOON, equation 3, image by image."""
+    """MOON, image by image."""
     total = 0.0
     for own, near, far in zip(z, z_global, z_previous, strict=True):
         similar = [
