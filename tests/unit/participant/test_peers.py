@@ -71,7 +71,7 @@ def test_sites_that_know_each_other_by_the_same_keys_print_the_same_code_and_oth
     codes = {_code_at(world, site, keys) for site in SITES}
     assert len(codes) == 1
     (code,) = codes
-    assert [len(group) for group in code.split()] == [4] * 8
+    assert [len(group) for group in code.split()] == [4] * 12
     lied_to = {**keys, "east": world.coordinator.signing_key.public_key()}
     peers = world.site("west")[0].store
     book = PeerBook(peers)
