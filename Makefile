@@ -7,7 +7,7 @@ PACKAGES := coordinator participant fedpalm
 PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg bench-round bench-secagg bench-peers-secagg
+.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg bench-round bench-secagg bench-peers-secagg bench-palm
 
 env: $(STAMP)
 
@@ -55,6 +55,10 @@ bench-secagg: env
 
 bench-peers-secagg: env
 	$(BIN)/fedpalm bench peers-secagg $(ARGS)
+
+# Every method on synthetic palms, tables and plots; ARGS="--preset smoke" takes a few minutes.
+bench-palm: env
+	$(BIN)/fedpalm bench palm $(ARGS)
 
 bench-round: env
 	$(BIN)/fedpalm bench round $(ARGS)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from ..errors import ConfigError
 from ..layout import FloatVector
-from ..methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdate
+from ..methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdate, Tensors
 from ..methods.contribution import codec_for, rounding_key
+from ..methods.fedpalm import warm_up_rounds
 from ..methods.rules import server_rule
 from ..methods.site import build_site, build_site_method
 from ..methods.template import model_template
@@ -28,6 +30,18 @@ LOCAL = "local"
 RoundMetrics = dict[str, dict[str, float]]
 OnRound = Callable[[int, FloatVector, Mapping[str, SiteMethod], RoundMetrics], None]
 """Called after every round with its number, the new shared vector, the sites and their metrics."""
+
+Exchange = Literal["never", "freeze", "deployment"]
+"""When experts travel, once: never, as soon as they are frozen (R/3), or after the last round."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an interrupted simulation goes on: ``rounds`` done, ``shared`` (P,), the sites' states."""
+
+    rounds: int
+    shared: FloatVector
+    states: Mapping[str, Tensors]
 
 
 @dataclass(frozen=True)
@@ -66,33 +80,44 @@ def simulate(
     method: str,
     sites: Mapping[str, SiteImages],
     on_round: OnRound | None = None,
+    *,
+    exchange: Exchange | None = None,
+    standing: Standing | None = None,
 ) -> SimulationResult:
     """Run all rounds of ``plan`` with ``method``, and the exchange if the method has experts.
 
     Args:
         method: the plan's own, another one that shares a model, or ``local``.
         sites: training images by site name; all of the roster, every round.
-        on_round: sees the state after each round, before the exchange.
+        on_round: sees the state after each round, before an exchange that is due then.
+        exchange: left out, what the plan says (``freeze`` is the benchmark's alone).
+        standing: what ``on_round`` saw after some round; the result is then that of the whole run,
+            its ``metrics`` those of the rounds that were left.
 
     Raises:
-        ConfigError: the sites are not the roster.
+        ConfigError: the sites are not the roster, or the method is not known.
+        LayoutMismatchError: ``standing`` is of another method.
     """
     if sorted(sites) != list(plan.roster):
         raise ConfigError(f"sites {sorted(sites)} are not the plan's roster {list(plan.roster)}")
     if method == LOCAL:
         draft = plan.draft
-        alone = {
+        methods = {
             site: build_site(LOCAL, draft.training, draft.seed, site, sites[site])
             for site in plan.roster
         }
-        return _rounds(plan, alone, np.empty(0, np.float32), _keep, on_round)
-    plan = plan_for(plan, method)
-    methods = {site: build_site_method(plan, site, sites[site]) for site in plan.roster}
-    initial = methods[plan.roster[0]].initial_vector()
-    result = _rounds(plan, methods, initial, _aggregate, on_round)
-    if plan.draft.expert_exchange == "deployment":
-        exchange_experts(methods)
-    return result
+        shared, combine, exchange = np.empty(0, np.float32), _keep, exchange or "never"
+    else:
+        plan = plan_for(plan, method)
+        methods = {site: build_site_method(plan, site, sites[site]) for site in plan.roster}
+        shared, combine = methods[plan.roster[0]].initial_vector(), _aggregate
+        exchange = exchange or plan.draft.expert_exchange
+    if standing is not None:
+        shared = standing.shared
+        for name, site in methods.items():
+            site.load_state(dict(standing.states[name]))
+    begin = standing.rounds if standing is not None else 0
+    return _rounds(plan, methods, shared, combine, on_round, exchange, begin)
 
 
 def exchange_experts(sites: Mapping[str, SiteMethod]) -> None:
@@ -109,15 +134,24 @@ def _rounds(
     shared: FloatVector,
     combine: Callable[[Plan, int, FloatVector, dict[str, SiteUpdate]], FloatVector],
     on_round: OnRound | None,
+    exchange: Exchange,
+    begin: int,
 ) -> SimulationResult:
+    rounds = plan.draft.rounds
+    due = {"never": None, "freeze": warm_up_rounds(rounds), "deployment": rounds}[exchange]
     history: list[RoundMetrics] = []
-    for number in range(1, plan.draft.rounds + 1):
-        context = RoundContext(number, plan.draft.rounds)
+    for number in range(begin + 1, rounds + 1):
+        # At the start of a round, not at the end of the one before: what on_round saw is enough to go on.
+        if due == number - 1:
+            exchange_experts(sites)
+        context = RoundContext(number, rounds)
         updates = {name: site.train_round(context, shared) for name, site in sites.items()}
         shared = combine(plan, number, shared, updates)
         history.append({name: dict(update.metrics) for name, update in updates.items()})
         if on_round is not None:
             on_round(number, shared, sites, history[-1])
+    if due == rounds:
+        exchange_experts(sites)
     return SimulationResult(shared, sites, tuple(history))
 
 

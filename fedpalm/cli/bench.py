@@ -8,9 +8,12 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from .bench_palm import palm_command
 from .bench_peers import peers_secagg_command
+from .bench_plot import plot_command
 from .bench_round import RoundBench
 from .bench_secagg import secagg_command
+from .bench_table import table_command
 from .console import command_errors, emit, err, json_option
 
 
@@ -53,3 +56,6 @@ def round_command(
 
 commands.add_command(secagg_command)
 commands.add_command(peers_secagg_command)
+commands.add_command(palm_command)
+commands.add_command(table_command)
+commands.add_command(plot_command)

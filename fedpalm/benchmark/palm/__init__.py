@@ -1,0 +1,1 @@
+"""FedPalm against its baselines: jobs, results, tables and plots."""

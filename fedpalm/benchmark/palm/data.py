@@ -1,0 +1,102 @@
+"""Every site's images for a benchmark and a seed, and a fingerprint of where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...canonical import canonical_json, domain_hash
+from ...data.loading import load_images
+from ...data.palms import GENERATOR_VERSION, cache_root, synthetic_palms
+from ...data.readers import open_source
+from ...data.records import ImageRecord
+from ...data.splits import partition_sites, split_site
+from ...errors import ConfigError
+from ...methods.base import SiteImages
+from .config import SYNTHETIC, BenchConfig, DataSettings
+
+Images = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Gallery and probes of a verification experiment; labels of one numbering."""
+
+    gallery: Images
+    gallery_labels: Labels
+    probe: Images
+    probe_labels: Labels
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """What a site trains on, its closed set (the same people) and its open set (others)."""
+
+    train: SiteImages
+    closed: Trial
+    open: Trial
+
+
+def fingerprint(data: DataSettings) -> str:
+    """Hex name of everything about the source that can change a result; where it lies cannot.
+
+    Raises:
+        DataError: the source cannot be used.
+    """
+    if data.source == SYNTHETIC:
+        facts = {"generator": GENERATOR_VERSION, "difficulty": float(data.difficulty)}
+        return domain_hash("bench-synthetic/v1", canonical_json(facts)).hex()
+    images = [
+        [record.identity, record.path.name, hashlib.sha256(record.path.read_bytes()).hexdigest()]
+        for record in open_source(data.source, data.kind)
+    ]
+    return domain_hash("bench-images/v1", canonical_json(images)).hex()
+
+
+def site_records(config: BenchConfig, seed: int) -> list[list[ImageRecord]]:
+    """Records of every site, identities at one site only; synthetic ones are made if they are missing.
+
+    Raises:
+        ConfigError: synthetic palms without a number of them.
+        DataError: the source cannot be used, or is too small.
+    """
+    data = config.data
+    if data.source == SYNTHETIC:
+        if data.identities is None or data.images is None:
+            raise ConfigError("synthetic palms need --identities and --images")
+        return synthetic_palms(
+            cache_root(), config.sites, data.identities, data.images, seed, data.difficulty
+        )
+    records = open_source(data.source, data.kind, cap_per_identity=data.images, seed=seed)
+    return partition_sites(records, config.sites, data.identities, seed)
+
+
+def site_data(config: BenchConfig, seed: int) -> dict[str, SiteData]:
+    """Images by site name. Raises as :func:`site_records`, and DataError for one that cannot be read."""
+    people = site_records(config, seed)
+    return {
+        name: _site(records, seed, name)
+        for name, records in zip(config.site_names, people, strict=True)
+    }
+
+
+def _site(records: Sequence[ImageRecord], seed: int, name: str) -> SiteData:
+    split = split_site(records, seed, name)
+    closed = _trial(split.train, split.closed_probe, split.classes)
+    return SiteData(
+        SiteImages(closed.gallery, closed.gallery_labels, len(split.classes)),
+        closed,
+        _trial(split.open_gallery, split.open_probe, split.open_classes),
+    )
+
+
+def _trial(
+    gallery: Sequence[ImageRecord], probe: Sequence[ImageRecord], classes: Sequence[str]
+) -> Trial:
+    rows, columns = load_images(gallery, classes), load_images(probe, classes)
+    return Trial(rows.images, rows.labels, columns.images, columns.labels)
