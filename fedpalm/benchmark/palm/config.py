@@ -194,13 +194,20 @@ class Job:
             "variant": self.variant_name,
             "seed": self.seed,
             "fingerprint": self.fingerprint,
+            "hash": self.hash,
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Job:
-        """Inverse of :meth:`to_json`. Raises ConfigError: made by another version."""
+        """Inverse of :meth:`to_json`. Raises ConfigError: it is another job to this version."""
         config = parse_settings(BenchConfig, value["config"], "job")
-        return cls(config, value["variant"], value["seed"], value["fingerprint"])
+        job = cls(config, value["variant"], value["seed"], value["fingerprint"])
+        if job.hash != value["hash"]:
+            raise ConfigError(
+                "the job was made by another version of this package",
+                next_step="run the benchmark again, with one version on all machines",
+            )
+        return job
 
 
 def jobs_of(config: BenchConfig, fingerprint: str, shard: tuple[int, int] = (1, 1)) -> list[Job]:

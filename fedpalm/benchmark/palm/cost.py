@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,25 +20,30 @@ NOTHING = {
     "plain": {"up": 0, "down": 0},
     "masked": {"up": 0, "down": 0},
     "exchange": {"up": 0, "down": 0},
+    "factors_up": None,
 }
 """What a method costs that shares nothing."""
 
 
-def bytes_of(plan: Plan) -> dict[str, Any]:
+def bytes_of(plan: Plan, rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Bytes of one site: a round ``plain`` and ``masked`` (None for too few sites), one ``exchange``.
 
+    ``factors_up``: of an update that consists of factors (FedKD; metric ``svd.floats``), if they were
+    sent instead. Factors do not add, so neither the deployed sum nor masking can take them.
     Frames of the transport and receipts, some kilobytes, are left out; the seal of an expert is too.
     """
     sites = len(plan.roster)
     up = BYTES_PER_VALUE * codec_for(plan).length
     down = BYTES_PER_VALUE * plan.model_layout.size
     expert = BYTES_PER_VALUE * plan.released_layout.size * (sites - 1)
+    floats = [one["svd.floats"] for one in rounds if "svd.floats" in one]
     more = _masking(sites) if sites >= MIN_MASKED_SITES else None
     return {
         "parameters": plan.model_layout.size,
         "plain": {"up": up, "down": down},
         "masked": {"up": up + more[0], "down": down + more[1]} if more is not None else None,
         "exchange": {"up": expert, "down": expert},
+        "factors_up": round(BYTES_PER_VALUE * statistics.mean(floats)) if floats else None,
     }
 
 

@@ -157,7 +157,9 @@ def _result(
         },
         "convergence": history.convergence,
         "rounds": history.rounds,
-        "bytes": cost.NOTHING if job.variant.method == LOCAL else cost.bytes_of(job.plan()),
+        "bytes": cost.NOTHING
+        if job.variant.method == LOCAL
+        else cost.bytes_of(job.plan(), history.rounds),
         "seconds": history.seconds,
         "cpu_seconds": history.cpu_seconds,
         "epsilon": None,

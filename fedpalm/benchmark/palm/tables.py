@@ -274,7 +274,8 @@ def _cost_table(summary: Summary) -> str:
         rows.append(
             [
                 VARIANTS[name].label,
-                *(_bytes(cost["plain"][way]) for way in ("up", "down")),
+                _bytes(cost["plain"]["up"]) + _factors(cost),
+                _bytes(cost["plain"]["down"]),
                 *(_bytes(masked[way]) if masked else "" for way in ("up", "down")),
                 _bytes(cost["exchange"]["up"]),
                 f"{cost['seconds']:.2f}",
@@ -325,6 +326,11 @@ def _range(ends: Sequence[float]) -> str:
 
 def _signed_range(ends: Sequence[float]) -> str:
     return f"[{_signed(ends[0])}, {_signed(ends[1])}]"
+
+
+def _factors(cost: Mapping[str, Any]) -> str:
+    count = cost["factors_up"]
+    return f" (as factors {_bytes(count)})" if count is not None else ""
 
 
 def _bytes(count: int) -> str:

@@ -113,6 +113,13 @@ def test_a_job_survives_its_json():
     assert again.training.teim_neighbours == 8
 
 
+def test_a_job_of_another_version_is_refused(monkeypatch):
+    text = tiny_job().to_json()
+    monkeypatch.setattr(config_module, "BENCHMARK_VERSION", 2)
+    with pytest.raises(ConfigError, match="another version"):
+        Job.from_json(text)
+
+
 @pytest.mark.parametrize("name", ["smoke", "quick", "paper"])
 def test_presets_are_settings(name):
     assert preset(name).variants == tuple(VARIANTS)

@@ -27,7 +27,13 @@ def result(variant, seed=0, eer=0.1, data="synthetic-palm", **more):
         "seed": seed,
         "config": {"data": data, "sites": 2, "rounds": 3, "training": {}},
         "figures": {"closed": one, "open": copy.deepcopy(one)},
-        "bytes": {"parameters": 5, "plain": way, "masked": None, "exchange": {"up": 0, "down": 0}},
+        "bytes": {
+            "parameters": 5,
+            "plain": way,
+            "masked": None,
+            "exchange": {"up": 0, "down": 0},
+            "factors_up": None,
+        },
         "seconds": [2.0, 4.0, 8.0],
         "cpu_seconds": [2.0, 2.0, 2.0],
         "epsilon": None,
@@ -141,6 +147,12 @@ def test_the_cost_of_a_site_is_the_median_round_over_the_sites():
     assert [cell.strip() for cell in row.strip("| ").split("|")] == [
         "FedAvg", "2.00", "1.00", "", "", "0", "2.00", "1.00", "1.50",
     ]  # fmt: skip
+
+
+def test_what_factors_would_cost_stands_beside_what_is_sent():
+    one = result("fedkd")
+    one["bytes"] |= {"factors_up": 300_000}
+    assert "2.00 (as factors 0.30)" in markdown(summarise([one]))
 
 
 def test_experiments_are_not_mixed():
