@@ -59,6 +59,10 @@ class TrainingSettings(Settings):
     teim_from_start: bool = False
     """TEIM acts in the first third too (the paper's FedPalm*)."""
     closed_set_fusion: bool = True
+    open_set_fusion: bool = False
+    """Templates of the open set hold the site's own one too, as those of the closed set."""
+    closed_set_pull: float = Field(0.0, ge=0, le=1)
+    """How far the closed-set model goes to the global one before each round; 0 is FedPalm as written."""
     fedprox_mu: float = Field(0.01, ge=0, le=100)
     moon_mu: float = Field(1.0, ge=0, le=100)
     moon_temperature: float = Field(0.5, gt=0, le=10)
@@ -67,6 +71,8 @@ class TrainingSettings(Settings):
     """Energy that a truncated update keeps in the first and in the last round."""
     hyperfed_width: int = Field(32, ge=1, le=1024)
     """Length of a client's descriptor and of the hypernetwork's hidden layer."""
+    normalise_templates: bool = False
+    """Templates go through a normalisation that each site computes of its own people and keeps."""
     threads: int = Field(1, ge=1, le=64)
 
 

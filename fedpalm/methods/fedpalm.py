@@ -34,6 +34,7 @@ from ..models.build import Expert, PalmModel, build_expert
 from ..models.teim import Teim
 from ..plan import TrainingSettings
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
+from .normalise import WithinClass, site_normaliser
 from .template import model_template
 from .training import (
     TEMPLATE_BATCH,
@@ -103,6 +104,7 @@ class FedPalmSite:
         self._load(shared)
         warm = context.round > warm_up_rounds(context.rounds)
         self._set_progress(interacting=warm or self._training.teim_from_start, frozen=warm)
+        self._pull_closed()
         adam = optimiser(*self._open.parameter_groups(), *self._closed.parameter_groups())
         dropout = [
             generator(self._seed, self._site, context.round, name)
@@ -180,7 +182,10 @@ class FedPalmSite:
     def open_templates(
         self, images: npt.NDArray[np.float32], shared: FloatVector
     ) -> npt.NDArray[np.float32]:
-        return self._templates(images, shared, [(self._open, GLOBAL)])
+        if not self._training.open_set_fusion:
+            return self._templates(images, shared, [(self._open, GLOBAL)])
+        views = [(self._closed, self._site), (self._open, GLOBAL)]
+        return (self._templates(images, shared, views) * 2**-0.5).astype(np.float32)
 
     def _templates(
         self,
@@ -195,15 +200,40 @@ class FedPalmSite:
         with torch.no_grad():
             for inputs in prepared_batches(self._training.backbone, images):
                 features = self._features(inputs)
-                templates = [
-                    unit(learner.model.embed(self._enhance(learner, anchor, features, Counter())))
-                    for learner, anchor in views
-                ]
+                templates = [unit(self._embed(*view, features)) for view in views]
                 parts.append(np.concatenate(templates, axis=1))
-        return stack(parts, self._open.model.template_length * len(views))
+        found = stack(parts, self._open.model.template_length * len(views))
+        if not self._training.normalise_templates:
+            return found
+        columns = np.split(found, len(views), axis=1)
+        normalised = [self._normaliser(*view)(z) for view, z in zip(views, columns, strict=True)]
+        return np.concatenate(normalised, axis=1)
+
+    def _normaliser(self, learner: Learner, anchor: str) -> WithinClass:
+        return site_normaliser(
+            self._images,
+            self._training.backbone,
+            derive_seed(self._seed, self._site, 0, "normaliser"),
+            lambda inputs: self._embed(learner, anchor, self._features(inputs)),
+        )
+
+    def _embed(self, learner: Learner, anchor: str, features: Features) -> Tensor:
+        """Of one (model, anchor) pair: (B, D) embeddings, not normalised."""
+        return learner.model.embed(self._enhance(learner, anchor, features, Counter()))
 
     def _load(self, shared: FloatVector) -> None:
         import_tensors(self._open.model, OPEN_SET, self.layout.unflatten(shared))
+
+    def _pull_closed(self) -> None:
+        """Move what learns of the closed-set model towards the global one (ours; 0 is the paper)."""
+        towards = self._training.closed_set_pull
+        if towards == 0:
+            return
+        theirs = dict(self._open.model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self._closed.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.lerp_(theirs[name], towards)
 
     def _set_progress(self, *, interacting: bool, frozen: bool) -> None:
         """Line 20: from R/3 on TEIM is on, and the closed-set expert frozen."""

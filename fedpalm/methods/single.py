@@ -20,6 +20,7 @@ from ..models.build import PalmModel
 from ..models.teim import Teim
 from ..plan import TrainingSettings
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
+from .normalise import site_normaliser
 from .template import ANATOMIES, model_template
 from .training import (
     Batch,
@@ -176,7 +177,11 @@ class SingleModelSite:
         with torch.no_grad():
             batches = prepared_batches(self.training.backbone, images)
             parts = [unit(embed(inputs)) for inputs in batches]
-        return stack(parts, self.learner.model.template_length)
+        templates = stack(parts, self.learner.model.template_length)
+        if not self.training.normalise_templates:
+            return templates
+        seed = derive_seed(self.seed, self.site, 0, "normaliser")
+        return site_normaliser(self.images, self.training.backbone, seed, embed)(templates)
 
     def load_shared(self, shared: FloatVector) -> None:
         import_into(self.shared, OPEN_SET, self.layout.unflatten(shared))
