@@ -91,7 +91,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "data": {"identities": 20, "images": 10},
         "sites": 8,
-        "rounds": 20,
+        "rounds": 16,
         "training": {"local_epochs": 2},
     },
     "paper": {
