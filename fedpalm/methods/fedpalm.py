@@ -79,7 +79,7 @@ class FedPalmSite:
         template = model_template("fedpalm", training, seed)
         self.layout, self.expert_layout = template.layout, template.expert_layout
         self._initial = template.initial
-        self._seed, self._site, self._images, self._training = seed, site, images, training
+        self.seed, self._site, self._images, self._training = seed, site, images, training
         self._open, self._closed = (
             Learner(
                 PalmModel(training.backbone, teim=Teim(training.teim_neighbours)),
@@ -107,11 +107,11 @@ class FedPalmSite:
         self._pull_closed()
         adam = optimiser(*self._open.parameter_groups(), *self._closed.parameter_groups())
         dropout = [
-            generator(self._seed, self._site, context.round, name)
+            generator(self.seed, self._site, context.round, name)
             for name in ("dropout", "dropout-closed")
         ]
         chosen: dict[str, Counter[str]] = {"open": Counter(), "closed": Counter()}
-        seed = derive_seed(self._seed, self._site, context.round, "batches")
+        seed = derive_seed(self.seed, self._site, context.round, "batches")
         views = RoundViews(self._images, self._training, seed)
         unchanging = self._unchanging(views)
         for batch in views.batches():
@@ -213,7 +213,7 @@ class FedPalmSite:
         return site_normaliser(
             self._images,
             self._training.backbone,
-            derive_seed(self._seed, self._site, 0, "normaliser"),
+            derive_seed(self.seed, self._site, 0, "normaliser"),
             lambda inputs: self._embed(learner, anchor, self._features(inputs)),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from ..canonical import domain_hash
 from ..plan import Plan, TrainingSettings
 from .base import SiteImages, SiteMethod
 from .rehearsal import RehearsalMethod
@@ -25,16 +26,42 @@ _SITES = {
 
 def build_site_method(plan: Plan, site: str, images: SiteImages) -> SiteMethod:
     """The method of ``plan`` for one site."""
-    if plan.draft.method == "rehearsal":
+    draft = plan.draft
+    if draft.method == "rehearsal":
         return RehearsalMethod(plan, site)
-    return build_site(plan.draft.method, plan.draft.training, plan.draft.seed, site, images)
+    return build_site(
+        draft.method, draft.training, draft.seed, site, images, rounds_seed=training_seed(plan)
+    )
 
 
 def build_site(
-    method: str, training: TrainingSettings, seed: int, site: str, images: SiteImages
+    method: str,
+    training: TrainingSettings,
+    seed: int,
+    site: str,
+    images: SiteImages,
+    *,
+    rounds_seed: int | None = None,
 ) -> SiteMethod:
-    """As :func:`build_site_method`; ``local`` too, which no plan can name: it shares nothing."""
+    """As :func:`build_site_method`; ``local`` too, which no plan can name: it shares nothing.
+
+    Args:
+        seed: of the initial model and heads; of the rounds too if ``rounds_seed`` is left out.
+    """
     module, name = _SITES[method]
-    found = getattr(import_module(f".{module}", __package__), name)
-    built: SiteMethod = found(training, seed, site, images)
-    return built
+    built = getattr(import_module(f".{module}", __package__), name)(training, seed, site, images)
+    if rounds_seed is not None:
+        built.seed = rounds_seed
+    made: SiteMethod = built
+    return made
+
+
+def training_seed(plan: Plan) -> int:
+    """What views, order and dropout of a site's rounds are drawn from; the initial model is not.
+
+    Under masking another one for every plan. If two runs from nearly the same model drew alike, a site
+    would give nearly the same update twice, and two sums that differ by few sites would tell theirs.
+    """
+    if plan.draft.masking == "none":
+        return plan.draft.seed
+    return int.from_bytes(domain_hash("training-seed/v1", plan.hash)[:8], "big") >> 1
