@@ -5,7 +5,8 @@ sites; addition modulo 2**32, so that order does not matter; the result is on di
 told. Files are read with ``preadv`` into one buffer: mapped pages would count as memory in use.
 
 Of masked updates only the sum is ever opened: the masks that are left in it are taken off each block as it
-is summed, and what a single file says stays masked. A round that gives no sum changes its model instead.
+is summed, and what a single file says stays masked. So the plan's bounds are held against the sum, block by
+block as it is formed. A round that gives no sum changes its model instead.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +64,7 @@ def aggregate(
     Raises:
         IntegrityError: a file does not have the size that the plan gives it, or an update is gone.
         NonFiniteUpdateError: the step leaves the range of float32.
+        MaskingError: a masked sum is beyond what so many updates within the plan's bounds can add up to.
         ResourceError: the disk is full.
         UnavailableError: too many files are open at the moment.
     """
@@ -69,11 +73,15 @@ def aggregate(
             base = _open(stack, model, codec.parameters * BYTES_PER_VALUE)
             parts = [_open_update(stack, path, codec.payload_bytes) for path in updates]
             tail = _sum_block(parts, codec.parameters, codec.length, corrections)
-            stats = codec.decode_stats(tail)
+            stats, masked = codec.decode_stats(tail), any(corrections)
+            if masked:
+                codec.check_sum_stats(tail, len(parts))
 
             def stepped(begin: int, end: int) -> FloatVector:
                 params = _read(base, begin, end).view("<f4")
                 summed = _sum_block(parts, begin, end, corrections)
+                if masked:
+                    codec.check_sum_deltas(summed, len(parts), stats["weight"])
                 block = rule.step(params, codec.decode_deltas(summed), stats)
                 if not np.isfinite(block).all():
                     raise NonFiniteUpdateError("the step makes a parameter NaN or infinite")
@@ -85,39 +93,55 @@ def aggregate(
 
 
 def change(
-    codec: FixedPointCodec, model: Path, manifest_hash: bytes, result: Callable[[str], Path]
+    codec: FixedPointCodec,
+    model: Path,
+    manifest_hash: bytes,
+    result: Callable[[str], Path],
+    spent: Collection[str] = (),
 ) -> str:
     """Store a global model that differs from ``model`` in the last bit of one value: the next one up.
 
+    Values only ever grow so, and changes alone never lead back to a model that was there before.
+
     Args:
         model: (P,) little-endian float32.
-        manifest_hash: 32 bytes of the lost attempt's manifest; they choose the value.
+        manifest_hash: 32 bytes of the lost attempt's manifest; they choose the value. It is the one after,
+            and so on, where it is the largest float32 or the model would be one of ``spent``.
         result: where a model of this hex SHA-256 belongs.
+        spent: hex SHA-256 of models that it must not be.
 
-    Returns, raises: as :func:`aggregate`; the same for the same arguments.
+    Returns, raises: as :func:`aggregate`, the same for the same arguments; IntegrityError if no value can
+        be moved.
     """
-    digest = domain_hash("lost-round/v1", manifest_hash)
-    chosen = int.from_bytes(digest) % codec.parameters
+    parameters = codec.parameters
+    first = int.from_bytes(domain_hash("lost-round/v1", manifest_hash)) % parameters
     try:
         with ExitStack() as stack:
-            base = _open(stack, model, codec.parameters * BYTES_PER_VALUE)
-
-            def changed(begin: int, end: int) -> FloatVector:
-                block = _read(base, begin, end).view("<f4")
-                if begin <= chosen < end:
-                    value = block[chosen - begin : chosen - begin + 1]
-                    value[:] = next_value(value)
-                return block
-
-            return _write_model(stack, model, codec.parameters, changed, result)
+            base = _open(stack, model, parameters * BYTES_PER_VALUE)
+            for chosen in chain(range(first, parameters), range(first)):
+                value = _read(base, chosen, chosen + 1).view("<f4")
+                if next_value(value)[0] == value[0]:
+                    continue
+                changed = partial(_changed_block, base, chosen)
+                new_hash = _write_model(stack, model, parameters, changed, result, spent)
+                if new_hash not in spent:
+                    return new_hash
     except OSError as error:
         raise _not_formed(error) from error
+    raise IntegrityError("no value of the model can be moved up", safe="the model is unchanged")
 
 
 def next_value(value: FloatVector) -> FloatVector:
-    """The next float32 above each; below the largest one, since what is finite stays finite."""
-    largest = np.finfo(np.float32).max
-    return np.nextafter(value, np.where(value < largest, np.float32(np.inf), np.float32(0)))
+    """The next float32 above each; the largest one stays, since what is finite stays finite."""
+    return np.nextafter(value, np.finfo(np.float32).max)
+
+
+def _changed_block(base: int, chosen: int, begin: int, end: int) -> FloatVector:
+    block = _read(base, begin, end).view("<f4")
+    if begin <= chosen < end:
+        value = block[chosen - begin : chosen - begin + 1]
+        value[:] = next_value(value)
+    return block
 
 
 def _write_model(
@@ -126,12 +150,16 @@ def _write_model(
     parameters: int,
     block_of: Callable[[int, int], FloatVector],
     result: Callable[[str], Path],
+    unwanted: Collection[str] = (),
 ) -> str:
-    """Write a model beside another one, block by block, and give its hash once it is durable."""
-    partial = model.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.partial")
-    stack.callback(partial.unlink, missing_ok=True)
+    """Write a model beside another one, block by block, and give its hash.
+
+    It is durable then, unless it is ``unwanted``: of such a one nothing stays.
+    """
+    written = model.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.partial")
+    stack.callback(written.unlink, missing_ok=True)
     digest = hashlib.sha256()
-    with partial.open("wb") as out:
+    with written.open("wb") as out:
         for begin, end in _blocks(parameters):
             block = block_of(begin, end).astype("<f4", copy=False)
             digest.update(block.data)
@@ -139,8 +167,9 @@ def _write_model(
         out.flush()
         os.fsync(out.fileno())
     new_hash = digest.hexdigest()
-    partial.replace(result(new_hash))
-    sync_folder(model.parent)
+    if new_hash not in unwanted:
+        written.replace(result(new_hash))
+        sync_folder(model.parent)
     return new_hash
 
 

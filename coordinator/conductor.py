@@ -279,8 +279,13 @@ class Conductor:
         self.feed(run_id, InRound(ref, deadline, self._loop.now_ms()))
 
     def aggregated(self, run_id: str, effect: Aggregate, model_hash: str) -> None:
-        """What ``effect`` asked for is durable under this hash."""
-        done = Aggregated(model_hash, effect.lost)
+        """What ``effect`` asked for is durable under this hash; a masked round commits no spent model."""
+        done: Aggregated | AggregationFailed = Aggregated(model_hash, effect.lost)
+        if self._loop.conducted(run_id).masking is not None:
+            spent = self._records.masking.spent(model_hash)
+            if spent is not None:
+                reason = "the sum leads to the model of round {1} of run {0}, which is spent"
+                done = AggregationFailed(reason.format(*spent), effect.lost)
         self.feed(run_id, InRound(effect.ref, done, self._loop.now_ms()))
 
     def aggregation_failed(self, run_id: str, effect: Aggregate, error: FedPalmError) -> None:

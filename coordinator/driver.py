@@ -151,7 +151,8 @@ class Driver:
         codec, model = self.conductor.codec(run_id), spool.model(effect.model_hash)
         if effect.lost:
             manifest = self.conductor.manifest_hash(run_id)
-            return await asyncio.to_thread(change, codec, model, manifest, spool.model)
+            spent = self._records.masking.spent_models()
+            return await asyncio.to_thread(change, codec, model, manifest, spool.model, spent)
         masked = self.conductor.masking.collection(run_id, ref)
         receipts = self._records.updates(run_id, ref)
         updates = [

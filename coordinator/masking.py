@@ -221,7 +221,7 @@ class MaskingDesk:
             if attempt.collection is not before or self.attempt(run_id, ref) is None:
                 return  # The run looked again at what was known by then, and closed the step.
         try:
-            _check_boxes(before)
+            _check_caught(before)
             after = before.close_step()
         except MaskingError as error:
             self._feed(run_id, self._in(attempt, Abort(f"{error.what}{without}")), ())
@@ -302,15 +302,15 @@ class MaskingDesk:
         return round(self._clock.now() * 1000)
 
 
-def _check_boxes(collection: Collection) -> None:
-    """End an attempt whose sum would have a caught site in it, before any share of it is given.
+def _check_caught(collection: Collection) -> None:
+    """End an attempt in which a site is caught, before any share is given and the model spent.
 
-    Its pair secrets with the sites that complained are needed to open the sum, and would not open.
+    Nothing of its boxes can be relied on, whether its vector came or not: the sum needs what is in them.
 
     Raises:
         MaskingError: there is such a site.
     """
-    if collection.step is Step.INPUTS and set(collection.caught) & set(collection.inputs):
+    if collection.step is Step.INPUTS and collection.caught:
         raise MaskingError(
             f"inputs: boxes do not open: {collection.told_complaints}", safe="sums stay masked"
         )

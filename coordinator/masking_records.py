@@ -125,6 +125,12 @@ class MaskingRecords:
         )
         return rows[0] if rows else None
 
+    def spent_models(self) -> frozenset[str]:
+        """Hex SHA-256 of every model that sites were asked for shares of."""
+        return frozenset(
+            model_hash for (model_hash,) in self._store.query("SELECT model_hash FROM spent_models")
+        )
+
     def messages(
         self, run_id: str, ref: RoundRef, step: Step
     ) -> Iterator[tuple[str, tuple[Signed, ...]]]:

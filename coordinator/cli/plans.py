@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import click
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
@@ -76,7 +77,9 @@ def submit(
     settings = load_toml(PlanDraft, draft)
     layout, expert_layout, vector = read_model(model)
     if changed:
-        vector[:1] = next_value(vector[:1])
+        moved = next_value(vector)
+        at = int(np.argmax(moved != vector))
+        vector[at] = moved[at]
 
     async def work(connection: Connection) -> tuple[Plan, pb.SubmitPlanReply]:
         federation, admitted = await admitted_sites(connection)

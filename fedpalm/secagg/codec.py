@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from ..errors import (
     CodecOverflowError,
     LayoutMismatchError,
+    MaskingError,
     NonFiniteUpdateError,
     ProtocolError,
 )
@@ -169,6 +170,37 @@ class FixedPointCodec:
                 next_step="the site must send what its own software encoded",
             )
 
+    def check_sum_stats(self, total: Encoded, sites: int) -> None:
+        """Refuse a sum of statistics that no ``sites`` updates made by :meth:`encode` have.
+
+        Args:
+            total: (k,) uint32, modular sum of the tails.
+        Raises:
+            MaskingError: a weight that is not above zero, or a value beyond ``sites`` times its bound.
+        """
+        values = total.view(np.int32)
+        bound = sites * math.ceil(self.max_weight * self.stat_scale)
+        if values[0] <= 0 or not -bound <= values.min() <= values.max() <= bound:
+            raise _impossible_sum(f"weight {values[0] / self.stat_scale:g} of {sites} sites")
+
+    def check_sum_deltas(self, total: Encoded, sites: int, weight: float) -> None:
+        """Refuse a sum of deltas that no ``sites`` updates of this total weight have.
+
+        Each entry is at most ``weight * clip_abs``, and a unit more for each rounding: of the deltas, and
+        of the weights themselves.
+
+        Args:
+            total: (B,) uint32, modular sum of a block of deltas.
+            weight: as decoded.
+        Raises:
+            MaskingError: an entry beyond that.
+        """
+        values = total.view(np.int32)
+        most = (weight + sites / self.stat_scale) * self.clip_abs
+        bound = math.ceil(most * self.delta_scale) + sites
+        if values.size and not -bound <= values.min() <= values.max() <= bound:
+            raise _impossible_sum(f"a value beyond {most:g}, at weight {weight:g} of {sites} sites")
+
     def decode_deltas(self, total: Encoded) -> npt.NDArray[np.float64]:
         """(B,) modular sum of deltas -> (B,) float64 sum of w * delta."""
         return total.view(np.int32).astype(np.float64) / self.delta_scale
@@ -182,6 +214,15 @@ class FixedPointCodec:
 def add_into(total: Encoded, other: Encoded) -> None:
     """total += other modulo 2**32, in place; order does not matter."""
     np.add(total, other, out=total)
+
+
+def _impossible_sum(what: str) -> MaskingError:
+    return MaskingError(
+        f"the masked sum is none of updates within the plan's bounds ({what}): some site masked or "
+        "encoded wrongly, and which one cannot be told",
+        safe="it is no model; every single update stays masked",
+        next_step="if it happens again, compare the sites' software, then go on with fewer: plan amend",
+    )
 
 
 def _round_into(out: Encoded, values: npt.NDArray[np.float64], random: bytes) -> None:

@@ -100,9 +100,13 @@ class Collection:
 
     @property
     def caught(self) -> tuple[str, ...]:
-        """Sites of which more than n_c others complain: so at least one that tells the truth does."""
+        """Sites of which more than n_c others complain, so at least one that tells the truth does.
+
+        Two at least: one word against another proves nothing, even where no liar is expected.
+        """
         accused = Counter(name for said in self.complaints.values() for name in said.accused)
-        return tuple(sorted(s for s, n in accused.items() if n > self.facts.terms.colluders))
+        liars = max(1, self.facts.terms.colluders)
+        return tuple(sorted(site for site, count in accused.items() if count > liars))
 
     @property
     def told_complaints(self) -> str:

@@ -113,6 +113,7 @@ class RunUnderFire(RuleBasedStateMachine):
                 self.caught |= found
             case InRound(input=SharesAsked()):
                 self.spent.add(self.current.model_hash)
+        self.check_loss(received, run)
         self.journal.append(received)
         self.stored = json.dumps(run.to_json())
         self.run = run
@@ -122,6 +123,14 @@ class RunUnderFire(RuleBasedStateMachine):
                 assert self.receipts.setdefault((ref, site), content) == content
         for effect in effects:
             self.carry_out(effect)
+
+    def check_loss(self, received: RunInput, after: Run) -> None:
+        """A spent attempt is aborted by those in charge alone, or if it cannot even be lost."""
+        before = self.run.current
+        if before is None or before.over or not before.spent or after.current is None:
+            return
+        if after.current.state is RoundState.ABORTED:
+            assert isinstance(received, Pause | AbortRun) or before.lost
 
     @property
     def kept_out(self) -> set[str]:

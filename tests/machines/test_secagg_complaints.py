@@ -171,7 +171,14 @@ def test_a_sender_is_caught_when_more_complain_of_it_than_there_may_be_liars(
     attempt = with_junk(9, ["s01", "s02", "s03"], colluders)
     for complainers, name in enumerate(("s01", "s02", "s03"), 1):
         attempt.collection = attempt.collection.take_complaint(complaint(attempt, name, "s00"))
-        assert attempt.collection.caught == (("s00",) if complainers > colluders else ())
+        assert attempt.collection.caught == (("s00",) if complainers > max(1, colluders) else ())
+
+
+def test_one_complaint_gets_nobody_caught_where_no_liar_is_expected() -> None:
+    attempt = with_junk(5, ["s01"], 0)
+    said = complaint(attempt, "s04", *names(4))
+    attempt.collection = attempt.collection.take_complaint(said)
+    assert attempt.collection.caught == ()
 
 
 def test_as_many_liars_as_there_may_be_get_no_honest_site_caught() -> None:

@@ -303,18 +303,17 @@ class SimulatedFederation:
         self.order.shuffle(paths)
         masked = self.conductor.masking.collection(RUN, effect.ref)
         try:
-            corrections = masked.corrections() if masked is not None else ((), ())
+            model_hash = aggregate(
+                codec_for(self.plan),
+                server_rule(self.plan.draft.method),
+                self.spool.model(effect.model_hash),
+                paths,
+                self.spool.model,
+                masked.corrections() if masked is not None else ((), ()),
+            )
         except FedPalmError as error:
             self.conductor.aggregation_failed(RUN, effect, error)
             return
-        model_hash = aggregate(
-            codec_for(self.plan),
-            server_rule(self.plan.draft.method),
-            self.spool.model(effect.model_hash),
-            paths,
-            self.spool.model,
-            corrections,
-        )
         if self.kill_after_sum:
             self.kill_after_sum = False
             raise Killed
@@ -323,7 +322,8 @@ class SimulatedFederation:
     def make_changed_model(self, effect: Aggregate) -> None:
         manifest_hash = self.conductor.manifest_hash(RUN)
         model = self.spool.model(effect.model_hash)
-        model_hash = change(codec_for(self.plan), model, manifest_hash, self.spool.model)
+        spent = self.records.masking.spent_models()
+        model_hash = change(codec_for(self.plan), model, manifest_hash, self.spool.model, spent)
         if self.kill_after_sum:
             self.kill_after_sum = False
             raise Killed

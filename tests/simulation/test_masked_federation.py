@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.aggregate import change
 from fedpalm.errors import StateError
+from fedpalm.methods.contribution import codec_for
 from fedpalm.rounds.events import RoundRef, TimerKind
 from fedpalm.rounds.run import Pause, Resume, RunState
+from fedpalm.secagg.messages import Complaint, signed
 from fedpalm.secagg.unmasking import Step
 from tests.simulation import masked
 from tests.simulation.federation import RUN, Killed, encoded_update, oracle_step
 from tests.simulation.masked import MaskedFederation, junk_for, masked_plan, wrong_own_share
+from tests.support.masking_sites import over_the_wire
 
 A, B, C, D, E = (f"site-{number:03}" for number in range(5))
 Simulate = Callable[..., MaskedFederation]
@@ -363,7 +367,54 @@ def test_a_sum_without_any_weight_leaves_a_spent_model_and_is_no_sum(
         federation.play_to(Step.BOXES)
     federation.play()
     assert federation.run.lost_rounds == (1,)
-    assert "leaves the model as it was" in reasons(federation)[1, 1]
+    assert "weight 0 of 5 sites" in reasons(federation)[1, 1]
+    assert_exact(federation, rounds=2)
+
+
+def test_a_vector_of_garbage_costs_the_round_its_sum_and_is_never_a_model(
+    simulate: Simulate,
+) -> None:
+    federation = simulate(rounds=2)
+    federation.play_to(Step.BOXES)
+    vector = np.frombuffer(federation.sites[federation.ref, E].payload, "<u4").copy()
+    vector[:-1] = np.random.default_rng(0).integers(0, 2**32, len(vector) - 1, dtype=np.uint32)
+    federation.sites[federation.ref, E].payload = vector.tobytes()
+    federation.play_on()
+    assert federation.run.state is RunState.COMPLETED and federation.run.caught == set()
+    assert federation.run.lost_rounds == (1,)
+    assert "which one cannot be told" in reasons(federation)[1, 1]
+    assert_exact(federation, rounds=2)
+
+
+def test_a_sum_that_leads_back_to_a_spent_model_is_no_sum(simulate: Simulate) -> None:
+    federation = simulate(rounds=2)
+    federation.play_to(Step.REVEALS)
+    while not federation.sums:
+        federation.deliver_all()
+    first = federation.run.model_hash
+    with federation.store.transaction("another run") as db:
+        db.execute("INSERT INTO spent_models VALUES (?, ?, ?)", ("ab" * 32, RUN, 7))
+    federation.conductor.aggregated(RUN, federation.sums.popleft(), "ab" * 32)
+    assert federation.run.model_hash == first
+    federation.play()
+    assert federation.run.state is RunState.COMPLETED and federation.run.lost_rounds == (1,)
+    assert "the model of round 7" in reasons(federation)[1, 1]
+    assert_exact(federation, rounds=2)
+
+
+def test_a_changed_model_that_is_spent_is_changed_at_another_value(simulate: Simulate) -> None:
+    federation = simulate(rounds=2)
+    lose_a_round(federation)
+    (effect,) = federation.sums
+    models = federation.spool.model
+    manifest_hash = federation.conductor.manifest_hash(RUN)
+    usual = change(codec_for(federation.plan), models(effect.model_hash), manifest_hash, models)
+    with federation.store.transaction("another run") as db:
+        db.execute("INSERT INTO spent_models VALUES (?, ?, ?)", (usual, RUN, 7))
+    federation.sum_up()
+    assert federation.run.lost_rounds == (1,) and federation.run.model_hash != usual
+    federation.silent = {}
+    federation.play()
     assert_exact(federation, rounds=2)
 
 
@@ -441,6 +492,22 @@ def test_one_site_alone_gets_nobody_kept_out_and_drops_out_itself(simulate: Simu
     assert federation.run.state is RunState.COMPLETED and federation.run.caught == set()
     assert committed(federation) == {1: (B, C, D, E)}
     assert_exact(federation)
+
+
+def test_one_liar_alone_gets_nobody_kept_out_where_no_liar_is_expected(
+    simulate: Simulate,
+) -> None:
+    federation = simulate(colluders=0, rounds=2)
+    federation.play_to(Step.INPUTS)
+    liar = federation.sites[federation.ref, E]
+    boxes = federation.conductor.masking.fetch(RUN, federation.ref, E, Step.BOXES)
+    liar.say(Step.INPUTS, over_the_wire(boxes))
+    lie = signed(Complaint(E, (A, B, C, D)), liar.state.context, liar.key)
+    federation.conductor.masking.take(RUN, federation.ref, E, Step.INPUTS, [lie])
+    federation.inbox[E].clear()
+    federation.play_on()
+    assert federation.run.state is RunState.COMPLETED and federation.run.caught == set()
+    assert committed(federation) == {1: (A, B, C, D), 2: (A, B, C, D, E)}
 
 
 def test_a_site_that_gives_wrong_shares_is_named_and_the_next_round_sums_the_rest(

@@ -14,7 +14,13 @@ import pytest
 
 from coordinator.aggregate import BLOCK_VALUES, aggregate, change
 from coordinator.spool import Spool
-from fedpalm.errors import IntegrityError, NonFiniteUpdateError, ResourceError, UnavailableError
+from fedpalm.errors import (
+    IntegrityError,
+    MaskingError,
+    NonFiniteUpdateError,
+    ResourceError,
+    UnavailableError,
+)
 from fedpalm.methods.rules import WeightedMean
 from fedpalm.secagg.codec import FixedPointCodec
 from fedpalm.secagg.masks import apply_masks
@@ -192,6 +198,52 @@ def test_a_masked_sum_is_the_plain_sum_of_exactly_the_survivors(
     assert masked == plain
 
 
+def masked_sum(bench: Bench) -> str:
+    corrections = mask_files(bench, list(range(len(bench.updates))))
+    return aggregate(
+        bench.codec, WeightedMean(), bench.model, bench.updates, bench.spool.model, corrections
+    )
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_masked_sum_at_its_bounds_is_a_model(make, sign: int) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=4, parameters=50)
+    for number, weight in enumerate([100.0, 0.3, 100.0, 0.0]):
+        delta = np.full(50, sign * 9, np.float32)
+        bench.encoded[number] = bench.codec.encode(delta, weight, {}, bytes([number]) * 32)
+    moved = bench.read(masked_sum(bench)) - bench.params
+    np.testing.assert_allclose(moved, sign * 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("at", "units", "told"),
+    [
+        (-1, -200_000_000, "weight -"),
+        (-1, 1_600_000_000, "weight 2"),
+        (0, 10_000_000, "a value beyond 10"),
+        (BLOCK_VALUES + 3, -10_000_000, "a value beyond 10"),
+        (0, 5, "a value beyond 10"),
+        (0, 4, ""),
+    ],
+    ids=["negative weight", "weight", "first block", "second block", "a unit", "rounding"],
+)
+def test_a_masked_sum_that_no_updates_within_the_bounds_add_up_to_is_no_model(  # type: ignore[no-untyped-def]
+    make, at: int, units: int, told: str
+) -> None:
+    bench = make(sites=2, parameters=BLOCK_VALUES + 5, weights=[10.0, 10.0])
+    delta = np.full(BLOCK_VALUES + 5, np.sign(units) * 0.5, np.float32)
+    for number in range(2):
+        bench.encoded[number] = bench.codec.encode(delta, 10.0, {}, bytes([number]) * 32)
+    bench.encoded[1][at:][:1] += np.uint32(units % 2**32)
+    if not told:
+        assert masked_sum(bench)
+        return
+    with pytest.raises(MaskingError, match="which one cannot be told") as refused:
+        masked_sum(bench)
+    assert told in refused.value.what
+    assert [path.name for path in bench.spool.models.iterdir()] == [bench.model.name]
+
+
 def test_a_masked_sum_without_its_corrections_is_another_one(make) -> None:  # type: ignore[no-untyped-def]
     bench = make(sites=3, parameters=100)
     plain = bench.run()
@@ -244,8 +296,31 @@ def test_a_lost_round_moves_one_value_of_its_model_to_the_next_one_up(make, para
 
 @pytest.mark.parametrize("value", [0.0, -0.0, np.finfo("f4").max, -np.finfo("f4").max, -1e-45])
 def test_a_changed_model_is_finite_and_another_one(make, value: float) -> None:  # type: ignore[no-untyped-def]
-    bench = make(sites=2, parameters=1)
-    bench.model.write_bytes(np.array([value], "<f4").tobytes())
+    bench = make(sites=2, parameters=2)
+    bench.model.write_bytes(np.array([value, 1], "<f4").tobytes())
     changed = bench.read(change(bench.codec, bench.model, bytes(32), bench.spool.model))
     assert np.isfinite(changed).all()
     assert changed.tobytes() != bench.model.read_bytes()
+
+
+def test_changes_never_lead_back_to_a_model_that_was_there(make) -> None:  # type: ignore[no-untyped-def]
+    """Where all is the largest float32, nothing can grow, and a value must not swing to and fro."""
+    bench = make(sites=2, parameters=2)
+    largest = np.finfo(np.float32).max
+    below = np.nextafter(largest, np.float32(0))
+    bench.model.write_bytes(np.array([largest, below], "<f4").tobytes())
+    new_hash = change(bench.codec, bench.model, bytes(32), bench.spool.model)
+    np.testing.assert_array_equal(bench.read(new_hash), [largest, largest])
+    with pytest.raises(IntegrityError, match="no value"):
+        change(bench.codec, bench.spool.model(new_hash), bytes(32), bench.spool.model)
+
+
+def test_a_changed_model_is_none_of_those_that_are_spent(make) -> None:  # type: ignore[no-untyped-def]
+    bench = make(sites=2, parameters=3)
+    spent: list[str] = []
+    for _ in range(3):
+        spent.append(change(bench.codec, bench.model, bytes(32), bench.spool.model, spent))
+    assert len(set(spent)) == 3
+    with pytest.raises(IntegrityError, match="no value"):
+        change(bench.codec, bench.model, bytes(32), bench.spool.model, spent)
+    assert len(list(bench.spool.models.iterdir())) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +13,9 @@ from coordinator.run_records import RunRecords
 from coordinator.spool import Spool
 from coordinator.store import Store
 from fedpalm.clock import FakeClock
-from fedpalm.rounds.events import RoundRef
-from tests.simulation.federation import identity, signing_key
+from fedpalm.methods.contribution import codec_for
+from fedpalm.rounds.events import Aggregate, RoundRef
+from tests.simulation.federation import identity, rehearsal_plan, signing_key
 from tests.support.agreement import Unchanging
 from tests.support.aio import in_loop
 
@@ -37,3 +39,28 @@ async def test_work_in_the_background_that_fails_is_logged(
     assert record.levelname == "ERROR" and record.exc_info is not None
     assert str(record.exc_info[1]) in record.getMessage()
     assert "of run" in record.getMessage()
+
+
+@in_loop
+async def test_the_changed_model_of_a_lost_round_is_none_that_is_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, clock, plan = (
+        Spool(tmp_path / "models", tmp_path / "spool"),
+        FakeClock(),
+        rehearsal_plan(3, 1),
+    )
+    with Store.open(tmp_path / "store.sqlite3") as store:
+        records = RunRecords(store)
+        notary = Notary(Unchanging(identity()), clock, signing_key)
+        driver = Driver(records, spool, clock, notary, "all")
+        run = SimpleNamespace(
+            plan=lambda _: plan, codec=lambda _: codec_for(plan), manifest_hash=lambda _: bytes(32)
+        )
+        monkeypatch.setattr(driver, "conductor", run)
+        spool.model("ab").write_bytes(bytes(plan.model_layout.size * 4))
+        lost = Aggregate(RoundRef(1, 1), (), "ab")
+        usual = await driver._new_model("run", lost)
+        monkeypatch.setattr(records.masking, "spent_models", lambda: frozenset({usual}))
+        assert await driver._new_model("run", lost) != usual
+        await driver.stop()

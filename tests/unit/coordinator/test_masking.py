@@ -338,25 +338,35 @@ def test_a_complaint_is_stored_counts_as_an_answer_and_is_relayed_to_nobody(at: 
     federation.kill()
     desk = federation.conductor.masking
     assert sorted(desk.collection(RUN, ref).complaints) == [A, B]  # type: ignore[union-attr]
-    federation.silent = {E: Step.INPUTS}
     federation.connect()
-    federation.play()
-    federation.deadline()
-    assert (federation.step, federation.ref) == (Step.AGREEMENTS, ref)
+    federation.silent = {E: Step.INPUTS}
+    federation.play_on()
+    assert federation.ref == RoundRef(1, 2)
+
+
+def test_who_complains_of_one_that_is_not_caught_drops_out_of_the_attempt(at: To) -> None:
+    federation = at(Step.KEYS, sites=8)
+    federation.bent = {(E, Step.BOXES): junk_for(A)}
+    federation.play_to(Step.AGREEMENTS)
+    desk, ref = federation.conductor.masking, federation.ref
     with pytest.raises(MaskingMessageError, match="dropped out"):
         desk.fetch(RUN, ref, A, Step.INPUTS)
     assert {one.site for one in desk.fetch(RUN, ref, C, Step.INPUTS)} == set(  # type: ignore[union-attr]
         federation.plan.roster
-    ) - {A, B, E}
+    ) - {A}
 
 
-def test_a_caught_site_that_masked_nothing_does_not_end_the_attempt(at: To) -> None:
+def test_a_caught_site_ends_the_attempt_before_the_model_is_spent_even_if_it_masked_nothing(
+    at: To,
+) -> None:
+    """Five of eight could go on, but what its boxes hold for them may open nothing at the end."""
     federation = at(Step.KEYS, sites=8)
     complained(federation)
     federation.silent = {E: Step.INPUTS}
     federation.play_on()
-    assert federation.run.state is RunState.COMPLETED and federation.ref == RoundRef(1, 1)
+    assert federation.run.state is RunState.COMPLETED and federation.ref == RoundRef(1, 2)
     assert federation.run.caught == {E} and federation.run.lost_rounds == ()
+    assert {ref for ref, _ in federation.revealed} == {RoundRef(1, 2)}
 
 
 def test_nothing_but_a_complaint_comes_in_place_of_a_masked_vector(at: To) -> None:
