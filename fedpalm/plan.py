@@ -21,7 +21,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,52}[a-
 MAX_SITES = 200
 
 
-BackboneName = Literal["compnet"]
+BackboneName = Literal["compnet", "ccnet"]
 MethodName = Literal[
     "fedavg",
     "fedbn",

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..canonical import domain_hash
 from ..plan import BackboneName
-from . import compnet_spec
+from . import ccnet_spec, compnet_spec
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -44,6 +44,13 @@ BACKBONES: dict[BackboneName, Backbone] = {
         compnet_spec.TEMPLATE_LENGTH,
         compnet_spec.shapes,
         compnet_spec.constants,
+    ),
+    "ccnet": Backbone(
+        ccnet_spec.FEATURE_LENGTH,
+        ccnet_spec.MAP_SIZES,
+        ccnet_spec.TEMPLATE_LENGTH,
+        ccnet_spec.shapes,
+        ccnet_spec.constants,
     ),
 }
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..plan import BackboneName
+from . import ccnet, compnet
 from .backbones import BACKBONES
-from .compnet import TexturalExpert
 from .phase_conv import phase_spectrum
+from .same_conv import same_spectrum
 from .teim import Teim
 
-Expert = TexturalExpert
+Expert = compnet.TexturalExpert | ccnet.TexturalExpert
 """T of any backbone: prepared images -> (B, feature_length); ``learn(False)`` freezes it."""
 
 
@@ -32,7 +33,11 @@ class PalmModel(nn.Module):
         spec = BACKBONES[backbone]
         self.template_length = spec.template_length
         self.expert = build_expert(backbone, norm=norm)
-        self.embedding = nn.Linear(spec.feature_length, spec.template_length)
+        self.embedding: nn.Module = (
+            nn.Linear(spec.feature_length, spec.template_length)
+            if backbone == "compnet"
+            else ccnet.embedding_layers()
+        )
         self.teim = teim
 
     def embed(self, feature: Tensor) -> Tensor:
@@ -43,12 +48,12 @@ class PalmModel(nn.Module):
 
 def build_expert(backbone: BackboneName, *, norm: bool = False) -> Expert:
     """A textural expert without values."""
-    return TexturalExpert(norm)
+    return compnet.TexturalExpert(norm) if backbone == "compnet" else ccnet.TexturalExpert(norm)
 
 
 def prepare(backbone: BackboneName, images: Tensor) -> Tensor:
-    """What experts take of (B, 1, 128, 128) images: CompNet the (F, B, 18) phase spectrum."""
-    return phase_spectrum(images)
+    """What experts take of (B, 1, 128, 128) images: CompNet (F, B, 18), CCNet (F, B, 8) phase spectra."""
+    return phase_spectrum(images) if backbone == "compnet" else same_spectrum(images)
 
 
 def take(backbone: BackboneName, prepared: Tensor, index: Tensor) -> Tensor:

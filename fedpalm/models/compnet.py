@@ -25,10 +25,10 @@ from .phase_conv import phase_conv
 
 
 @cache
-def _rotated_grid(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(9, side, side) squares-ready x' and y' of the pixel grid, rotated by k pi / 9."""
+def _rotated_grid(side: int, orientations: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(n, side, side) squares-ready x' and y' of the pixel grid, rotated by k pi / n."""
     axis = torch.arange(side, dtype=torch.float32, device=device) - side // 2
-    theta = torch.arange(ORIENTATIONS, dtype=torch.float32, device=device) * math.pi / ORIENTATIONS
+    theta = torch.arange(orientations, dtype=torch.float32, device=device) * math.pi / orientations
     cos, sin = torch.cos(theta)[:, None, None], torch.sin(theta)[:, None, None]
     y, x = axis[:, None], axis[None, :]
     return x * cos + y * sin, y * cos - x * sin
@@ -39,19 +39,19 @@ def _scalar() -> nn.Parameter:
 
 
 class LearnableGabor(nn.Module):
-    """Nine Gabor kernels from three scalars: gamma (aspect), sigma (pixels), frequency (1/pixel).
+    """Gabor kernels from three scalars: gamma (aspect), sigma (pixels), frequency (1/pixel).
 
     g = -exp(-((gamma x')^2 + y'^2) / (16 sigma^2)) cos(2 pi f x'), less its mean; psi = 0.
     """
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, orientations: int = ORIENTATIONS) -> None:
         super().__init__()
-        self.side = side
+        self.side, self.orientations = side, orientations
         self.gamma, self.sigma, self.frequency = _scalar(), _scalar(), _scalar()
 
     def kernels(self) -> Tensor:
-        """(9, 1, side, side)."""
-        x, y = _rotated_grid(self.side, self.gamma.device)
+        """(n, 1, side, side)."""
+        x, y = _rotated_grid(self.side, self.orientations, self.gamma.device)
         envelope = torch.exp(((self.gamma * x) ** 2 + y**2) * (-1 / 16) / self.sigma**2)
         wave = torch.cos(x * (2 * math.pi * self.frequency))
         kernels = -envelope * wave
