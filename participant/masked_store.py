@@ -6,9 +6,10 @@ file before it is erased after that. So a crash leaves the one stage or the othe
 restored, or on another machine the attempt is dead.
 
 What is noticed of a home that was put back: a database older than ``masking/`` (the hashes differ, and
-``memory.json`` remembers what was given), a ``masking/`` that is older than the database or is missing, and
-any state of before the last boot. What is not: database and ``masking/`` put back together to an earlier
-moment of the same boot. Whoever can do that acts as the site; keep ``masking/`` out of backups.
+``memory.json`` remembers what was given), a ``masking/`` that is older than the database, is missing, or is
+another database's, and any state of before the last boot. What is not: database and ``masking/`` put back
+together to an earlier moment of the same boot. Whoever can do that acts as the site; keep ``masking/`` out
+of backups.
 """
 
 from __future__ import annotations
@@ -17,18 +18,13 @@ import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedpalm.canonical import canonical_json
-from fedpalm.errors import (
-    ContributionReuseError,
-    FedPalmError,
-    KeyFileError,
-    StaleRoundError,
-)
+from fedpalm.errors import ContributionReuseError, FedPalmError, StaleRoundError
 from fedpalm.pki.keys import VerifyingKey
 from fedpalm.secagg.memory import AttemptRef, Contribution, ContributionMemory, NewestAttempt
 from fedpalm.secagg.site import AttemptFacts, SiteAttempt, Stage
@@ -36,6 +32,7 @@ from fedpalm.secagg.stored import attempt_from_bytes, attempt_to_bytes
 from fedpalm.secagg.terms import SecAggTerms
 
 from .files import erase, sync_folder, write_durably
+from .masking_memory import MEMORY, read_memory, write_memory
 from .outgoing import Place
 from .plan_book import PlanState
 from .store import SiteStore
@@ -50,7 +47,6 @@ BEFORE = {
     "revealed": "agreed",
 }
 """The stage that each stage goes on from."""
-MEMORY = "memory.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -113,10 +109,11 @@ class MaskedBook:
 
         Raises:
             KeyFileError: the copy is damaged.
-            ContributionReuseError: it is gone, so this home came from a backup.
+            ContributionReuseError: it is gone or another home's, so this one came from a backup.
         """
         newest: dict[str, NewestAttempt] = {}
         given: dict[str, Contribution] = {}
+        masked: dict[str, str] = {}
         for row in self._store.rows(
             "SELECT * FROM masked_attempts ORDER BY run_id, round, attempt"
         ):
@@ -127,27 +124,10 @@ class MaskedBook:
             )
             if gave:
                 given[model] = Contribution(row["run_id"], row["round"], encoded)
-        rows = ContributionMemory(newest, given)
-        try:
-            copy = (self._folder / MEMORY).read_bytes()
-        except FileNotFoundError:
-            if not newest:
-                return rows
-            raise ContributionReuseError(
-                f"{self._folder / MEMORY} is gone: this home came from a backup, and what it has "
-                "contributed since is not known",
-                safe="nothing is masked or revealed here any more",
-                next_step="for masked rounds make a new home: ask the operator for an invitation",
-            ) from None
-        try:
-            return rows.merge(ContributionMemory.from_json(json.loads(copy)))
-        except (ValueError, FedPalmError) as error:
-            raise KeyFileError(
-                f"{self._folder / MEMORY}: the memory of masked contributions is damaged",
-                safe="nothing is masked or revealed",
-                next_step="ask whoever runs this machine what happened to the file; a new run under a "
-                "new model needs it removed",
-            ) from error
+            if row["masked_hash"] is not None:
+                masked[model] = row["run_id"]
+        rows = ContributionMemory(newest, given, masked)
+        return rows.merge(read_memory(self._folder, self._store.masking_mark()))
 
     def load(self, place: Place, terms: SecAggTerms, site: str) -> SiteAttempt | None:
         """The attempt as it was stored last; None if it was never begun here or is dead.
@@ -231,9 +211,6 @@ class MaskedBook:
         ref, memory, before = _ref(place), self.memory(), self.row(place)
         if attempt.stage in (Stage.KEYED, Stage.MASKED, Stage.REVEALED):
             self._require_never_plain(db, ref, model_hash)
-        if not (self._folder / MEMORY).exists():
-            # Before the first row: from then on its absence means that somebody took it away.
-            write_durably(self._folder / MEMORY, canonical_json(memory.to_json()))
         stage, last = attempt.stage.value, before.stage if before else None
         if last != BEFORE[stage]:
             raise StaleRoundError(f"{ref}: {stage} does not come after {last or 'nothing'}")
@@ -278,22 +255,31 @@ class MaskedBook:
         """Before an update leaves unmasked: none from this model was ever masked here.
 
         A masked vector that left may be in a sum; the sum less the plain updates of the others would be
-        the update of one site.
+        the update of one site. A home that came from a backup of before its first masked attempt does
+        not know; it goes on with runs without masking, of which people know what the coordinator sees.
 
         Raises:
-            ContributionReuseError: one was.
+            ContributionReuseError: one was, or nobody knows.
         """
         row = db.execute(
             "SELECT 1 FROM masked_attempts WHERE model_hash = ? AND masked_hash IS NOT NULL",
             (model_hash,),
         ).fetchone()
-        if row is not None or model_hash.hex() in self.memory().given:
+        if row is not None or model_hash.hex() in self._known_masked(db):
             raise ContributionReuseError(
                 f"an update from model {model_hash.hex()[:16]} was masked by this site; unmasked, none "
                 "leaves any more",
                 safe="nothing was sent",
                 next_step="a run without masking starts from another model",
             )
+
+    def _known_masked(self, db: sqlite3.Connection) -> Mapping[str, str]:
+        try:
+            return self.memory().masked
+        except ContributionReuseError:
+            if db.execute("SELECT 1 FROM masked_attempts").fetchone() is not None:
+                raise
+            return {}
 
     @staticmethod
     def _require_never_plain(db: sqlite3.Connection, ref: AttemptRef, model_hash: bytes) -> None:
@@ -313,8 +299,7 @@ class MaskedBook:
         """After the commit and before anything is sent: erase what is past, copy the memory."""
         with self._store.files():
             # Read and written in one: another thread's later memory is not overwritten by this one.
-            memory = canonical_json(self.memory().to_json())
-            write_durably(self._folder / MEMORY, memory)
+            write_memory(self._folder, self._store.masking_mark(), self.memory())
             self._store.on_step("masking memory written")
             self.sweep()
 

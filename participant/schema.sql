@@ -66,7 +66,15 @@ CREATE TABLE masked_attempts (
   PRIMARY KEY (run_id, round, attempt)
 ) STRICT;
 
--- The long-term signing key of each other site, as a manifest named it first or a person accepted it since.
+-- Which masking/memory.json is this database's: the one that names this mark, made together with it. No other
+-- one is believed, and without it nothing is masked: then the database, or both, came from a backup.
+CREATE TABLE masking_mark (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  mark TEXT NOT NULL               -- 32 hex digits, random
+) STRICT;
+
+-- The long-term signing key of each other site, as it first countersigned a manifest with it here, or as a
+-- person accepted it since.
 CREATE TABLE peers (
   site TEXT PRIMARY KEY,
   key BLOB NOT NULL,               -- Ed25519, 32 bytes

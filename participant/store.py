@@ -30,8 +30,9 @@ from fedpalm.plan import Plan
 
 from .config import Home
 from .files import Buffer, check_owner_only, erase, sync_folder, write_durably
+from .masking_memory import begin_memory
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_TIMEOUT_S = 30.0
 
 _SCHEMA = Path(__file__).with_name("schema.sql")
@@ -157,6 +158,11 @@ class SiteStore:
         with self._lock:
             found: sqlite3.Row | None = self._db.execute(query, values).fetchone()
             return found
+
+    def masking_mark(self) -> str:
+        """What ``masking/memory.json`` must name, to be the memory of this database."""
+        found = self.row("SELECT mark FROM masking_mark")
+        return str(found["mark"]) if found else ""
 
     # --- runs -------------------------------------------------------------------------------------
 
@@ -457,6 +463,11 @@ class SiteStore:
             if version == 0:
                 for statement in _statements(_SCHEMA.read_text(encoding="utf-8")):
                     db.execute(statement)
+                mark = secrets.token_hex(16)
+                db.execute("INSERT INTO masking_mark (one, mark) VALUES (1, ?)", (mark,))
+                # Before the commit: from then on its absence means that somebody took it away.
+                begin_memory(self.home.masking, mark)
+                self.on_step("masking memory begun")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

@@ -311,7 +311,6 @@ def test_a_plain_update_of_a_model_whose_update_was_masked_before_is_not_release
             "masked_hash) VALUES (?, 1, 1, 'dead', ?, ?, ?)",
             (RUN, MODEL, bytes(32), bytes(32)),
         )
-    (site.home.masking / "memory.json").write_text('{"given":{},"newest":{}}')
     with pytest.raises(ContributionReuseError, match="unmasked, none leaves any more"):
         site.gate.release_update(RUN, 1, 1)
     assert not _sent(site)

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from fedpalm.errors import (
     ContributionReuseError,
+    KeyFileError,
     PlanNotApprovedError,
     StaleRoundError,
 )
@@ -23,10 +24,12 @@ from fedpalm.pki.keys import SigningKey
 from fedpalm.plan import Plan
 from fedpalm.rounds.manifest import RoundManifest
 from fedpalm.secagg import site as core
+from fedpalm.secagg.memory import ContributionMemory
 from fedpalm.secagg.site import AttemptFacts, SiteAttempt, Stage
 from participant.cli.status import _MASKING_STEPS, status
 from participant.ending import ExitAfter
-from participant.masked_store import BEFORE, MEMORY
+from participant.masked_store import BEFORE
+from participant.masking_memory import MEMORY
 from participant.outgoing import Place
 from participant.plan_book import PlanState
 from tests.support.aio import in_loop
@@ -219,7 +222,8 @@ def test_a_no_between_the_writing_of_a_stage_and_its_commit_leaves_no_file(world
 def test_the_memory_is_written_while_no_other_thread_of_the_site_writes_files(world):
     site = _play(world).until(Stage.KEYED).site
     path = site.home.masking / MEMORY
-    path.write_bytes(b'{"version":1,"newest":{},"given":{}}')
+    empty = {"home": site.store.masking_mark(), **ContributionMemory().to_json()}
+    path.write_text(json.dumps(empty))
     thread = threading.Thread(target=site.gate.masked.stored)
     with site.store.files():
         thread.start()
@@ -279,6 +283,54 @@ def test_a_database_or_a_masking_folder_of_before_the_attempt_forgets_nothing_th
     assert _secrets(again) == []
 
 
+def test_a_home_of_before_its_first_masked_attempt_masks_nothing_more(world):
+    saved = _saved(_play(world).site, database=True, masking=False)
+    site = Site(world.home("north"))
+    _begins(world, site).until(Stage.MASKED)
+    (site.home.masking / MEMORY).unlink()
+    again = _put_back(site, saved)
+    for _ in range(2):
+        again.gate.masked.start()
+        with pytest.raises(ContributionReuseError, match="came from a backup") as refused:
+            _begins(world, again).until(Stage.KEYED)
+        assert "make a new home" in refused.value.next_step
+    assert again.gate.masked.row(PLACE) is None
+    with again.store.transaction() as db:
+        again.gate.masked.require_never_masked(db, bytes(32))
+
+
+def test_a_new_database_beside_the_memory_of_another_one_masks_nothing(world):
+    site = _play(world).until(Stage.MASKED).site
+    said = (site.home.masking / MEMORY).read_bytes()
+    site.store.close()
+    for path in site.home.path.glob("site.sqlite3*"):
+        path.unlink()
+    again = _play(world)
+    assert (site.home.masking / MEMORY).read_bytes() == said
+    with pytest.raises(ContributionReuseError, match="not of this database"):
+        again.until(Stage.KEYED)
+
+
+def test_a_home_whose_making_was_interrupted_masks_later(world):
+    class Crash(Exception):
+        pass
+
+    def crash(step: str) -> None:
+        if step == "masking memory begun":
+            raise Crash
+
+    with pytest.raises(Crash):
+        world.site("north", crash)
+    assert _play(world).until(Stage.REVEALED).site.gate.masked.row(PLACE).stage == "revealed"
+
+
+def test_a_memory_that_is_damaged_is_not_begun_anew(world):
+    home = world.home("north")
+    (home.masking / MEMORY).write_text("{")
+    with pytest.raises(KeyFileError, match="damaged"):
+        _play(world).until(Stage.KEYED)
+
+
 def test_a_masking_folder_of_an_earlier_stage_is_not_gone_on_with(world):
     site, early = (play := _play(world)).site, {}
 
@@ -323,8 +375,25 @@ def test_after_shares_were_given_no_other_run_gets_a_masked_update_of_the_same_m
     assert _secrets(site) == []
 
 
-def test_an_attempt_that_gave_no_shares_does_not_keep_another_run_from_the_model(world):
-    site = _play(world).until(Stage.AGREED).site
+@pytest.mark.parametrize("stage", [Stage.MASKED, Stage.AGREED])
+def test_a_model_that_was_masked_from_is_masked_from_in_no_other_run_though_no_shares_were_given(
+    world, stage
+):
+    site = _play(world).until(stage).site
+    site.gate.masked.kill(RUN)
+    site.store.end_run(RUN, "aborted", None, "over")
+    play = _play(world, site, LATER)
+    with pytest.raises(ContributionReuseError, match=f"in run {RUN}") as refused:
+        play.until(Stage.KEYED)
+    assert "plan submit --changed" in refused.value.next_step
+    with site.store.transaction() as db:
+        db.execute("DELETE FROM masked_attempts")  # the copy alone remembers it, too
+    with pytest.raises(ContributionReuseError, match=f"in run {RUN}"):
+        play.until(Stage.KEYED)
+
+
+def test_an_attempt_that_masked_nothing_does_not_keep_another_run_from_the_model(world):
+    site = _play(world).until(Stage.SHARED).site
     site.gate.masked.kill(RUN)
     site.store.end_run(RUN, "aborted", None, "over")
     play = _play(world, site, LATER).until(Stage.REVEALED)

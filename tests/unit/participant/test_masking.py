@@ -208,6 +208,7 @@ def test_a_home_that_comes_back_without_its_memory_masks_nothing_more(world):
     worker._begin(plan, PLACE, manifest)
     (site.home.masking / "memory.json").unlink()
     _worker(site).start()
+    _worker(site).start()
     assert not (site.home.masking / "memory.json").exists()
     with pytest.raises(ContributionReuseError, match="came from a backup"):
         site.gate.masked.memory()

@@ -89,13 +89,28 @@ def test_a_model_is_contributed_to_once_in_any_round_and_run(ref: AttemptRef, ve
         revealed().begin_attempt(ref, "m0", vector)
 
 
-def test_two_runs_from_one_model_side_by_side_give_one_sum() -> None:
+def test_two_runs_from_one_model_side_by_side_mask_in_one() -> None:
+    """If both masked, some sites could open the sum of the one run, and others that of the other."""
     other = AttemptRef("q", 1, 1)
-    memory = EMPTY.begin_attempt(FIRST, "m0", "x").begin_attempt(other, "m0", "y")
-    memory = memory.note_masked(FIRST, "x").note_masked(other, "y").note_revealed(FIRST)
-    for step in (lambda: memory.note_revealed(other), lambda: memory.note_masked(other, "y")):
-        with pytest.raises(ContributionReuseError):
-            step()
+    both = EMPTY.begin_attempt(FIRST, "m0", "x").begin_attempt(other, "m0", "y")
+    memory = both.note_masked(FIRST, "x")
+    with pytest.raises(ContributionReuseError, match="masked an update from that model in run r"):
+        memory.note_masked(other, "y")
+    assert memory.note_revealed(FIRST).given.keys() == {"m0"}
+    retried = memory.begin_attempt(AttemptRef("r", 1, 2), "m0")
+    for later in (memory, retried, retried.begin_attempt(AttemptRef("r", 2, 1), "m1")):
+        with pytest.raises(ContributionReuseError, match="in run r") as refused:
+            later.begin_attempt(AttemptRef("s", 1, 1), "m0", "x")
+        assert "plan submit --changed" in refused.value.next_step
+    learned = both.merge(memory)
+    with pytest.raises(ContributionReuseError):
+        learned.note_masked(other, "y")
+
+
+def test_an_attempt_that_masked_nothing_leaves_the_model_to_another_run() -> None:
+    memory = EMPTY.begin_attempt(FIRST, "m0", "x").begin_attempt(AttemptRef("r", 1, 2), "m0")
+    other = AttemptRef("q", 1, 1)
+    assert memory.begin_attempt(other, "m0").note_masked(other, "y").masked == {"m0": "q"}
 
 
 def test_nothing_is_revealed_before_it_is_masked() -> None:
@@ -127,8 +142,9 @@ def test_a_restored_memory_learns_what_the_copy_knows() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"version": 2, "newest": {}, "given": {}}, {"version": 1, "newest": {"r": [1]}, "given": {}},
-     {"version": 1, "newest": [], "given": {}}],
+    [{}, {"version": 1, "newest": {}, "given": {}}, {"version": 2, "newest": {}, "given": {}},
+     {"version": 2, "newest": {"r": [1]}, "given": {}, "masked": {}},
+     {"version": 2, "newest": [], "given": {}, "masked": {}}],
     ids=str,
 )  # fmt: skip
 def test_a_memory_that_cannot_be_read_is_no_empty_memory(values: dict[str, Any]) -> None:
@@ -154,6 +170,7 @@ def test_in_any_order_there_is_one_reveal_for_each_round_and_for_each_model(
     asked: list[tuple[str, AttemptRef, str, str]],
 ) -> None:
     memory, backup = EMPTY, EMPTY
+    masked: dict[str, str] = {}
     begun: list[AttemptRef] = []
     models: dict[AttemptRef, str] = {}
     vectors: dict[tuple[str, int], str] = {}
@@ -173,6 +190,7 @@ def test_in_any_order_there_is_one_reveal_for_each_round_and_for_each_model(
                 case "mask" if vector:
                     memory = memory.note_masked(ref, vector)
                     assert vectors.setdefault((ref.run, ref.round), vector) == vector
+                    assert masked.setdefault(models[ref], ref.run) == ref.run
                 case "reveal":
                     memory = memory.note_revealed(ref)
                     reveals.add(ref)
