@@ -71,8 +71,9 @@ class TrainingSettings(Settings):
     """Energy that a truncated update keeps in the first and in the last round."""
     hyperfed_width: int = Field(32, ge=1, le=1024)
     """Length of a client's descriptor and of the hypernetwork's hidden layer."""
-    normalise_templates: bool = False
-    """Templates go through a normalisation that each site computes of its own people and keeps."""
+    template_normaliser: Literal["none", "site", "federation"] = "none"
+    """Weigh directions of templates by how images of one person differ: of the site's people, which
+    stays there, or with the average over all sites, which is shared with the model."""
     threads: int = Field(1, ge=1, le=64)
 
 

@@ -34,10 +34,9 @@ from ..models.build import Expert, PalmModel, build_expert
 from ..models.teim import Teim
 from ..plan import TrainingSettings
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
-from .normalise import WithinClass, site_normaliser
+from .normalise import OwnPeople, WithinClass
 from .template import model_template
 from .training import (
-    TEMPLATE_BATCH,
     Batch,
     Learner,
     RoundViews,
@@ -80,9 +79,12 @@ class FedPalmSite:
         self.layout, self.expert_layout = template.layout, template.expert_layout
         self._initial = template.initial
         self.seed, self._site, self._images, self._training = seed, site, images, training
+        covariance = training.template_normaliser == "federation"
         self._open, self._closed = (
             Learner(
-                PalmModel(training.backbone, teim=Teim(training.teim_neighbours)),
+                PalmModel(
+                    training.backbone, teim=Teim(training.teim_neighbours), covariance=covariance
+                ),
                 training,
                 images.classes,
             )
@@ -114,6 +116,8 @@ class FedPalmSite:
         seed = derive_seed(self.seed, self._site, context.round, "batches")
         views = RoundViews(self._images, self._training, seed)
         unchanging = self._unchanging(views)
+        normaliser = self._open.model.normaliser
+        people = self._people(views, self._open, GLOBAL) if normaliser else None
         for batch in views.batches():
             adam.zero_grad()
             features = self._batch_features(batch, unchanging)
@@ -125,6 +129,8 @@ class FedPalmSite:
                 outputs = learner.outputs(feature, batch.labels, random)
                 learner.loss(outputs, batch.labels).backward()  # type: ignore[no-untyped-call]
             adam.step()
+        if normaliser is not None and people is not None:
+            normaliser.within.copy_(people.to_share())
         delta = self.layout.flatten(export_tensors(self._open.model, OPEN_SET)) - shared
         metrics = self._metrics(chosen) | {"update.max_abs": float(np.abs(delta).max())}
         return SiteUpdate(delta, float(len(self._images.labels)), metrics=metrics)
@@ -203,19 +209,28 @@ class FedPalmSite:
                 templates = [unit(self._embed(*view, features)) for view in views]
                 parts.append(np.concatenate(templates, axis=1))
         found = stack(parts, self._open.model.template_length * len(views))
-        if not self._training.normalise_templates:
+        if self._training.template_normaliser == "none":
             return found
         columns = np.split(found, len(views), axis=1)
         normalised = [self._normaliser(*view)(z) for view, z in zip(views, columns, strict=True)]
         return np.concatenate(normalised, axis=1)
 
+    def _people(self, views: RoundViews, learner: Learner, anchor: str) -> OwnPeople:
+        def embed(inputs: Tensor) -> Tensor:
+            return self._embed(learner, anchor, self._features(inputs))
+
+        return OwnPeople.of(views.all(), views.labels, embed)
+
     def _normaliser(self, learner: Learner, anchor: str) -> WithinClass:
-        return site_normaliser(
+        people = OwnPeople.of_views(
             self._images,
             self._training.backbone,
             derive_seed(self.seed, self._site, 0, "normaliser"),
             lambda inputs: self._embed(learner, anchor, self._features(inputs)),
         )
+        # The shared covariance is that of the shared model's templates.
+        shared = self._open.model.normaliser if learner is self._open else None
+        return people.normaliser(shared.within if shared else None)
 
     def _embed(self, learner: Learner, anchor: str, features: Features) -> Tensor:
         """Of one (model, anchor) pair: (B, D) embeddings, not normalised."""
@@ -259,10 +274,8 @@ class FedPalmSite:
         if self._frozen:
             experts[self._site] = self._own
         with torch.no_grad():
-            parts = torch.split(torch.arange(views.size), TEMPLATE_BATCH)
-            chunks = [views.take(part) for part in parts]
             return {
-                site: torch.cat([experts[site](chunk) for chunk in chunks])
+                site: torch.cat([experts[site](chunk) for chunk in views.all()])
                 for site in sorted(experts)
             }
 

@@ -35,7 +35,10 @@ class PairSite(SingleModelSite):
         self, training: TrainingSettings, seed: int, site: str, images: SiteImages
     ) -> None:
         super().__init__(training, seed, site, images)
-        self.own = Learner(PalmModel(training.backbone), training, images.classes)
+        covariance = self.learner.model.normaliser is not None
+        self.own = Learner(
+            PalmModel(training.backbone, covariance=covariance), training, images.classes
+        )
         self.own.draw_head(derive_seed(seed, site, 0, "head"))
         import_tensors(self.own.model, OPEN_SET, self.layout.unflatten(self.initial_vector()))
 

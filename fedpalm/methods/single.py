@@ -20,7 +20,7 @@ from ..models.build import PalmModel
 from ..models.teim import Teim
 from ..plan import TrainingSettings
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
-from .normalise import site_normaliser
+from .normalise import OwnPeople
 from .template import ANATOMIES, model_template
 from .training import (
     Batch,
@@ -58,6 +58,7 @@ class SingleModelSite:
             training.backbone,
             teim=Teim(training.teim_neighbours) if anatomy.teim else None,
             norm=anatomy.norm,
+            covariance=training.template_normaliser == "federation",
         )
         model.eval()
         self.learner = Learner(model, training, images.classes)
@@ -108,6 +109,8 @@ class SingleModelSite:
             derive_seed(self.seed, self.site, context.round, "batches"),
         )
         self.begin_round(context, shared, views)
+        normaliser = self.learner.model.normaliser
+        people = OwnPeople.of(views.all(), views.labels, self.embed) if normaliser else None
         self.learner.model.train()
         adam = optimiser(*self.parameter_groups())
         dropout = generator(self.seed, self.site, context.round, "dropout")
@@ -119,6 +122,8 @@ class SingleModelSite:
             adam.step()
             steps += 1
         self.learner.model.eval()
+        if normaliser is not None and people is not None:
+            normaliser.within.copy_(people.to_share())
         delta = self.shared_vector() - shared
         metrics = self.learner.take_losses("open")
         metrics["update.max_abs"] = float(np.abs(delta).max(initial=0.0))
@@ -178,10 +183,13 @@ class SingleModelSite:
             batches = prepared_batches(self.training.backbone, images)
             parts = [unit(embed(inputs)) for inputs in batches]
         templates = stack(parts, self.learner.model.template_length)
-        if not self.training.normalise_templates:
+        if self.training.template_normaliser == "none":
             return templates
         seed = derive_seed(self.seed, self.site, 0, "normaliser")
-        return site_normaliser(self.images, self.training.backbone, seed, embed)(templates)
+        people = OwnPeople.of_views(self.images, self.training.backbone, seed, embed)
+        # The shared covariance is that of the shared model's templates.
+        averaged = self.learner.model.normaliser if embed == self.embed else None
+        return people.normaliser(averaged.within if averaged else None)(templates)
 
     def load_shared(self, shared: FloatVector) -> None:
         import_into(self.shared, OPEN_SET, self.layout.unflatten(shared))

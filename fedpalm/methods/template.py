@@ -67,7 +67,10 @@ def model_template(method: str, training: TrainingSettings, seed: int) -> ModelT
     anatomy = ANATOMIES.get(method)
     if anatomy is None:
         raise ConfigError(f"method {method!r} is not known; known: {', '.join(sorted(ANATOMIES))}")
-    shapes = model_shapes(training.backbone, teim=anatomy.teim, norm=anatomy.norm)
+    covariance = training.template_normaliser == "federation"
+    shapes = model_shapes(
+        training.backbone, teim=anatomy.teim, norm=anatomy.norm, covariance=covariance
+    )
     layout = _layout(OPEN_SET, {n: shape for n, shape in shapes.items() if anatomy.shares(n)})
     released = {
         name: shape
@@ -82,6 +85,7 @@ def model_template(method: str, training: TrainingSettings, seed: int) -> ModelT
         seed,
         teim=(training.teim_alpha, training.teim_beta) if anatomy.teim else None,
         norm=anatomy.norm,
+        covariance=covariance,
     )
     shared = {OPEN_SET + name: one for name, one in tensors.items() if anatomy.shares(name)}
     private = {name: one for name, one in tensors.items() if not anatomy.shares(name)}

@@ -67,6 +67,16 @@ class RoundViews:
         """The prepared views at (n,) positions."""
         return take(self._training.backbone, self.prepared, views)
 
+    def all(self) -> Iterator[Tensor]:
+        """Every prepared view once, TEMPLATE_BATCH at a time, in the order of :attr:`labels`."""
+        for part in torch.split(torch.arange(self.size), TEMPLATE_BATCH):
+            yield self.take(part)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(size,) of all views."""
+        return np.tile(self._labels.numpy(), self.size // self._count)
+
     def batches(self) -> Iterator[Batch]:
         """All local epochs of a round; an epoch is cut into batches of nearly equal size."""
         count, training = self._count, self._training

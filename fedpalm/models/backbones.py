@@ -55,10 +55,17 @@ BACKBONES: dict[BackboneName, Backbone] = {
 }
 
 
-def model_shapes(backbone: BackboneName, *, teim: bool = False, norm: bool = False) -> Shapes:
-    """Shape by name of all tensors of one model (``expert.*``, ``embedding.*``, ``teim.*``)."""
-    shapes = BACKBONES[backbone].shapes(norm=norm)
-    return shapes | ({"teim.alpha": (), "teim.beta": ()} if teim else {})
+def model_shapes(
+    backbone: BackboneName, *, teim: bool = False, norm: bool = False, covariance: bool = False
+) -> Shapes:
+    """Shape by name of all tensors: ``expert.*``, ``embedding.*``, ``teim.*``, ``normaliser.*``."""
+    spec = BACKBONES[backbone]
+    shapes = spec.shapes(norm=norm)
+    if teim:
+        shapes |= {"teim.alpha": (), "teim.beta": ()}
+    if covariance:
+        shapes |= {"normaliser.within": (spec.template_length, spec.template_length)}
+    return shapes
 
 
 def initial_tensors(
@@ -67,6 +74,7 @@ def initial_tensors(
     *,
     teim: tuple[float, float] | None = None,
     norm: bool = False,
+    covariance: bool = False,
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Initial values by name, from the plan's seed alone.
 
@@ -76,7 +84,8 @@ def initial_tensors(
     constants = BACKBONES[backbone].constants()
     if teim is not None:
         constants["teim.alpha"], constants["teim.beta"] = teim
-    shapes = model_shapes(backbone, teim=teim is not None, norm=norm)
+    constants["normaliser.within"] = 0.0
+    shapes = model_shapes(backbone, teim=teim is not None, norm=norm, covariance=covariance)
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     for name, shape in shapes.items():
         if name in constants:

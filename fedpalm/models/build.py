@@ -23,11 +23,17 @@ Expert = compnet.TexturalExpert | ccnet.TexturalExpert
 class PalmModel(nn.Module):
     """M = (T, Q), with the TEIM between them if the method has one; the head is not part of it.
 
-    Built without values: whoever builds one loads its tensors.
+    ``covariance``: with the matrix of a normaliser of templates that sites average. Built without values:
+    whoever builds one loads its tensors.
     """
 
     def __init__(
-        self, backbone: BackboneName, *, teim: Teim | None = None, norm: bool = False
+        self,
+        backbone: BackboneName,
+        *,
+        teim: Teim | None = None,
+        norm: bool = False,
+        covariance: bool = False,
     ) -> None:
         super().__init__()
         spec = BACKBONES[backbone]
@@ -39,11 +45,22 @@ class PalmModel(nn.Module):
             else ccnet.embedding_layers()
         )
         self.teim = teim
+        self.normaliser = Covariance(spec.template_length) if covariance else None
 
     def embed(self, feature: Tensor) -> Tensor:
         """(B, feature_length) textural feature -> (B, template_length) embedding, not normalised."""
         embedding: Tensor = self.embedding(feature)
         return embedding
+
+
+class Covariance(nn.Module):
+    """``within`` (D, D), what is averaged of how images of one person differ; nothing trains it."""
+
+    within: Tensor
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.register_buffer("within", torch.zeros(length, length))
 
 
 def build_expert(backbone: BackboneName, *, norm: bool = False) -> Expert:
