@@ -64,7 +64,7 @@ class _PhaseConv(torch.autograd.Function):
         out = (IMAGE_SIDE - side) // STRIDE + 1
         ctx.save_for_backward(spectrum)
         ctx.side = side
-        return _images(torch.bmm(spectrum, weights), channels)[..., :out, :out].contiguous()
+        return _images(torch.bmm(spectrum, weights), channels, out).contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
@@ -75,9 +75,9 @@ class _PhaseConv(torch.autograd.Function):
         real, imag = torch.split(product, channels, dim=1)
         rr, ri = torch.split(real, _PHASES, dim=2)
         ir, ii = torch.split(imag, _PHASES, dim=2)
-        phases = _images(torch.cat([rr + ii, ri - ir], dim=2), _PHASES)
         cells = -(-ctx.side // STRIDE)
-        kernel = F.pixel_shuffle(phases[..., :cells, :cells], STRIDE)
+        phases = _images(torch.cat([rr + ii, ri - ir], dim=2), _PHASES, cells)
+        kernel = F.pixel_shuffle(phases, STRIDE)
         return None, kernel[..., : ctx.side, : ctx.side].contiguous()
 
 
@@ -90,8 +90,12 @@ def _matrices(images: Tensor) -> Tensor:
     return flat
 
 
-def _images(matrices: Tensor, channels: int) -> Tensor:
-    """Inverse of :func:`_matrices`: (F, B, 2C) -> (B, C, 45, 45)."""
+def _images(matrices: Tensor, channels: int, side: int) -> Tensor:
+    """Inverse of :func:`_matrices`: (F, B, 2C) -> (B, C, side, side), the first rows and columns.
+
+    Rows that nobody asked for are left out between the two transforms.
+    """
     grid = matrices.view(_SIDE, _HALF, -1, 2, channels).permute(2, 4, 0, 1, 3).contiguous()
-    images: Tensor = torch.fft.irfft2(torch.view_as_complex(grid), s=(_SIDE, _SIDE))
+    rows = torch.fft.ifft(torch.view_as_complex(grid), dim=2)[:, :, :side]
+    images: Tensor = torch.fft.irfft(rows, n=_SIDE, dim=3)[..., :side]
     return images
