@@ -59,7 +59,7 @@ from fedpalm.wire.v1 import federation_pb2 as wire
 from .egress import EgressGate
 from .link import Link
 from .outgoing import OutgoingPayload, PayloadKind, Place
-from .peers import PeerBook
+from .peers import Peer, PeerBook
 from .plan_words import listed
 from .reporter import Reporter
 from .store import SiteStore, StoredUpdate
@@ -122,13 +122,14 @@ class MaskingWorker:
         """The signing key of each site of a cohort, as the manifest names it; None while one is no good.
 
         That is another one than the one known here, or, under the policy "confirmed", one that nobody has
-        compared: it is told of, once.
+        compared: it is told of, once. A first key becomes the known one once its site has countersigned
+        with it: the manifest alone is the coordinator's word.
 
         Raises:
             PolicyError: the policy cannot be used.
         """
         keys = manifest.verifying_keys
-        known = self._peers.pin({s: key for s, key in keys.items() if s != self._gate.site})
+        known = self._known_peers(manifest)
         others = [peer for peer in known.values() if peer.key != keys[peer.site]]
         for peer in others:
             self._tell_once(
@@ -136,16 +137,35 @@ class MaskingWorker:
                 f"one known here ({peer.key_id[:16]}). Safe: nothing is masked with it. Next: ask that "
                 f"site by telephone, then: fedpalm-participant peers accept {peer.site} KEY_ID"
             )
-        unconfirmed = [peer.site for peer in known.values() if peer.confirmed_ms is None]
+        unconfirmed = [
+            site
+            for site in manifest.cohort
+            if site != self._gate.site and (site not in known or known[site].confirmed_ms is None)
+        ]
         if unconfirmed and self._gate.manifests.policy.current.peers == "confirmed":
             self._tell_once(
                 f"{manifest.ref}: nobody here has compared the signing keys of "
                 f"{listed(unconfirmed, 5, 'fedpalm-participant peers lists all')}, and this site's policy "
-                "asks for that. Safe: nothing is masked. Next: fedpalm-participant peers, compare by "
-                "telephone, then peers confirm"
+                f"asks for that. Safe: nothing is masked. Next: fedpalm-participant peers --run "
+                f"{manifest.run}, compare by telephone, then peers confirm"
             )
             return None
         return None if others else keys
+
+    def _known_peers(self, manifest: RoundManifest) -> dict[str, Peer]:
+        """What is known of the sites of a cohort, after the keys that came with a countersignature.
+
+        Another key than the known one is kept beside it, proved or not, for a person to look at.
+        """
+        keys, signed = manifest.verifying_keys, self._gate.manifests.countersigned_by(manifest)
+        before = {peer.site for peer in self._peers.all()}
+        return self._peers.pin(
+            {
+                site: key
+                for site, key in keys.items()
+                if site != self._gate.site and (site in before or site in signed)
+            }
+        )
 
     async def send_keys(
         self, link: Link, plan: Plan, place: Place, manifest: RoundManifest
@@ -268,6 +288,7 @@ class MaskingWorker:
                 "manifest",
                 safe="nothing is masked with them",
             )
+        self._known_peers(manifest)
 
     def _load(self, place: Place) -> SiteAttempt:
         _, attempt = self._gate.release_masked(place)

@@ -3,7 +3,7 @@
 Certificates come from the federation's CA, which the coordinator may run. A site that kept a peer's key
 when it first saw it notices a second one under the same name, and masks nothing with it before a person
 here has asked that site, by telephone, which key is its own. The first sight is proved by a person alone,
-who compares the keys, or one code over all of them, and confirms them.
+who compares the keys, or one code over those of a run's roster, and confirms them.
 """
 
 from __future__ import annotations
@@ -126,21 +126,21 @@ class PeerBook:
             self._confirm(db, log, [peer])
             return self._known(db, site)
 
-    def confirm_all(self, log: SiteLog, own: Member, code: str) -> list[Peer]:
-        """A person here says that all other sites have read out the same roster code; logged.
+    def confirm_all(
+        self, log: SiteLog, own: Member, roster: Iterable[str], code: str
+    ) -> list[Peer]:
+        """A person here says that all other sites of a roster have read out the same code; logged.
 
         Returns:
             Those that had not been confirmed.
         Raises:
-            NotFoundError: this site has seen no key at all.
+            NotFoundError: this site has not seen the key of each of them.
             StateError: the code is another one.
         """
         with self._store.transaction() as db:
-            known = [_peer(row) for row in db.execute("SELECT * FROM peers ORDER BY site")]
-            if not known:
-                raise NotFoundError("no key of another site has been seen here")
-            _require_same(roster_code(own, known), code, "the roster code here is")
-            return self._confirm(db, log, known)
+            peers = [self._known(db, site) for site in roster if site != own[0]]
+            _require_same(roster_code(own, peers), code, "the roster code here is")
+            return self._confirm(db, log, peers)
 
     def _confirm(self, db: sqlite3.Connection, log: SiteLog, peers: list[Peer]) -> list[Peer]:
         new = [peer for peer in peers if peer.confirmed_ms is None]
@@ -161,12 +161,13 @@ class PeerBook:
 
 
 def roster_code(own: Member, peers: Iterable[Peer]) -> str:
-    """48 hex digits in groups of 4, alike at all sites that know each other by the same keys.
+    """48 hex digits in groups of 4, alike at all sites of a roster that know each other by the same keys.
 
     One telephone conference compares everything: each site reads out its own, and all must be the same.
 
     Args:
         own: this site's name and signing key.
+        peers: all others of the roster; sites of other runs are in no code of this one.
     """
     members = sorted([own, *((peer.site, peer.key) for peer in peers)], key=itemgetter(0))
     parts = [part for site, key in members for part in (site.encode(), key.public_bytes_raw())]

@@ -74,7 +74,7 @@ def masking_words(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def peer_words(others: int, unconfirmed: Sequence[str]) -> tuple[str, ...]:
+def peer_words(run_id: str, others: int, unconfirmed: Sequence[str]) -> tuple[str, ...]:
     """How many of the other sites' signing keys a person at this site has compared, and what it means."""
     said = (
         f"Somebody at this site has confirmed the signing keys of {others - len(unconfirmed)} of "
@@ -86,7 +86,8 @@ def peer_words(others: int, unconfirmed: Sequence[str]) -> tuple[str, ...]:
         said,
         f"WARNING: not those of {listed(unconfirmed, 5, '--json lists all')}. A coordinator that also runs "
         "the federation's CA could put keys of its own in their place, and subtract from a sum whatever "
-        "it sent in their names. Compare by telephone: fedpalm-participant peers, then peers confirm.",
+        "it sent in their names. Compare by telephone, as soon as the first round has been asked for: "
+        f"fedpalm-participant peers --run {run_id}, then peers confirm --all CODE --run {run_id}.",
     )
 
 

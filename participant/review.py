@@ -61,7 +61,7 @@ def review_plan(desk: PlanDesk, stored: StoredPlan) -> Review:
         _parties(stored.plan, site),
         _work(stored.plan),
         _leaves(stored.plan),
-        *_peers(desk, stored.plan, site),
+        *_peers(desk, stored, site),
         _exchange(stored.plan, site),
         _privacy(stored.plan),
         _rounds(stored.plan),
@@ -154,14 +154,15 @@ def _leaves(plan: Plan) -> _Part:
     }
 
 
-def _peers(desk: PlanDesk, plan: Plan, site: str) -> list[_Part]:
+def _peers(desk: PlanDesk, stored: StoredPlan, site: str) -> list[_Part]:
     """Under masking: whose keys the masks are made with, and who has looked at them."""
+    plan = stored.plan
     if plan.draft.masking == "none":
         return []
     confirmed = {peer.site for peer in PeerBook(desk.store).all() if peer.confirmed_ms is not None}
     others = [name for name in plan.roster if name != site]
     unconfirmed = [name for name in others if name not in confirmed]
-    lines = peer_words(len(others), unconfirmed)
+    lines = peer_words(stored.run_id, len(others), unconfirmed)
     data = {"others": len(others), "unconfirmed": unconfirmed}
     return [(Section("Whose keys the masks are made with", lines), {"peers": data})]
 

@@ -197,7 +197,8 @@ class RunWorker:
         model_hash = bytes.fromhex(manifest.model_hash)
         await link.countersign(place, self._manifests.countersign(manifest))
         if run.plan.draft.masking != "none":
-            # Told now, so that people can compare during training.
+            # Known and told now, so that people can compare during training.
+            await self._take_countersignatures(link, place, manifest)
             self._masking.signing_keys(manifest)
         update = self._store.update(place.run, manifest.round)
         if update is None:
@@ -233,8 +234,7 @@ class RunWorker:
         quorum, delay_s = plan.draft.quorum, COUNTERSIGNATURE_POLL_S
         while target == self._target:
             self._changed.clear()
-            for signed in await link.fetch_countersignatures(target.place):
-                self._manifests.take_countersignature(manifest, signed)
+            await self._take_countersignatures(link, target.place, manifest)
             signers = self._manifests.countersigned_by(manifest)
             if len(signers) >= quorum and (
                 plan.draft.masking == "none" or self._masking.signing_keys(manifest) is not None
@@ -248,6 +248,12 @@ class RunWorker:
                 await asyncio.wait_for(self._changed.wait(), delay_s)
             delay_s = min(2 * delay_s, COUNTERSIGNATURE_POLL_CAP_S)
         return False
+
+    async def _take_countersignatures(
+        self, link: Link, place: Place, manifest: RoundManifest
+    ) -> None:
+        for signed in await link.fetch_countersignatures(place):
+            self._manifests.take_countersignature(manifest, signed)
 
     def _refused(self, place: Place, error: FedPalmError) -> None:
         self._report.line(

@@ -97,6 +97,7 @@ async def test_under_that_policy_the_round_goes_on_once_somebody_has_confirmed(
     for site in sites:
         beside = Site(site.home)
         book = PeerBook(beside.store)
+        await _until(lambda book=book: len(book.all()) == 2)
         for peer in book.all():
             book.confirm(beside.log, peer.site, peer.key_id)
         beside.store.close()

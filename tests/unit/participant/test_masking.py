@@ -29,9 +29,11 @@ from participant.outgoing import PayloadKind, Place, require_outgoing
 from participant.peers import PeerBook
 from participant.plan_words import masking_words
 from participant.policy import Policy, violations
+from tests.support.agreement import countersignature
 from tests.support.aio import in_loop
 from tests.support.masked_rounds import MaskedCoordinator, masked_plan
 from tests.support.participant import SITES, Crash, Site
+from tests.support.rounds import Chain
 
 RUN = "toy-1"
 PLACE = Place(RUN, 1, 1)
@@ -146,8 +148,6 @@ async def test_a_crash_at_a_durable_step_never_lets_two_vectors_or_both_shares_o
 
 def _trained(world):
     """A site whose update of round 1 is stored and whose manifest all have signed."""
-    from tests.support.rounds import Chain
-
     plan = masked_plan()
     site, _ = world.site("north")
     world.agreed(site, plan)
@@ -276,6 +276,27 @@ def test_a_peer_with_another_signing_key_is_told_of_and_used_once_a_person_accep
     assert accepted.key.public_bytes_raw() == row["key"]
     assert accepted.other is None
     assert worker.signing_keys(manifest) is not None
+
+
+def test_a_key_that_nobody_has_signed_with_is_not_remembered_at_the_manifests_word(world):
+    site, _ = world.site("north")
+    plan = masked_plan()
+    world.agreed(site, plan)
+    book, worker = PeerBook(site.store), _worker(site)
+    lie = {**world.signing_keys(SITES), "east": world.signing_keys(("south",))["south"]}
+    chain = Chain(world, plan)
+    told = chain.ask(site, signers=("west",), signing_keys=lie)
+    assert worker.signing_keys(told) is not None
+    assert [peer.site for peer in book.all()] == ["west"]
+    true = chain.ask(site, attempt=2, signers=("west",))
+    assert worker.signing_keys(true) is not None
+    newest = site.gate.manifests.chain(RUN)[-1]
+    assert site.gate.manifests.take_countersignature(
+        true, countersignature(world.absent("east"), newest)
+    )
+    said = [SiteKeys(name, b"", b"", b"", b"") for name in true.cohort]
+    worker._require_countersigned(Place(RUN, 1, 2), said)
+    assert book.get("east").key == true.verifying_keys["east"]
 
 
 @in_loop

@@ -283,6 +283,7 @@ def test_under_masking_it_says_how_many_peers_are_confirmed_and_warns_of_the_oth
     review = _review(world, site, plan)
     assert "the signing keys of 1 of 2 other sites" in _text(review)
     assert "WARNING: not those of west." in _text(review)
+    assert "fedpalm-participant peers --run toy-1, then peers confirm --all CODE" in _text(review)
     assert review.data["peers"] == {"others": 2, "unconfirmed": ["west"]}
     book.confirm(site.log, "west", book.get("west").key_id)
     after = _review(world, site, plan)
