@@ -7,7 +7,7 @@ PACKAGES := coordinator participant fedpalm
 PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg bench-round bench-secagg bench-peers-secagg bench-palm
+.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg bench-round bench-secagg bench-peers-secagg bench-palm bench-train
 
 env: $(STAMP)
 
@@ -59,6 +59,10 @@ bench-peers-secagg: env
 # Every method on synthetic palms, tables and plots; ARGS="--preset smoke" takes a few minutes.
 bench-palm: env
 	$(BIN)/fedpalm bench palm $(ARGS)
+
+# A FedPalm round at a site against a plain PyTorch loop of the same mathematics.
+bench-train: env
+	$(BIN)/fedpalm bench train $(ARGS)
 
 bench-round: env
 	$(BIN)/fedpalm bench round $(ARGS)

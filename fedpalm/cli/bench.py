@@ -14,6 +14,7 @@ from .bench_plot import plot_command
 from .bench_round import RoundBench
 from .bench_secagg import secagg_command
 from .bench_table import table_command
+from .bench_train import train_command
 from .console import command_errors, emit, err, json_option
 
 
@@ -59,3 +60,4 @@ commands.add_command(peers_secagg_command)
 commands.add_command(palm_command)
 commands.add_command(table_command)
 commands.add_command(plot_command)
+commands.add_command(train_command)
