@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from ...canonical import canonical_json, domain_hash
+from ...data.palms import PRESETS
 from ...data.readers import SourceKind
 from ...errors import ConfigError
 from ...methods.template import model_template
@@ -29,14 +30,15 @@ class DataSettings(Settings):
     """Where images come from. ``identities`` a site: half train, half are the open set.
 
     ``identities`` None deals out everybody (a real source only); ``images`` of an identity at most.
-    ``difficulty`` is that of synthetic palms.
+    ``difficulty`` and ``site_spread`` are those of synthetic palms (docs/data/synthetic.md).
     """
 
     source: str = SYNTHETIC
     kind: SourceKind = "auto"
     identities: int | None = Field(20, ge=4, le=9999)
     images: int | None = Field(10, ge=4, le=9999)
-    difficulty: float = Field(1.0, ge=0, le=3)
+    difficulty: float = Field(PRESETS["benchmark"].difficulty, ge=0, le=3)
+    site_spread: float = Field(PRESETS["benchmark"].site_spread, ge=0, le=3)
 
     @property
     def name(self) -> str:
@@ -91,7 +93,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "data": {"identities": 20, "images": 10},
         "sites": 8,
-        "rounds": 16,
+        "rounds": 12,
+        "evaluate_every": 4,
         "training": {"local_epochs": 2},
     },
     "paper": {

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from ...errors import ChildFailedError, FedPalmError
 from .config import Job
-from .data import site_records
+from .data import site_splits
 from .results import Store
 
 
@@ -69,7 +69,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, watch: Watch, runner: Runner) ->
         DataError: the images cannot be used.
     """
     for job in {(job.config.data, job.config.sites, job.seed): job for job in jobs}.values():
-        site_records(job.config, job.seed)
+        site_splits(job.config, job.seed)
     failures: list[Failure] = []
     stopping = threading.Event()
     careful = _OneAtATime(watch)

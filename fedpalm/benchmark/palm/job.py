@@ -142,7 +142,7 @@ def _result(
         "config": {
             "data": data.name,
             "fingerprint": job.fingerprint,
-            **data.model_dump(include={"identities", "images", "difficulty"}),
+            **data.model_dump(include={"identities", "images", "difficulty", "site_spread"}),
             **config.model_dump(include={"sites", "rounds", "evaluate_every", "resamples"}),
             "training": job.training.model_dump(),
         },

@@ -34,6 +34,10 @@ def _fedpalm(label: str, about: str, exchange: Exchange = "deployment", **more: 
     return Variant("fedpalm", label, about, exchange=exchange, **more)
 
 
+_GENTLE = {"teim_alpha": 0.9, "teim_beta": 0.1}
+_PULL = {"closed_set_pull": 0.5}
+_NORMALISER = {"template_normaliser": "federation"}
+
 VARIANTS: dict[str, Variant] = {
     "local": Variant("local", "w/o FL", "each site alone", row="w/o FL", personal=True),
     "fedavg": Variant("fedavg", "FedAvg", "one averaged model", row="FedAvg", ablation="Baseline"),
@@ -69,7 +73,19 @@ VARIANTS: dict[str, Variant] = {
     "fedpalm-release": Variant(
         "fedpalm-release", "FedPalm, release", "as the authors' code does it"
     ),
+    "fedpalm+": _fedpalm(
+        "FedPalm+",
+        "FedPalm with everything of ours that helps it",
+        "freeze",
+        training=_GENTLE | _PULL | _NORMALISER,
+    ),
+    "fedpalm-normaliser": _fedpalm(
+        "FedPalm, normaliser", "the normaliser alone", training=_NORMALISER
+    ),
+    "fedavg-normaliser": Variant(
+        "fedavg", "FedAvg, normaliser", "what of FedPalm+ is not FedPalm's", training=_NORMALISER
+    ),
 }
-"""``fedpalm+``, what goes beyond the paper, gets its entry with its method."""
+"""``fedpalm+`` goes beyond the paper; the two last ones show what its normaliser does alone."""
 
 ALL = tuple(VARIANTS)
