@@ -31,7 +31,7 @@ TARGET = 2.0
 @command_errors
 def train_command(images: int, experts: int, repeats: int, threads: int, as_json: bool) -> None:
     """Images a second of a round with the TEIM on; ends with 10 if both do not end at one model."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's remarks; read by torch's import
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's remarks; read by torch's import
     try:
         from ..benchmark.training import Load, measure_training
     except ModuleNotFoundError as error:
