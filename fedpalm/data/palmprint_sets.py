@@ -24,12 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
-
 from ..errors import DataError
 from .listing import entries, is_image
 from .records import UNTOUCHED, ImageRecord, by_identity, problems_error
-from .roi import MAX_ASPECT
 
 PalmprintSet = Literal["iitd", "tongji", "polyu"]
 
@@ -224,6 +221,11 @@ def _require_both_sessions(kind: PalmprintSet, path: Path, records: list[ImageRe
 
 def _require_cropped(path: Path, records: list[ImageRecord], kind: PalmprintSet) -> None:
     """Look at the size of one image; ``preflight`` looks at them all."""
+    # Here, because whoever lists files loads nothing that decodes images.
+    from PIL import Image, UnidentifiedImageError
+
+    from .roi import MAX_ASPECT
+
     first = records[0].path
     try:
         with Image.open(first) as image:
