@@ -75,8 +75,8 @@ VARIANTS: dict[str, Variant] = {
     ),
     "fedpalm+": _fedpalm(
         "FedPalm+",
-        "FedPalm with everything of ours that helps it",
-        "freeze",
+        "ours: gentle TEIM, personal model pulled, normaliser; no expert travels",
+        "never",
         training=_GENTLE | _PULL | _NORMALISER,
     ),
     "fedpalm-normaliser": _fedpalm(
