@@ -71,6 +71,8 @@ class TrainingSettings(Settings):
     """Energy that a truncated update keeps in the first and in the last round."""
     hyperfed_width: int = Field(32, ge=1, le=1024)
     """Length of a client's descriptor and of the hypernetwork's hidden layer."""
+    expert_norm: Literal["none", "site"] = "none"
+    """``site``: batch normalisation of the expert's maps, which each site keeps, as in FedBN."""
     template_normaliser: Literal["none", "site", "federation"] = "none"
     """Weigh directions of templates by how images of one person differ: of the site's people, which
     stays there, or with the average over all sites, which is shared with the model."""
@@ -113,8 +115,12 @@ class PlanDraft(Settings):
     @classmethod
     def _exchange_if_there_are_experts(cls, values: Any) -> Any:
         if isinstance(values, dict) and "expert_exchange" not in values:
-            has_experts = values.get("method") == "fedpalm"
-            return {**values, "expert_exchange": "deployment" if has_experts else "never"}
+            exchange = "deployment" if values.get("method") == "fedpalm" else "never"
+            training = values.get("training")
+            norm = training.get("expert_norm") if isinstance(training, dict) else None
+            if norm == "site" or getattr(training, "expert_norm", None) == "site":
+                exchange = "never"
+            return {**values, "expert_exchange": exchange}
         return values
 
     @model_validator(mode="after")
@@ -122,6 +128,11 @@ class PlanDraft(Settings):
         if self.method != "fedpalm" and self.expert_exchange != "never":
             raise ValueError(
                 f"method {self.method!r} has no experts: set expert_exchange = 'never'"
+            )
+        if self.training.expert_norm == "site" and self.expert_exchange != "never":
+            raise ValueError(
+                "an expert that its site normalises fits nowhere else: set expert_exchange = 'never', "
+                "or training.expert_norm = 'none'"
             )
         return self
 

@@ -35,7 +35,7 @@ from ..models.teim import Teim
 from ..plan import TrainingSettings
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
 from .normalise import OwnPeople, WithinClass
-from .template import model_template
+from .template import anatomy_of, model_template
 from .training import (
     Batch,
     Learner,
@@ -44,7 +44,9 @@ from .training import (
     derive_seed,
     export_tensors,
     generator,
+    import_into,
     import_tensors,
+    named_tensors,
     optimiser,
     prepared_batches,
     stack,
@@ -56,6 +58,7 @@ GLOBAL = "_global"
 
 _CLOSED = "closed_set."
 _CLOSED_HEAD, _OPEN_HEAD = "head.closed.", "head.open."
+_OPEN_PRIVATE = "private."
 _RECEIVED = "received."
 _ROUNDS = "progress."
 _INTERACTING, _FROZEN = "progress.interacting", "progress.frozen"
@@ -79,22 +82,33 @@ class FedPalmSite:
         self.layout, self.expert_layout = template.layout, template.expert_layout
         self._initial = template.initial
         self.seed, self._site, self._images, self._training = seed, site, images, training
-        covariance = training.template_normaliser == "federation"
         self._open, self._closed = (
             Learner(
                 PalmModel(
-                    training.backbone, teim=Teim(training.teim_neighbours), covariance=covariance
+                    training.backbone,
+                    teim=Teim(training.teim_neighbours),
+                    norm=anatomy_of("fedpalm", training).norm,
+                    covariance=training.template_normaliser == "federation",
                 ),
                 training,
                 images.classes,
             )
             for _ in range(2)
         )
+        shared = {one.name.removeprefix(OPEN_SET) for one in self.layout.tensors}
+        tensors = named_tensors(self._open.model)
+        self._shared = {name: one for name, one in tensors.items() if name in shared}
+        self._private = {name: one for name, one in tensors.items() if name not in shared}
         # Both heads and both models begin alike: features of experts that share an origin keep
         # their channels aligned, which is what makes their mean (eq 4) a feature.
         for learner in (self._open, self._closed):
             learner.draw_head(derive_seed(seed, site, 0, "head"))
-            import_tensors(learner.model, OPEN_SET, self.layout.unflatten(self._initial))
+            learner.model.eval()
+            begins = named_tensors(learner.model)
+            import_into(
+                {n: begins[n] for n in shared}, OPEN_SET, self.layout.unflatten(self._initial)
+            )
+            import_into({n: begins[n] for n in template.private}, "", template.private)
         self._received: dict[str, Expert] = {}
         self._interacting = self._frozen = False
 
@@ -107,17 +121,18 @@ class FedPalmSite:
         warm = context.round > warm_up_rounds(context.rounds)
         self._set_progress(interacting=warm or self._training.teim_from_start, frozen=warm)
         self._pull_closed()
-        adam = optimiser(*self._open.parameter_groups(), *self._closed.parameter_groups())
-        dropout = [
-            generator(self.seed, self._site, context.round, name)
-            for name in ("dropout", "dropout-closed")
-        ]
-        chosen: dict[str, Counter[str]] = {"open": Counter(), "closed": Counter()}
         seed = derive_seed(self.seed, self._site, context.round, "batches")
         views = RoundViews(self._images, self._training, seed)
         unchanging = self._unchanging(views)
         normaliser = self._open.model.normaliser
         people = self._people(views, self._open, GLOBAL) if normaliser else None
+        adam = optimiser(*self._open.parameter_groups(), *self._closed.parameter_groups())
+        self._learn(True)
+        dropout = [
+            generator(self.seed, self._site, context.round, name)
+            for name in ("dropout", "dropout-closed")
+        ]
+        chosen: dict[str, Counter[str]] = {"open": Counter(), "closed": Counter()}
         for batch in views.batches():
             adam.zero_grad()
             features = self._batch_features(batch, unchanging)
@@ -129,9 +144,11 @@ class FedPalmSite:
                 outputs = learner.outputs(feature, batch.labels, random)
                 learner.loss(outputs, batch.labels).backward()  # type: ignore[no-untyped-call]
             adam.step()
+        self._learn(False)
         if normaliser is not None and people is not None:
             normaliser.within.copy_(people.to_share())
-        delta = self.layout.flatten(export_tensors(self._open.model, OPEN_SET)) - shared
+        trained = {OPEN_SET + name: one.detach().numpy() for name, one in self._shared.items()}
+        delta = self.layout.flatten(trained) - shared
         metrics = self._metrics(chosen) | {"update.max_abs": float(np.abs(delta).max())}
         return SiteUpdate(delta, float(len(self._images.labels)), metrics=metrics)
 
@@ -143,12 +160,16 @@ class FedPalmSite:
         tensors |= export_tensors(self._closed.model, _CLOSED)
         tensors |= export_tensors(self._closed.head, _CLOSED_HEAD)
         tensors |= export_tensors(self._open.head, _OPEN_HEAD)
+        tensors |= {
+            _OPEN_PRIVATE + n: one.detach().numpy().copy() for n, one in self._private.items()
+        }
         for site, expert in self._received.items():
             tensors |= export_tensors(expert, f"{_RECEIVED}{site}.{_EXPERT}")
         return tensors
 
     def load_state(self, tensors: Tensors) -> None:
-        check_names(tensors, [_ROUNDS, _CLOSED, _CLOSED_HEAD, _OPEN_HEAD, _RECEIVED])
+        known = [_ROUNDS, _CLOSED, _CLOSED_HEAD, _OPEN_HEAD, _OPEN_PRIVATE, _RECEIVED]
+        check_names(tensors, known)
         progress = {name for name in tensors if name.startswith(_ROUNDS)}
         if progress != {_INTERACTING, _FROZEN}:
             raise LayoutMismatchError(f"{_ROUNDS}* are {_INTERACTING} and {_FROZEN}")
@@ -156,6 +177,7 @@ class FedPalmSite:
         import_tensors(self._closed.model, _CLOSED, tensors)
         import_tensors(self._closed.head, _CLOSED_HEAD, tensors)
         import_tensors(self._open.head, _OPEN_HEAD, tensors)
+        import_into(self._private, _OPEN_PRIVATE, tensors)
         self._received = {}
         names = [name.removeprefix(_RECEIVED) for name in tensors if name.startswith(_RECEIVED)]
         for site in {name.partition(".")[0] for name in names}:
@@ -163,6 +185,9 @@ class FedPalmSite:
         self._set_progress(interacting=interacting, frozen=frozen)
 
     def expert(self) -> Tensors:
+        """Empty where experts are normalised by site (``expert_norm``)."""
+        if not self.expert_layout.tensors:
+            return {}
         return export_tensors(self._closed.model.expert, CLOSED_SET_EXPERT)
 
     def receive_expert(self, site: str, tensors: Tensors) -> None:
@@ -237,7 +262,12 @@ class FedPalmSite:
         return learner.model.embed(self._enhance(learner, anchor, features, Counter()))
 
     def _load(self, shared: FloatVector) -> None:
-        import_tensors(self._open.model, OPEN_SET, self.layout.unflatten(shared))
+        import_into(self._shared, OPEN_SET, self.layout.unflatten(shared))
+
+    def _learn(self, learning: bool) -> None:
+        """Normalise by batches or by running statistics; what is frozen keeps its statistics."""
+        self._open.model.train(learning)
+        self._closed.model.train(learning and not self._frozen)
 
     def _pull_closed(self) -> None:
         """Move what learns of the closed-set model towards the global one (ours; 0 is the paper)."""

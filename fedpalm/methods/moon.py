@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layout import OPEN_SET, FloatVector
-from ..models.build import PalmModel
+from ..layout import FloatVector
 from ..plan import TrainingSettings
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
 from .single import SingleModelSite
-from .training import TEMPLATE_BATCH, Batch, RoundViews, import_tensors
+from .training import Batch, RoundViews
 
 _PREVIOUS = "previous.model"
 
@@ -48,13 +47,13 @@ class MoonSite(SingleModelSite):
         self, training: TrainingSettings, seed: int, site: str, images: SiteImages
     ) -> None:
         super().__init__(training, seed, site, images)
-        self._still = PalmModel(training.backbone)
         self._previous: FloatVector | None = None
 
     def begin_round(self, context: RoundContext, shared: FloatVector, views: RoundViews) -> None:
-        self._z_global = self._embeddings(shared, views)
-        previous = self._previous
-        self._z_previous = self._z_global if previous is None else self._embeddings(previous, views)
+        self._z_global = self._z_previous = self._embeddings(shared, views)
+        if self._previous is not None:
+            self._z_previous = self._embeddings(self._previous, views)
+            self.load_shared(shared)
 
     def loss(self, batch: Batch, dropout: torch.Generator) -> Tensor:
         outputs = self.outputs(batch, dropout)
@@ -83,8 +82,6 @@ class MoonSite(SingleModelSite):
 
     def _embeddings(self, vector: FloatVector, views: RoundViews) -> Tensor:
         """(V, D) of all views of the round by the model of a (P,) vector."""
-        import_tensors(self._still, OPEN_SET, self.layout.unflatten(vector))
-        parts = torch.split(torch.arange(views.size), TEMPLATE_BATCH)
+        self.load_shared(vector)
         with torch.no_grad():
-            found = [self._still.embed(self._still.expert(views.take(part))) for part in parts]
-        return torch.cat(found)
+            return torch.cat([self.embed(inputs) for inputs in views.all()])

@@ -6,13 +6,13 @@ site. FedKD and the released FedPalm differ in what the two tell each other.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..layout import OPEN_SET, FloatVector
-from ..models.build import PalmModel
+from ..layout import FloatVector
 from ..plan import TrainingSettings
 from .base import RoundContext, SiteImages, SiteUpdate
 from .single import SingleModelSite
@@ -21,7 +21,6 @@ from .training import (
     RoundViews,
     derive_seed,
     generator,
-    import_tensors,
     named_tensors,
 )
 
@@ -35,14 +34,12 @@ class PairSite(SingleModelSite):
         self, training: TrainingSettings, seed: int, site: str, images: SiteImages
     ) -> None:
         super().__init__(training, seed, site, images)
-        covariance = self.learner.model.normaliser is not None
-        self.own = Learner(
-            PalmModel(training.backbone, covariance=covariance), training, images.classes
-        )
+        self.load_shared(self.initial_vector())
+        self.own = Learner(deepcopy(self.learner.model), training, images.classes)
         self.own.draw_head(derive_seed(seed, site, 0, "head"))
-        import_tensors(self.own.model, OPEN_SET, self.layout.unflatten(self.initial_vector()))
 
     def begin_round(self, context: RoundContext, shared: FloatVector, views: RoundViews) -> None:
+        self.own.model.train()
         self.own_dropout: torch.Generator = generator(
             self.seed, self.site, context.round, "dropout-closed"
         )
@@ -51,6 +48,7 @@ class PairSite(SingleModelSite):
         return [*super().parameter_groups(), *self.own.parameter_groups()]
 
     def update(self, delta: FloatVector, steps: int, metrics: dict[str, float]) -> SiteUpdate:
+        self.own.model.eval()
         return super().update(delta, steps, metrics | self.own.take_losses("closed"))
 
     def own_embed(self, inputs: Tensor) -> Tensor:

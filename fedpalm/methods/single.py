@@ -21,7 +21,7 @@ from ..models.teim import Teim
 from ..plan import TrainingSettings
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
 from .normalise import OwnPeople
-from .template import ANATOMIES, model_template
+from .template import anatomy_of, model_template
 from .training import (
     Batch,
     Learner,
@@ -50,7 +50,7 @@ class SingleModelSite:
         self, training: TrainingSettings, seed: int, site: str, images: SiteImages
     ) -> None:
         template = model_template(self.method, training, seed)
-        anatomy = ANATOMIES[self.method]
+        anatomy = anatomy_of(self.method, training)
         self.layout, self.expert_layout = template.layout, template.expert_layout
         self.training, self.seed, self.site, self.images = training, seed, site, images
         self._initial = template.initial

@@ -28,10 +28,14 @@ def _everything(name: str) -> bool:
     return True
 
 
+def _not_norm(name: str) -> bool:
+    return ".norm." not in name
+
+
 ANATOMIES: dict[str, Anatomy] = {
     "local": Anatomy(lambda name: False),
     "fedavg": Anatomy(_everything),
-    "fedbn": Anatomy(lambda name: ".norm." not in name, norm=True),
+    "fedbn": Anatomy(_not_norm, norm=True),
     "fedkd": Anatomy(_everything),
     "fednova": Anatomy(_everything),
     "fedpalm": Anatomy(_everything, teim=True, releases_expert=True),
@@ -42,6 +46,26 @@ ANATOMIES: dict[str, Anatomy] = {
     "moon": Anatomy(_everything),
     "rehearsal": Anatomy(_everything),
 }
+
+
+def anatomy_of(method: str, training: TrainingSettings) -> Anatomy:
+    """A method's anatomy under a plan's settings.
+
+    Raises:
+        ConfigError: ``method`` is not known.
+    """
+    found = ANATOMIES.get(method)
+    if found is None:
+        raise ConfigError(f"method {method!r} is not known; known: {', '.join(sorted(ANATOMIES))}")
+    if training.expert_norm == "none":
+        return found
+    # An expert that is normalised where it was trained is nobody else's: none is released.
+    shares = found.shares
+    return found._replace(
+        norm=True,
+        shares=lambda name: shares(name) and _not_norm(name),
+        releases_expert=False,
+    )
 
 
 class ModelTemplate(NamedTuple):
@@ -64,9 +88,7 @@ def model_template(method: str, training: TrainingSettings, seed: int) -> ModelT
     Raises:
         ConfigError: ``method`` is not known.
     """
-    anatomy = ANATOMIES.get(method)
-    if anatomy is None:
-        raise ConfigError(f"method {method!r} is not known; known: {', '.join(sorted(ANATOMIES))}")
+    anatomy = anatomy_of(method, training)
     covariance = training.template_normaliser == "federation"
     shapes = model_shapes(
         training.backbone, teim=anatomy.teim, norm=anatomy.norm, covariance=covariance

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fedpalm.errors import ConfigError
-from fedpalm.plan import Plan
+from fedpalm.plan import Plan, PlanDraft
 from fedpalm.settings import parse_settings
 
 
@@ -74,6 +74,14 @@ def test_every_part_of_a_plan_is_in_its_hash(change: dict[str, Any]) -> None:
         (draft(privacy="some"), "privacy"),
         (draft(rounds=0), "rounds"),
         (draft(expert_exchange="deployment"), "expert"),
+        (
+            draft(
+                method="fedpalm",
+                expert_exchange="deployment",
+                training={"expert_norm": "site"},
+            ),
+            "fits nowhere else",
+        ),
         (draft(round_deadline_s=-1), "round_deadline_s"),
         (draft(training={"dropout": 2}), "dropout"),
     ],
@@ -81,6 +89,15 @@ def test_every_part_of_a_plan_is_in_its_hash(change: dict[str, Any]) -> None:
 def test_a_wrong_plan_is_refused_and_the_key_is_named(change: dict[str, Any], names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         parse(**change)
+
+
+def test_a_method_without_experts_to_release_exchanges_none() -> None:
+    def exchange(method: str, **training: Any) -> str:
+        return PlanDraft(name="x", method=method, rounds=1, training=training).expert_exchange
+
+    assert exchange("fedavg") == "never"
+    assert exchange("fedpalm") == "deployment"
+    assert exchange("fedpalm", expert_norm="site") == "never"
 
 
 def test_all_errors_are_reported_at_once() -> None:

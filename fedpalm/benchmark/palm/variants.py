@@ -36,6 +36,7 @@ def _fedpalm(label: str, about: str, exchange: Exchange = "deployment", **more: 
 
 _GENTLE = {"teim_alpha": 0.9, "teim_beta": 0.1}
 _PULL = {"closed_set_pull": 0.5}
+_NORM = {"expert_norm": "site"}
 _NORMALISER = {"template_normaliser": "federation"}
 
 VARIANTS: dict[str, Variant] = {
@@ -75,17 +76,28 @@ VARIANTS: dict[str, Variant] = {
     ),
     "fedpalm+": _fedpalm(
         "FedPalm+",
-        "ours: gentle TEIM, personal model pulled, normaliser; no expert travels",
+        "ours: normalised maps and templates, gentle TEIM, personal model pulled; no expert travels",
         "never",
-        training=_GENTLE | _PULL | _NORMALISER,
+        personal=True,
+        training=_GENTLE | _PULL | _NORM | _NORMALISER,
     ),
-    "fedpalm-normaliser": _fedpalm(
-        "FedPalm, normaliser", "the normaliser alone", training=_NORMALISER
+    "fedpalm-norm": _fedpalm(
+        "FedPalm, norm", "FedPalm with FedBN's maps", "never", personal=True, training=_NORM
+    ),
+    "fedbn-normaliser": Variant(
+        "fedbn",
+        "FedBN, normaliser",
+        "what of FedPalm+ is not FedPalm's",
+        personal=True,
+        training=_NORMALISER,
     ),
     "fedavg-normaliser": Variant(
-        "fedavg", "FedAvg, normaliser", "what of FedPalm+ is not FedPalm's", training=_NORMALISER
+        "fedavg", "FedAvg, normaliser", "FedAvg with the normaliser", training=_NORMALISER
+    ),
+    "local-norm": Variant(
+        "local", "w/o FL, norm", "each site alone, with FedBN's maps", personal=True, training=_NORM
     ),
 }
-"""``fedpalm+`` goes beyond the paper; the two last ones show what its normaliser does alone."""
+"""``fedpalm+`` goes beyond the paper; the last ones show what its parts do alone."""
 
 ALL = tuple(VARIANTS)

@@ -61,6 +61,11 @@ def test_fedbn_without_normalisation_is_fedavg_bit_for_bit(fedavg, monkeypatch):
     assert not same(federate("fedbn"), fedavg)
 
 
+def test_fedavg_with_a_normalisation_that_stays_is_fedbn_bit_for_bit():
+    training = EPOCHS.model_copy(update={"expert_norm": "site"})
+    assert same(federate("fedavg", training), federate("fedbn"))
+
+
 def test_fednova_is_fedavg_at_equal_steps(fedavg):
     shared, _ = federate("fednova")
     moved = np.abs(fedavg[0] - build_site("fedavg", EPOCHS, 11, "a", SITES["a"]).initial_vector())

@@ -51,15 +51,34 @@ def test_two_rounds_move_the_shared_model_and_give_unit_templates(method):
     assert all(np.isfinite(list(one.values())).all() for one in result.metrics[1].values())
 
 
+NORMALISED = TRAINING.model_copy(
+    update={"expert_norm": "site", "template_normaliser": "federation", "closed_set_pull": 0.5}
+)
+
+
 @pytest.mark.parametrize("method", TRAINED)
-def test_a_stored_state_gives_the_same_next_round_bit_for_bit(method):
-    first = build(method)
+def test_normalisations_of_a_site_stay_and_with_them_its_expert(method):
+    template = model_template(method, NORMALISED, 11)
+    assert not any(".norm." in one.name for one in template.layout.tensors)
+    assert template.expert_layout.tensors == ()
+    site = build(method, training=NORMALISED)
+    assert site.expert() == {}
+    site.train_round(RoundContext(1, 3), site.initial_vector())
+    kept = {name for name in site.state() if name.endswith("norm.running_mean")}
+    assert len(kept) in (3, 6)
+    assert all(site.state()[name].any() for name in kept), "no batch was seen"
+
+
+@pytest.mark.parametrize("training", [TRAINING, NORMALISED], ids=["plain", "normalised"])
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_stored_state_gives_the_same_next_round_bit_for_bit(method, training):
+    first = build(method, training=training)
     shared = first.initial_vector()
     first.train_round(RoundContext(1, 3), shared)
     stored = safetensors.numpy.save(first.state())
     shared = shared + np.float32(1e-3)
     update = first.train_round(RoundContext(2, 3), shared)
-    second = build(method)
+    second = build(method, training=training)
     second.load_state(safetensors.numpy.load(stored))
     again = second.train_round(RoundContext(2, 3), shared)
     assert update.delta.tobytes() == again.delta.tobytes()
