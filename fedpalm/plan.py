@@ -59,8 +59,6 @@ class TrainingSettings(Settings):
     teim_from_start: bool = False
     """TEIM acts in the first third too (the paper's FedPalm*)."""
     closed_set_fusion: bool = True
-    open_set_fusion: bool = False
-    """Templates of the open set hold the site's own one too, as those of the closed set."""
     closed_set_pull: float = Field(0.0, ge=0, le=1)
     """How far the closed-set model goes to the global one before each round; 0 is FedPalm as written."""
     fedprox_mu: float = Field(0.01, ge=0, le=100)
@@ -74,8 +72,8 @@ class TrainingSettings(Settings):
     expert_norm: Literal["none", "site"] = "none"
     """``site``: batch normalisation of the expert's maps, which each site keeps, as in FedBN."""
     template_normaliser: Literal["none", "site", "federation"] = "none"
-    """Weigh directions of templates by how images of one person differ: of the site's people, which
-    stays there, or with the average over all sites, which is shared with the model."""
+    """Weigh directions of open-set templates by how images of one person differ: of the site's people,
+    which stays there, or with the average over all sites, which is shared with the model."""
     threads: int = Field(1, ge=1, le=64)
 
 

@@ -34,7 +34,7 @@ from ..models.build import Expert, PalmModel, build_expert
 from ..models.teim import Teim
 from ..plan import TrainingSettings
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
-from .normalise import OwnPeople, WithinClass
+from .normalise import OwnPeople
 from .template import anatomy_of, model_template
 from .training import (
     Batch,
@@ -119,13 +119,17 @@ class FedPalmSite:
         torch.set_num_threads(self._training.threads)
         self._load(shared)
         warm = context.round > warm_up_rounds(context.rounds)
-        self._set_progress(interacting=warm or self._training.teim_from_start, frozen=warm)
+        # What is frozen is frozen for those who will receive it.
+        self._set_progress(
+            interacting=warm or self._training.teim_from_start,
+            frozen=warm and bool(self.expert_layout.tensors),
+        )
         self._pull_closed()
         seed = derive_seed(self.seed, self._site, context.round, "batches")
         views = RoundViews(self._images, self._training, seed)
         unchanging = self._unchanging(views)
         normaliser = self._open.model.normaliser
-        people = self._people(views, self._open, GLOBAL) if normaliser else None
+        people = OwnPeople.of(views.all(), views.labels, self._open_embed) if normaliser else None
         adam = optimiser(*self._open.parameter_groups(), *self._closed.parameter_groups())
         self._learn(True)
         dropout = [
@@ -213,10 +217,14 @@ class FedPalmSite:
     def open_templates(
         self, images: npt.NDArray[np.float32], shared: FloatVector
     ) -> npt.NDArray[np.float32]:
-        if not self._training.open_set_fusion:
-            return self._templates(images, shared, [(self._open, GLOBAL)])
-        views = [(self._closed, self._site), (self._open, GLOBAL)]
-        return (self._templates(images, shared, views) * 2**-0.5).astype(np.float32)
+        templates = self._templates(images, shared, [(self._open, GLOBAL)])
+        training = self._training
+        if training.template_normaliser == "none":
+            return templates
+        seed = derive_seed(self.seed, self._site, 0, "normaliser")
+        people = OwnPeople.of_views(self._images, training.backbone, seed, self._open_embed)
+        averaged = self._open.model.normaliser
+        return people.normaliser(averaged.within if averaged else None)(templates)
 
     def _templates(
         self,
@@ -233,29 +241,11 @@ class FedPalmSite:
                 features = self._features(inputs)
                 templates = [unit(self._embed(*view, features)) for view in views]
                 parts.append(np.concatenate(templates, axis=1))
-        found = stack(parts, self._open.model.template_length * len(views))
-        if self._training.template_normaliser == "none":
-            return found
-        columns = np.split(found, len(views), axis=1)
-        normalised = [self._normaliser(*view)(z) for view, z in zip(views, columns, strict=True)]
-        return np.concatenate(normalised, axis=1)
+        return stack(parts, self._open.model.template_length * len(views))
 
-    def _people(self, views: RoundViews, learner: Learner, anchor: str) -> OwnPeople:
-        def embed(inputs: Tensor) -> Tensor:
-            return self._embed(learner, anchor, self._features(inputs))
-
-        return OwnPeople.of(views.all(), views.labels, embed)
-
-    def _normaliser(self, learner: Learner, anchor: str) -> WithinClass:
-        people = OwnPeople.of_views(
-            self._images,
-            self._training.backbone,
-            derive_seed(self.seed, self._site, 0, "normaliser"),
-            lambda inputs: self._embed(learner, anchor, self._features(inputs)),
-        )
-        # The shared covariance is that of the shared model's templates.
-        shared = self._open.model.normaliser if learner is self._open else None
-        return people.normaliser(shared.within if shared else None)
+    def _open_embed(self, inputs: Tensor) -> Tensor:
+        """Prepared images -> (B, D) embeddings of the shared model."""
+        return self._embed(self._open, GLOBAL, self._features(inputs))
 
     def _embed(self, learner: Learner, anchor: str, features: Features) -> Tensor:
         """Of one (model, anchor) pair: (B, D) embeddings, not normalised."""

@@ -1,4 +1,4 @@
-"""Within-class covariance normalisation of templates.
+"""Within-class covariance normalisation of open-set templates.
 
 Source: Hatch, Kajarekar, Stolcke 2006, "Within-class covariance normalization for SVM-based speaker
 recognition", Interspeech. For unit templates z of a site's training people, with mean m and covariance W
@@ -10,6 +10,7 @@ so that directions in which two images of one person differ count less. ``site``
 W is averaged over the sites with the model, W <- sum_i n_i W_i / sum_i n_i, each W_i of the model as it
 came, and V is the mean of that and the site's own: ten people tell little about how images of a person
 differ, the people of all sites tell more. m stays at the site, and so does everything with ``site``.
+Closed-set templates are left as they are: the model was trained to tell just these people apart.
 
 Ours, and named so: the shrinkage s (a site has fewer images than dimensions), the mean with the own W, and
 the averaging over sites. W_i says how images of its site's people differ, not who they are; it is a
@@ -31,7 +32,7 @@ from ..plan import BackboneName
 from .base import SiteImages
 from .training import prepared_batches, unit
 
-SHRINKAGE = 0.2
+SHRINKAGE = 0.3
 UNIT = 1 / 64
 """What a shared covariance is counted in, so that its values are of the order of a model's."""
 

@@ -153,12 +153,18 @@ class SingleModelSite:
     def closed_templates(
         self, images: npt.NDArray[np.float32], shared: FloatVector
     ) -> npt.NDArray[np.float32]:
-        return self.open_templates(images, shared)
+        return self.templates(images, shared, self.embed)
 
     def open_templates(
         self, images: npt.NDArray[np.float32], shared: FloatVector
     ) -> npt.NDArray[np.float32]:
-        return self.templates(images, shared, self.embed)
+        templates = self.templates(images, shared, self.embed)
+        if self.training.template_normaliser == "none":
+            return templates
+        seed = derive_seed(self.seed, self.site, 0, "normaliser")
+        people = OwnPeople.of_views(self.images, self.training.backbone, seed, self.embed)
+        averaged = self.learner.model.normaliser
+        return people.normaliser(averaged.within if averaged else None)(templates)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -182,14 +188,7 @@ class SingleModelSite:
         with torch.no_grad():
             batches = prepared_batches(self.training.backbone, images)
             parts = [unit(embed(inputs)) for inputs in batches]
-        templates = stack(parts, self.learner.model.template_length)
-        if self.training.template_normaliser == "none":
-            return templates
-        seed = derive_seed(self.seed, self.site, 0, "normaliser")
-        people = OwnPeople.of_views(self.images, self.training.backbone, seed, embed)
-        # The shared covariance is that of the shared model's templates.
-        averaged = self.learner.model.normaliser if embed == self.embed else None
-        return people.normaliser(averaged.within if averaged else None)(templates)
+        return stack(parts, self.learner.model.template_length)
 
     def load_shared(self, shared: FloatVector) -> None:
         import_into(self.shared, OPEN_SET, self.layout.unflatten(shared))
