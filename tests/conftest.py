@@ -2,4 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+
 import fedpalm.transport  # noqa: F401
+
+# A shell starts what runs in the background with Ctrl-C ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -335,7 +335,11 @@ def test_a_run_of_others_is_closed(stage: Stage) -> None:
 
 def test_an_altered_manifest_cannot_be_countersigned(stage: Stage) -> None:
     altered = RoundManifest.model_validate(
-        {**stage.present.model_dump(), "cohort": ["amber", "cedar"]}
+        {
+            **stage.present.model_dump(),
+            "cohort": ["amber"],
+            "signing_keys": {"amber": stage.present.signing_keys["amber"]},
+        }
     )
     signed = stage.cedar.signed_countersignature(altered)
     with refused(stage, "hash_mismatch"):
