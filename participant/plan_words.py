@@ -42,6 +42,12 @@ BEHIND = dict.fromkeys(METHODS, _IMAGES) | {
 }
 """What rides behind the parameters of an update."""
 
+STATISTIC = (
+    "Among these tensors is a statistic of this site's images: how the templates of one person differ, "
+    "over all of its people (normaliser.within). It names nobody, and no noise hides it."
+)
+"""Said of a plan whose ``template_normaliser`` is shared."""
+
 _NOT_MASKED = (
     "Masking is none: the coordinator sees this site's own update and the number of training images "
     "inside it, in every round.",

@@ -24,6 +24,7 @@ from .plan_words import (
     METHODS,
     NEVER_LEAVES,
     PRIVACY,
+    STATISTIC,
     changes,
     listed,
     masking_words,
@@ -138,6 +139,7 @@ def _leaves(plan: Plan) -> _Part:
         f"One update: the change of {len(layout.tensors)} tensors of the shared open-set model, "
         f"{layout.size:,} parameters, {size:,} bytes with {BEHIND[plan.draft.method]}.",
         f"The tensors: {_tensors(layout)}.",
+        *((STATISTIC,) if plan.draft.training.template_normaliser == "federation" else ()),
         *seen_by,
         *NEVER_LEAVES,
     )

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from fedpalm.errors import NotFoundError, PolicyError
 from fedpalm.methods.contribution import codec_for
 from fedpalm.methods.template import model_template
-from fedpalm.plan import Continues, MethodName, Plan, PlanDraft
+from fedpalm.plan import Continues, MethodName, Plan, PlanDraft, TrainingSettings
 from participant.cli import main
 from participant.peers import PeerBook
 from participant.plan_words import METHODS
@@ -159,6 +159,14 @@ def test_a_plan_of_any_method_says_what_is_trained_and_what_rides_behind(world, 
     assert ("training images are behind it" in text) == (
         method not in ("rehearsal", "fedpalm-release")
     )
+
+
+@pytest.mark.parametrize("kind", ["none", "site", "federation"])
+def test_a_statistic_that_leaves_with_the_model_is_named(world, site, kind):
+    training = TrainingSettings(template_normaliser=kind)
+    plan = make_plan(draft=make_plan().draft.model_copy(update={"training": training}))
+    said = "a statistic of this site's images" in _text(_review(world, site, plan))
+    assert said == (kind == "federation")
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedpalm", "rehearsal"])
