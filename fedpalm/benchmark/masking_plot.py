@@ -10,24 +10,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK, FAINT = "#1d2329", "#c9ced3"
+from .plot_style import RC
+
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6a6a6a"  # Okabe and Ito 2008
-_RC: Any = {
-    "font.size": 10.5,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "lines.linewidth": 2.0,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "secagg",
-}
+_RC: Any = {**RC, "lines.linewidth": 2.0, "svg.fonttype": "none", "svg.hashsalt": "secagg"}
 
 
 def plot_growth(rounds: Sequence[dict[str, Any]], path: Path) -> None:

@@ -55,3 +55,21 @@ def load_images(
         )
     labels = np.asarray([index[r.identity] for r in records], dtype=np.int64)
     return LoadedImages(images, labels, names)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Gallery and probes of a verification experiment; labels of one numbering."""
+
+    gallery: npt.NDArray[np.float32]
+    gallery_labels: npt.NDArray[np.int64]
+    probe: npt.NDArray[np.float32]
+    probe_labels: npt.NDArray[np.int64]
+
+
+def load_trial(
+    gallery: Sequence[ImageRecord], probe: Sequence[ImageRecord], classes: Sequence[str]
+) -> Trial:
+    """Both halves, read as :func:`load_images` does. Raises DataError."""
+    rows, columns = load_images(gallery, classes), load_images(probe, classes)
+    return Trial(rows.images, rows.labels, columns.images, columns.labels)

@@ -83,10 +83,8 @@ class NormalisedMean:
         stats: Mapping[str, float],
     ) -> FloatVector:
         weight = stats["weight"]
-        if weight == 0:
-            return params
-        steps = stats["steps"] * STEPS_UNIT / weight
-        return (params + steps * total / weight).astype(np.float32)
+        pace = stats["steps"] * STEPS_UNIT / weight if weight else 0.0
+        return WeightedMean().step(params, pace * total, stats)
 
 
 _RULES: dict[str, ServerRule] = {method: WeightedMean() for method in get_args(MethodName)}

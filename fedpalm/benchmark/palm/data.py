@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ...canonical import canonical_json, domain_hash
-from ...data.loading import load_images
+from ...data.loading import Trial, load_trial
 from ...data.palms import GENERATOR_VERSION, cache_root, synthetic_palms
 from ...data.readers import open_source
-from ...data.records import ImageRecord
 from ...data.splits import SiteSplit, partition_sites, split_as_paper, split_site
 from ...errors import ConfigError
 from ...methods.base import SiteImages
@@ -23,16 +21,6 @@ PAPER_SETS = ("iitd", "polyu", "tongji")
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Gallery and probes of a verification experiment; labels of one numbering."""
-
-    gallery: Images
-    gallery_labels: Labels
-    probe: Images
-    probe_labels: Labels
 
 
 @dataclass(frozen=True)
@@ -104,16 +92,9 @@ def site_data(config: BenchConfig, seed: int) -> dict[str, SiteData]:
 
 
 def _site(split: SiteSplit) -> SiteData:
-    closed = _trial(split.train, split.closed_probe, split.classes)
+    closed = load_trial(split.train, split.closed_probe, split.classes)
     return SiteData(
         SiteImages(closed.gallery, closed.gallery_labels, len(split.classes)),
         closed,
-        _trial(split.open_gallery, split.open_probe, split.open_classes),
+        load_trial(split.open_gallery, split.open_probe, split.open_classes),
     )
-
-
-def _trial(
-    gallery: Sequence[ImageRecord], probe: Sequence[ImageRecord], classes: Sequence[str]
-) -> Trial:
-    rows, columns = load_images(gallery, classes), load_images(probe, classes)
-    return Trial(rows.images, rows.labels, columns.images, columns.labels)

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from ..masking_plot import FAINT, INK
+from ..plot_style import INK, RC
 from .results import Result, Store
 from .scoring import SETS, mean_curve
 from .variants import VARIANTS
@@ -24,22 +24,7 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6
 """Okabe and Ito 2008, in turn; the dash changes when they begin again."""
 _DASHES: tuple[Any, ...] = ("-", (0, (5.0, 2.0)), (0, (1.2, 1.6)))
 _FIRST = ("fedpalm", "fedavg", "local")
-_RC: Any = {
-    "font.size": 10.5,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.6,
-}
+_RC: Any = {**RC, "axes.titlesize": 11, "legend.fontsize": 9, "lines.linewidth": 1.6}
 _DET_TICKS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
 _TITLES = {"closed": "Closed set", "open": "Open set"}
 

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...canonical import domain_hash
+from ...data.loading import Trial
 from ...evaluation.bootstrap import eer_resamples
 from ...evaluation.metrics import auc_of, d_prime, eer, eer_of, fnmr_at_fmr_of, roc
 from ...evaluation.pairs import ScoreSet, score_pairs
 from ...methods.base import SiteMethod
-from .data import Images, SiteData, Trial
+from .data import Images, SiteData
 
 CONFIDENCE = 0.95
 SETS = ("closed", "open")

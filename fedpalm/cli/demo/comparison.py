@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...benchmark.simulate import LOCAL, RoundMetrics, SimulationResult, simulate
+from ...data.loading import Trial
 from ...data.splits import SiteSplit
 from ...evaluation.pairs import ScoreSet
 from ...evaluation.report import evaluate_scores
@@ -23,7 +24,7 @@ from ...methods.base import SiteMethod
 from ...methods.template import model_template
 from ...plan import Plan
 from .figures import Curve, Estimate, Point
-from .people import Trial, closed_trial, open_trial, split_of, training_images
+from .people import closed_trial, open_trial, split_of, training_images
 from .scoring import (
     RESAMPLES,
     curve_of,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ...data.loading import load_images
+from ...data.loading import Trial, load_images, load_trial
 from ...data.palms import cache_root, synthetic_palms
 from ...data.readers import open_source
 from ...data.records import ImageRecord, by_identity
@@ -25,16 +24,6 @@ SPLIT_SEED = 0
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Gallery and probes of a verification experiment; labels of one numbering."""
-
-    gallery: Images
-    gallery_labels: Labels
-    probe: Images
-    probe_labels: Labels
 
 
 def choose_people(settings: DemoSettings) -> list[list[ImageRecord]]:
@@ -93,12 +82,12 @@ def training_images(split: SiteSplit) -> SiteImages:
 
 def closed_trial(split: SiteSplit) -> Trial:
     """The site's training images against its held-out images of the same people."""
-    return _trial(split.train, split.closed_probe, split.classes)
+    return load_trial(split.train, split.closed_probe, split.classes)
 
 
 def open_trial(splits: Sequence[SiteSplit]) -> Trial:
     """The open identities of all sites, pooled."""
-    return _trial(
+    return load_trial(
         [record for split in splits for record in split.open_gallery],
         [record for split in splits for record in split.open_probe],
         [name for split in splits for name in split.open_classes],
@@ -109,10 +98,3 @@ def write_open_lists(splits: Sequence[SiteSplit], gallery: Path, probe: Path) ->
     """The pooled open set as two lists, for a site that scores it."""
     write_list([record for split in splits for record in split.open_gallery], gallery)
     write_list([record for split in splits for record in split.open_probe], probe)
-
-
-def _trial(
-    gallery: Sequence[ImageRecord], probe: Sequence[ImageRecord], classes: Sequence[str]
-) -> Trial:
-    rows, columns = load_images(gallery, classes), load_images(probe, classes)
-    return Trial(rows.images, rows.labels, columns.images, columns.labels)

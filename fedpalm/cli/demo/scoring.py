@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ...data.loading import Trial
 from ...evaluation.bootstrap import eer_resamples
 from ...evaluation.metrics import eer
 from ...evaluation.pairs import ScoreSet, score_pairs
 from ...evaluation.report import VerificationReport
 from .figures import Curve, Estimate
-from .people import Trial
 
 CONFIDENCE = 0.95
 RESAMPLES = 200
