@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -29,8 +28,9 @@ from fedpalm.wire.statements import to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 from participant.agent import MAX_WAITING
 from participant.config import Home
-from participant.ending import ExitAfter, Outcome
+from participant.ending import ExitAfter
 from participant.outgoing import PayloadKind
+from tests.support.agents import running, told, until
 from tests.support.aio import in_loop
 from tests.support.fake_coordinator import FakeCoordinator
 from tests.support.participant import Crash, Site, ToyMethod, World, initial_vector, make_plan
@@ -40,32 +40,6 @@ ROUNDS = 3
 
 def _coordinator(world: World, rounds: int = ROUNDS) -> FakeCoordinator:
     return FakeCoordinator(world, make_plan(rounds), expected=("north",))
-
-
-@asynccontextmanager
-async def _running(
-    site: Site, coordinator: FakeCoordinator, exit_after: ExitAfter = ExitAfter.RUN
-) -> AsyncIterator[asyncio.Task[Outcome]]:
-    """The site's agent, stopped at the end unless it has ended."""
-    agent = site.agent(coordinator, exit_after)
-    task = asyncio.create_task(agent.run())
-    try:
-        yield task
-        agent.stop()
-        await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        site.store.close()
-
-
-async def _until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
-
-
-async def _told(site: Site, text: str) -> None:
-    await _until(lambda: any(text in line for line in site.lines))
 
 
 def _payloads(site_home, kind: PayloadKind):
@@ -301,10 +275,10 @@ async def test_a_fault_of_the_coordinator_without_a_name_is_waited_out(world):
 async def test_a_site_that_is_not_on_the_roster_does_not_join(world):
     coordinator = FakeCoordinator(world, make_plan(sites=("east", "west")), expected=("east",))
     site, home = world.site("north")
-    async with _running(site, coordinator):
-        await _told(site, "run toy-1: offer refused: north is not on the roster")
+    async with running(site, coordinator):
+        await told(site, "run toy-1: offer refused: north is not on the roster")
         coordinator.offer_also(make_plan(rounds=1), "toy-2")
-        await _told(site, "run toy-2: joined")
+        await told(site, "run toy-2: joined")
     assert coordinator.connections == 1
     assert [body["run"] for body in _payloads(home, PayloadKind.JOIN_RUN)] == ["toy-2"]
 
@@ -326,8 +300,8 @@ async def test_a_malformed_countersignature_is_told_and_the_round_goes_on_withou
 
     coordinator.FetchCountersignatures = bad  # type: ignore[method-assign]
     site, _ = world.site("north")
-    async with _running(site, coordinator):
-        await _until(lambda: coordinator.deliveries)
+    async with running(site, coordinator):
+        await until(lambda: coordinator.deliveries)
     assert coordinator.connections == 3
     assert sum("malformed signed statement" in line for line in site.lines) == 2
 
@@ -344,12 +318,12 @@ async def test_more_instructions_than_anybody_could_mean_end_the_connection(worl
 
     coordinator.DownloadModel = never  # type: ignore[method-assign]
     site, _ = world.site("north")
-    async with _running(site, coordinator):
+    async with running(site, coordinator):
         await began.wait()
         train = coordinator._train()
         coordinator.tell("north", *[train] * (MAX_WAITING + 1))
-        await _told(site, f"more than {MAX_WAITING} instructions came while")
-        await _until(lambda: coordinator.connections > 1)
+        await told(site, f"more than {MAX_WAITING} instructions came while")
+        await until(lambda: coordinator.connections > 1)
 
 
 @in_loop
@@ -364,8 +338,8 @@ async def test_a_plan_that_is_refused_while_the_model_comes_is_not_trained(world
             yield chunk
 
     coordinator.DownloadModel = slow  # type: ignore[method-assign]
-    async with _running(site, coordinator):
-        await _told(site, "refused: run toy-1: this site has refused plan")
+    async with running(site, coordinator):
+        await told(site, "refused: run toy-1: this site has refused plan")
     assert not site.methods[0].trained
 
 
@@ -382,8 +356,8 @@ async def test_a_plan_that_is_refused_while_the_images_are_loaded_is_not_trained
         return method
 
     site.trainer.resume = slow  # type: ignore[method-assign]
-    async with _running(site, coordinator):
-        await _told(site, "refused: run toy-1: this site has refused plan")
+    async with running(site, coordinator):
+        await told(site, "refused: run toy-1: this site has refused plan")
     assert not site.methods[0].trained
 
 
@@ -406,8 +380,8 @@ async def test_a_first_round_from_another_model_than_the_plans_is_refused(world)
     coordinator = _coordinator(world)
     coordinator.models[1] = (initial_vector() + 1).astype("<f4").tobytes()
     site, home = world.site("north")
-    async with _running(site, coordinator):
-        await _told(site, "round 1 starts from another model than the plan's")
+    async with running(site, coordinator):
+        await told(site, "round 1 starts from another model than the plan's")
     assert not site.methods[0].trained
     assert not _payloads(home, PayloadKind.UPDATE)
 
@@ -416,14 +390,14 @@ async def test_a_first_round_from_another_model_than_the_plans_is_refused(world)
 async def test_a_retry_from_another_model_is_not_trained_again_and_nothing_is_sent_for_it(world):
     coordinator = _coordinator(world)
     site, home = world.site("north")
-    async with _running(site, coordinator):
-        await _until(lambda: coordinator.deliveries)
+    async with running(site, coordinator):
+        await until(lambda: coordinator.deliveries)
         coordinator.expected = ("north", "west")
-        await _until(lambda: len(coordinator.deliveries) == 2)
+        await until(lambda: len(coordinator.deliveries) == 2)
         coordinator.models[2] = (initial_vector() + 1).astype("<f4").tobytes()
         coordinator.attempt = 2
         coordinator.tell("north", coordinator._train())
-        await _told(site, "a retry starts from another model")
+        await told(site, "a retry starts from another model")
     assert len(_payloads(home, PayloadKind.UPDATE)) == 2
     assert site.methods[0].trained == [1, 2]
 
@@ -557,13 +531,13 @@ async def test_new_certificates_are_connected_with_at_once_and_training_goes_on(
             renewed.clear()
 
     site.renewal = Renews()
-    async with _running(site, coordinator):
-        await _until(lambda: coordinator.deliveries)
+    async with running(site, coordinator):
+        await until(lambda: coordinator.deliveries)
         renewed.set()
-        await _until(lambda: coordinator.connections == 2)
+        await until(lambda: coordinator.connections == 2)
         coordinator.expected = ("north",)
         coordinator._advance()
-        await _until(lambda: coordinator.ended)
+        await until(lambda: coordinator.ended)
     assert not any("trying again" in line for line in site.lines)
     assert site.methods[0].trained == [1, 2, 3]
 
@@ -587,13 +561,13 @@ async def test_while_the_policy_cannot_be_read_nothing_is_sent_and_then_the_roun
     coordinator = _coordinator(world)
     coordinator.expected = ("north", "west")
     site, home = world.site("north")
-    async with _running(site, coordinator) as task:
-        await _until(lambda: coordinator.deliveries)
+    async with running(site, coordinator) as task:
+        await until(lambda: coordinator.deliveries)
         home.policy.write_text("masking = 'perhaps'\n")
-        await _told(site, "policy.toml: masking")
+        await told(site, "policy.toml: masking")
         coordinator.expected = ("north",)
         coordinator._advance()
-        await _told(site, "refused: ")
+        await told(site, "refused: ")
         assert len(coordinator.deliveries) == 1
         home.policy.write_text("auto_approve = true\n")
         assert (await task).completed

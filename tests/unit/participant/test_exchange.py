@@ -24,16 +24,12 @@ from fedpalm.pki.hybrid import PRIVATE_BYTES
 from participant.config import Home
 from participant.ending import ExitAfter
 from participant.outgoing import PayloadKind
+from tests.support.agents import until
 from tests.support.aio import in_loop
 from tests.support.fake_coordinator import FakeCoordinator
 from tests.support.participant import EXPERT, SITES, Crash, Site, World, make_plan
 
 EXCHANGE = "exchange-1"
-
-
-async def _until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 async def _trained(world: World, sites=SITES) -> FakeCoordinator:
@@ -46,7 +42,7 @@ async def _trained(world: World, sites=SITES) -> FakeCoordinator:
 async def _decide(home, decision="approve") -> None:
     """What the site's person does, in a process of its own."""
     person = Site(home)
-    await _until(lambda: person.desk.book.all())
+    await until(lambda: person.desk.book.all())
     exchange = person.desk.open_exchange(None)
     if decision == "approve":
         person.desk.approve(exchange)
@@ -423,10 +419,10 @@ async def test_a_coordinator_that_asks_for_experts_unasked_gets_none(world):
     site = Site(home)
     coordinator.exchange_state = "sealing"
     task = asyncio.create_task(site.run(coordinator, ExitAfter.EXCHANGE))
-    await _until(lambda: any("refused" in line for line in site.lines))
+    await until(lambda: any("refused" in line for line in site.lines))
     coordinator.exchange_state = "delivering"
     coordinator.tell("north", *coordinator._exchange())
-    await _until(lambda: any("has not sealed" in line for line in site.lines))
+    await until(lambda: any("has not sealed" in line for line in site.lines))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert not coordinator.sealed
@@ -471,10 +467,10 @@ async def test_an_answer_is_sent_again_when_the_coordinator_asks_again(world):
     site = Site(home)
     task = asyncio.create_task(site.run(coordinator, ExitAfter.EXCHANGE))
     await _decide(home)
-    await _until(lambda: "north" in coordinator.consents)
+    await until(lambda: "north" in coordinator.consents)
     coordinator.consents.clear()
     coordinator.tell("north", *coordinator._exchange())
-    await _until(lambda: "north" in coordinator.consents)
+    await until(lambda: "north" in coordinator.consents)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -499,7 +495,7 @@ async def test_an_exchange_that_was_closed_before_does_not_end_the_wait_for_the_
     await asyncio.gather(*agents)
     site = Site(homes[0])
     task = asyncio.create_task(site.run(coordinator, ExitAfter.EXCHANGE))
-    await _until(lambda: any("connected" in line for line in site.lines))
+    await until(lambda: any("connected" in line for line in site.lines))
     await asyncio.sleep(0.05)
     assert not task.done()
     task.cancel()

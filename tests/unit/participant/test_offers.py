@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -29,11 +27,12 @@ from fedpalm.plan import Continues
 from fedpalm.rounds.agreement import PlanOffer
 from fedpalm.wire.v1 import federation_pb2 as wire
 from participant import plan_desk
-from participant.ending import ExitAfter, Outcome
+from participant.ending import ExitAfter
 from participant.offers import MAX_MENTIONED, MAX_OFFERS, OfferWorker
 from participant.outgoing import PayloadKind
 from participant.plan_desk import MAX_OTHER_OFFERS, MAX_UNDECIDED
 from participant.store import NewUpdate
+from tests.support.agents import running, told, until
 from tests.support.aio import in_loop
 from tests.support.fake_coordinator import FakeCoordinator
 from tests.support.participant import FEDERATION, Site, ToyMethod, World, make_plan
@@ -58,31 +57,6 @@ def site(world):
 
 def _coordinator(world: World, rounds: int = 3) -> FakeCoordinator:
     return FakeCoordinator(world, make_plan(rounds), expected=("north",))
-
-
-@asynccontextmanager
-async def _running(
-    site: Site, coordinator: FakeCoordinator, exit_after: ExitAfter = ExitAfter.RUN
-) -> AsyncIterator[asyncio.Task[Outcome]]:
-    agent = site.agent(coordinator, exit_after)
-    task = asyncio.create_task(agent.run())
-    try:
-        yield task
-        agent.stop()
-        await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        site.store.close()
-
-
-async def _until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
-
-
-async def _told(site: Site, text: str) -> None:
-    await _until(lambda: any(text in line for line in site.lines))
 
 
 def _sent(site: Site, kind: PayloadKind) -> int:
@@ -219,8 +193,8 @@ def test_the_same_offer_again_changes_nothing(world, site):
 async def test_nothing_is_joined_or_trained_before_a_person_has_approved_in_another_process(world):
     coordinator = _coordinator(world)
     site, _ = world.site("north")
-    async with _running(site, coordinator) as task:
-        await _told(site, "waits for a decision: fedpalm-participant review toy-1")
+    async with running(site, coordinator) as task:
+        await told(site, "waits for a decision: fedpalm-participant review toy-1")
         assert not coordinator.joined
         assert not site.methods
         assert _sent(site, PayloadKind.JOIN_RUN) == 0
@@ -238,11 +212,11 @@ async def test_nothing_is_joined_or_trained_before_a_person_has_approved_in_anot
 async def test_a_refused_plan_is_answered_and_not_joined(world):
     coordinator = _coordinator(world)
     site, _ = world.site("north")
-    async with _running(site, coordinator):
-        await _told(site, "waits for a decision")
+    async with running(site, coordinator):
+        await told(site, "waits for a decision")
         decider = person(site)
         decider.desk.plans.refuse(RUN, "our board has said no")
-        await _told(site, "this site's refusal was sent")
+        await told(site, "this site's refusal was sent")
         assert decider.desk.plans.plan(RUN).answered
         decider.store.close()
     answer = coordinator.answers["north", RUN]
@@ -256,9 +230,9 @@ async def test_the_policy_refuses_what_it_forbids_and_says_so_to_both_sides(worl
     world.policy = "auto_approve = true\nmin_cohort = 3\n"
     coordinator = _coordinator(world)
     site, _ = world.site("north")
-    async with _running(site, coordinator):
-        await _told(site, "refused by this site's policy: min_cohort")
-        await _told(site, "this site's refusal was sent")
+    async with running(site, coordinator):
+        await told(site, "refused by this site's policy: min_cohort")
+        await told(site, "this site's refusal was sent")
     answer = coordinator.answers["north", RUN]
     assert (answer.answer, answer.by) == ("refuse", "policy")
 
@@ -269,17 +243,17 @@ async def test_an_approval_taken_back_in_a_run_stops_it_here_and_given_again_goe
     coordinator = _coordinator(world)
     coordinator.expected = ("north", "west")
     site, _ = world.site("north")
-    async with _running(site, coordinator) as task:
-        await _until(lambda: coordinator.deliveries)
+    async with running(site, coordinator) as task:
+        await until(lambda: coordinator.deliveries)
         decider = person(site)
         decider.desk.plans.refuse(RUN)
-        await _told(site, "this site's refusal was sent")
+        await told(site, "this site's refusal was sent")
         assert "north" not in coordinator.joined
         coordinator.expected = ("north",)
         coordinator._advance()
-        await _told(site, "round 1: committed")
+        await told(site, "round 1: committed")
         coordinator.tell("north", coordinator._train())
-        await _told(site, "has refused plan")
+        await told(site, "has refused plan")
         assert [delivery[1] for delivery in coordinator.deliveries] == [1]
         assert site.methods[0].trained == [1]
         decider.desk.plans.approve(RUN)
@@ -304,14 +278,14 @@ async def test_an_approval_taken_back_while_a_round_is_trained_keeps_its_update_
             return super().train_round(context, shared)
 
     site.trainer._build = lambda plan, name, images: Slow(plan, name)
-    async with _running(site, coordinator):
+    async with running(site, coordinator):
         await begun.wait()
         decider = person(site)
         decider.desk.plans.refuse(RUN)
         decider.store.close()
-        await _told(site, "this site's refusal was sent")
+        await told(site, "this site's refusal was sent")
         go_on.set()
-        await _told(site, "has refused plan")
+        await told(site, "has refused plan")
         assert _sent(site, PayloadKind.UPDATE) == 0
     assert not coordinator.deliveries
 
@@ -322,15 +296,15 @@ async def test_a_later_plan_is_answered_while_a_run_goes_on_and_joined_when_that
     coordinator = _coordinator(world)
     coordinator.expected = ("north", "west")
     site, _ = world.site("north")
-    async with _running(site, coordinator, ExitAfter.NEVER):
-        await _until(lambda: coordinator.deliveries)
+    async with running(site, coordinator, ExitAfter.NEVER):
+        await until(lambda: coordinator.deliveries)
         coordinator.offer_also(make_plan(rounds=1, initial_model="0" * 64), "toy-2")
-        await _told(site, "run toy-2: approved; it is joined when run toy-1 is over")
+        await told(site, "run toy-2: approved; it is joined when run toy-1 is over")
         assert coordinator.answers["north", "toy-2"].answer == "approve"
         assert site.store.active_run().run_id == RUN
         coordinator.expected = ("north",)
         coordinator._advance()
-        await _told(site, "run toy-2: joined")
+        await told(site, "run toy-2: joined")
     reopened = Site(site.home)
     assert reopened.store.run(RUN).state == "completed"
     assert reopened.store.active_run().run_id == "toy-2"
@@ -343,10 +317,10 @@ async def test_a_plan_that_differs_from_the_stored_one_is_refused_loudly_and_the
     coordinator = _coordinator(world)
     coordinator.expected = ("north", "west")
     site, _ = world.site("north")
-    async with _running(site, coordinator) as task:
-        await _until(lambda: coordinator.deliveries)
+    async with running(site, coordinator) as task:
+        await until(lambda: coordinator.deliveries)
         coordinator.offer_also(make_plan(rounds=9), RUN)
-        await _told(site, "WARNING: run toy-1 is offered with another plan")
+        await told(site, "WARNING: run toy-1 is offered with another plan")
         coordinator.plans[RUN] = coordinator.plan
         coordinator.expected = ("north",)
         coordinator._advance()
@@ -359,8 +333,8 @@ async def test_offers_beyond_what_waits_are_left_alone_until_somebody_decides(wo
     for number in range(MAX_UNDECIDED + 40):
         coordinator.plans[f"flood-{number}"] = coordinator.plan
     site, _ = world.site("north")
-    async with _running(site, coordinator):
-        await _told(site, f"offers are left alone: {MAX_UNDECIDED} plans wait for a decision")
+    async with running(site, coordinator):
+        await told(site, f"offers are left alone: {MAX_UNDECIDED} plans wait for a decision")
         await asyncio.sleep(0.05)
         book = site.desk.plans.book
         assert len(book.all()) == MAX_UNDECIDED
@@ -368,7 +342,7 @@ async def test_offers_beyond_what_waits_are_left_alone_until_somebody_decides(wo
         assert _sent(site, PayloadKind.FETCH_PLAN) == MAX_UNDECIDED
         for stored in book.all()[:3]:
             site.desk.plans.refuse(stored.run_id)
-        await _until(lambda: len(book.all()) == MAX_UNDECIDED + 3)
+        await until(lambda: len(book.all()) == MAX_UNDECIDED + 3)
     assert sum("offers are left alone" in line for line in site.lines) == 1
 
 
@@ -396,12 +370,12 @@ async def test_an_offer_that_the_coordinator_did_not_sign_is_refused_and_the_age
     coordinator = _coordinator(world)
     coordinator.world = World(world.root / "elsewhere")
     site, _ = world.site("north")
-    async with _running(site, coordinator):
-        await _told(site, "run toy-1: offer refused")
+    async with running(site, coordinator):
+        await told(site, "run toy-1: offer refused")
         assert not site.desk.plans.book.all()
         coordinator.world = world
         coordinator.drop("north")
-        await _told(site, "waits for a decision")
+        await told(site, "waits for a decision")
 
 
 @in_loop
@@ -409,12 +383,12 @@ async def test_an_answer_that_the_coordinator_refuses_is_reported_and_not_sent_a
     coordinator = _coordinator(world)
     coordinator.errors["AnswerPlan"] = StaleRoundError("answer 1 comes after 2")
     site, _ = world.site("north")
-    async with _running(site, coordinator):
-        await _told(site, "waits for a decision")
+    async with running(site, coordinator):
+        await told(site, "waits for a decision")
         decider = person(site)
         decider.desk.plans.refuse(RUN)
         decider.store.close()
-        await _told(site, "did not take this site's refusal: answer 1 comes after 2")
+        await told(site, "did not take this site's refusal: answer 1 comes after 2")
         await asyncio.sleep(0.05)
         assert _sent(site, PayloadKind.ANSWER_PLAN) == 1
 
@@ -437,8 +411,8 @@ async def test_a_coordinator_that_takes_an_approval_and_denies_it_is_asked_twice
     coordinator = _coordinator(world)
     coordinator.errors["JoinRun"] = PlanNotApprovedError("north has not approved")
     site, _ = world.site("north")
-    async with _running(site, coordinator):
-        await _told(site, "run toy-1: not joined: north has not approved")
+    async with running(site, coordinator):
+        await told(site, "run toy-1: not joined: north has not approved")
         await asyncio.sleep(0.05)
         assert _sent(site, PayloadKind.ANSWER_PLAN) == 2
 
@@ -454,11 +428,11 @@ def _agreeable(world):
 @in_loop
 async def test_a_policy_that_becomes_stricter_takes_an_approval_back(world):
     coordinator, site, home = _agreeable(world)
-    async with _running(site, coordinator):
-        await _until(lambda: coordinator.deliveries)
+    async with running(site, coordinator):
+        await until(lambda: coordinator.deliveries)
         home.policy.write_text("max_rounds = 1\n")
-        await _told(site, "refused by this site's policy: max_rounds")
-        await _told(site, "this site's refusal was sent")
+        await told(site, "refused by this site's policy: max_rounds")
+        await told(site, "this site's refusal was sent")
     answer = coordinator.answers["north", RUN]
     assert (answer.answer, answer.by, answer.number) == ("refuse", "policy", 2)
 
@@ -466,15 +440,15 @@ async def test_a_policy_that_becomes_stricter_takes_an_approval_back(world):
 @in_loop
 async def test_a_refusal_that_the_policy_keeps_from_leaving_is_sent_when_it_can_be(world):
     coordinator, site, home = _agreeable(world)
-    async with _running(site, coordinator):
-        await _until(lambda: coordinator.deliveries)
+    async with running(site, coordinator):
+        await until(lambda: coordinator.deliveries)
         home.policy.write_text("max_mb_per_day = 'none'\n")
         decider = person(site)
         decider.desk.plans.refuse(RUN)
         decider.store.close()
-        await _told(site, "policy.toml: max_mb_per_day")
+        await told(site, "policy.toml: max_mb_per_day")
         home.policy.write_text("auto_approve = true\n")
-        await _told(site, "this site's refusal was sent")
+        await told(site, "this site's refusal was sent")
     assert coordinator.answers["north", RUN].answer == "refuse"
 
 
@@ -483,8 +457,8 @@ async def test_a_policy_that_was_wrong_from_the_start_is_waited_for(world):
     world.policy = "auto_approve = 7\n"
     coordinator = _coordinator(world)
     site, home = world.site("north")
-    async with _running(site, coordinator) as task:
-        await _told(site, "policy.toml: auto_approve")
+    async with running(site, coordinator) as task:
+        await told(site, "policy.toml: auto_approve")
         home.policy.write_text("auto_approve = true\n")
         assert (await task).completed
 
@@ -574,14 +548,14 @@ async def test_an_amended_run_is_joined_after_the_one_that_it_continues(world):
     coordinator = _coordinator(world)
     coordinator.expected = ("north", "west")
     site, _ = world.site("north")
-    async with _running(site, coordinator, ExitAfter.NEVER):
-        await _until(lambda: coordinator.deliveries)
+    async with running(site, coordinator, ExitAfter.NEVER):
+        await until(lambda: coordinator.deliveries)
         coordinator.offer_also(_amended(make_plan(), rounds=1), "toy-2")
-        await _until(lambda: ("north", "toy-2") in coordinator.answers)
+        await until(lambda: ("north", "toy-2") in coordinator.answers)
         assert site.store.active_run().run_id == RUN
         coordinator.ended = False
         coordinator.tell("north", coordinator._run_ended())
-        await _told(site, "run toy-2: joined")
+        await told(site, "run toy-2: joined")
         method = site.trainer.resume("toy-2", coordinator.plans["toy-2"])
         continued = site.store.load_state(RUN)
         assert np.array_equal(

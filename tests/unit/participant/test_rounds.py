@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -15,9 +13,9 @@ from fedpalm.rounds.manifest import ManifestHead, RoundManifest
 from fedpalm.wire.statements import to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 from participant import link, rounds
-from participant.ending import ExitAfter
 from participant.link import Link
 from participant.outgoing import PayloadKind
+from tests.support.agents import running, told, until
 from tests.support.agreement import made_up_keys
 from tests.support.aio import in_loop
 from tests.support.fake_coordinator import FakeCoordinator
@@ -30,30 +28,6 @@ RUN = "toy-1"
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch):
     monkeypatch.setattr(rounds, "COUNTERSIGNATURE_POLL_S", 0.01)
-
-
-@asynccontextmanager
-async def _running(site, coordinator):
-    """The site's agent, stopped at the end."""
-    agent = site.agent(coordinator, ExitAfter.RUN)
-    task = asyncio.create_task(agent.run())
-    try:
-        yield task
-        agent.stop()
-        await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        site.store.close()
-
-
-async def _until(condition):
-    while not condition():
-        await asyncio.sleep(0.002)
-
-
-async def _told(site, text):
-    await _until(lambda: any(text in line for line in site.lines))
 
 
 def _kinds(site):
@@ -131,8 +105,8 @@ async def test_a_manifest_that_does_not_hold_is_told_and_nothing_is_signed_train
 ):
     coordinator = Lying(world, lie)
     site, _ = world.site("north")
-    async with _running(site, coordinator) as task:
-        await _told(site, words)
+    async with running(site, coordinator) as task:
+        await told(site, words)
         assert not task.done()
         assert site.methods[0].trained == []
         never = {"countersign", "download_model", "update", "fetch_manifests"}
@@ -145,12 +119,12 @@ async def test_a_policy_that_asks_for_a_larger_cohort_ends_the_round_that_is_on(
     coordinator = FakeCoordinator(world, make_plan(1), expected=("north",))
     coordinator.absent_sign = False
     site, home = world.site("north")
-    async with _running(site, coordinator) as task:
-        await _until(lambda: _sent(site).count("fetch_countersignatures") >= 1)
+    async with running(site, coordinator) as task:
+        await until(lambda: _sent(site).count("fetch_countersignatures") >= 1)
         home.policy.write_text("auto_approve = true\nmin_cohort = 3\n")
-        await _told(site, "refused by this site's policy")
+        await told(site, "refused by this site's policy")
         coordinator.absent_sign = True
-        await _told(site, "refused: ")
+        await told(site, "refused: ")
         assert not task.done()
         assert "update" not in _sent(site)
 
@@ -159,9 +133,9 @@ async def test_a_policy_that_asks_for_a_larger_cohort_ends_the_round_that_is_on(
 async def test_the_round_starts_from_the_manifests_model_and_is_signed_before_it_is_trained(world):
     coordinator = FakeCoordinator(world, make_plan(1), expected=("north",))
     site, _ = world.site("north")
-    async with _running(site, coordinator) as task:
+    async with running(site, coordinator) as task:
         await task
-        await _until(task.done)
+        await until(task.done)
     again = Site(site.home)
     sent = [kind for kind in _sent(again) if kind in ("countersign", "download_model", "update")]
     assert sent[:3] == ["countersign", "download_model", "update"]
@@ -180,8 +154,8 @@ async def test_an_update_waits_for_the_signatures_of_a_quorum(world):
     coordinator = FakeCoordinator(world, make_plan(1), expected=("north",))
     coordinator.absent_sign = False
     site, _ = world.site("north")
-    async with _running(site, coordinator) as task:
-        await _until(lambda: _sent(site).count("fetch_countersignatures") >= 3)
+    async with running(site, coordinator) as task:
+        await until(lambda: _sent(site).count("fetch_countersignatures") >= 3)
         assert site.methods[0].trained == [1]
         assert "update" not in _sent(site)
         assert coordinator.deliveries == []
@@ -195,15 +169,15 @@ async def test_a_round_that_closes_while_signatures_are_missing_is_left_unsent(w
     coordinator = FakeCoordinator(world, make_plan(1), expected=("north",))
     coordinator.absent_sign = False
     site, _ = world.site("north")
-    async with _running(site, coordinator):
-        await _until(lambda: _sent(site).count("fetch_countersignatures") >= 2)
+    async with running(site, coordinator):
+        await until(lambda: _sent(site).count("fetch_countersignatures") >= 2)
         closed = wire.RoundClosed(ref=coordinator.ref(), model_hash=coordinator.model_hash)
         coordinator.tell("north", wire.Instruction(round_closed=closed))
-        await _told(site, "over before this site's update was sent")
+        await told(site, "over before this site's update was sent")
         assert "update" not in _sent(site)
         coordinator.attempt, coordinator.absent_sign = 2, True
         coordinator.tell("north", coordinator._train())
-        await _until(lambda: coordinator.deliveries)
+        await until(lambda: coordinator.deliveries)
     assert [(r, a) for _, r, a, _ in coordinator.deliveries] == [(1, 2)]
     assert site.methods[0].trained == [1]
 
@@ -213,8 +187,8 @@ async def test_a_round_that_was_committed_without_a_sum_is_told_with_its_reason(
     coordinator = FakeCoordinator(world, make_plan(1), expected=("north",))
     coordinator.absent_sign = False
     site, _ = world.site("north")
-    async with _running(site, coordinator):
-        await _until(lambda: _sent(site).count("fetch_countersignatures") >= 2)
+    async with running(site, coordinator):
+        await until(lambda: _sent(site).count("fetch_countersignatures") >= 2)
         closed = wire.RoundClosed(
             ref=coordinator.ref(),
             committed=True,
@@ -222,7 +196,7 @@ async def test_a_round_that_was_committed_without_a_sum_is_told_with_its_reason(
             reason="too few reveals",
         )
         coordinator.tell("north", wire.Instruction(round_closed=closed))
-        await _told(site, "round 1: committed without a sum (too few reveals), model ")
+        await told(site, "round 1: committed without a sum (too few reveals), model ")
 
 
 @in_loop
@@ -231,14 +205,14 @@ async def test_another_sites_signature_over_another_manifest_stops_the_run_here(
     west = coordinator.countersigned("west", (1, 1), b"\x07" * 32)
     coordinator.countersignatures[1, 1] = {"west": west}
     site, _ = world.site("north")
-    async with _running(site, coordinator) as task:
-        await _told(site, "west has signed another manifest")
+    async with running(site, coordinator) as task:
+        await told(site, "west has signed another manifest")
         assert any(f"fedpalm-participant manifests {RUN}" in line for line in site.lines)
         assert EntryKind.FORK_SEEN in _kinds(site)
         assert not task.done()
         # The coordinator goes on as if nothing were the matter.
         coordinator.tell("north", _order(coordinator.manifests[0]))
-        await _until(lambda: sum("fork" in line for line in site.lines) >= 2)
+        await until(lambda: sum("fork" in line for line in site.lines) >= 2)
         assert "update" not in _sent(site)
         assert coordinator.deliveries == []
         site.log.verify()
@@ -249,13 +223,13 @@ async def test_a_second_manifest_for_the_attempt_stops_the_run_here(world):
     coordinator = FakeCoordinator(world, make_plan(2), expected=("north",))
     coordinator.absent_sign = False
     site, _ = world.site("north")
-    async with _running(site, coordinator):
-        await _until(lambda: _sent(site).count("fetch_countersignatures") >= 1)
+    async with running(site, coordinator):
+        await until(lambda: _sent(site).count("fetch_countersignatures") >= 1)
         held = RoundManifest.read(coordinator.manifests[0])
         other = RoundManifest.model_validate({**held.model_dump(), "sealed_ms": 99})
         coordinator.tell("north", _order(other.sign(world.coordinator)))
         coordinator.absent_sign = True
-        await _told(site, "there twice")
+        await told(site, "there twice")
         assert "update" not in _sent(site)
 
 
@@ -266,7 +240,7 @@ async def test_manifests_that_were_missed_are_fetched_and_then_the_newest_is_fol
     for attempt in (1, 2, 3):
         coordinator.attempt = attempt
         coordinator._manifest((1, attempt))
-    async with _running(site, coordinator) as task:
+    async with running(site, coordinator) as task:
         assert (await task).completed
     again = Site(site.home)
     assert _sent(again).count("fetch_manifests") == 1
@@ -318,22 +292,22 @@ async def test_missed_manifests_that_do_not_come_or_do_not_hold_keep_the_site_ou
     for attempt in (1, 2):
         coordinator.attempt = attempt
         coordinator._manifest((1, attempt))
-    async with _running(site, coordinator):
-        await _told(site, "manifest 1 came, and 0 of the 1 before it")
+    async with running(site, coordinator):
+        await told(site, "manifest 1 came, and 0 of the 1 before it")
         true = coordinator.manifests[0]
         coordinator.history = (dataclasses.replace(true, signature=bytes(64)),)
         coordinator.tell("north", coordinator._train())
-        await _told(site, "signature does not hold")
+        await told(site, "signature does not hold")
         values = {**RoundManifest.read(true).model_dump(), "sealed_ms": 77}
         other = RoundManifest.model_validate(values).sign(world.coordinator)
         coordinator.history = (other,)
         coordinator.tell("north", coordinator._train())
-        await _told(site, "do not lead to the one that is asked for")
+        await told(site, "do not lead to the one that is asked for")
         assert site.gate.manifests.chain(RUN) == []
         assert "countersign" not in _sent(site)
         coordinator.history = (true,)
         coordinator.tell("north", coordinator._train())
-        await _until(lambda: coordinator.deliveries)
+        await until(lambda: coordinator.deliveries)
 
 
 @in_loop
@@ -356,10 +330,10 @@ async def test_an_order_for_a_past_attempt_is_skipped(world):
     coordinator = FakeCoordinator(world, make_plan(3), expected=("north",))
     coordinator.abort_attempts = {(1, 1)}
     site, _ = world.site("north")
-    async with _running(site, coordinator):
-        await _until(lambda: len(coordinator.deliveries) >= 2)
+    async with running(site, coordinator):
+        await until(lambda: len(coordinator.deliveries) >= 2)
         coordinator.tell("north", _order(coordinator.manifests[0]))
-        await _told(site, "came again")
+        await told(site, "came again")
     assert site.methods[0].trained.count(1) == 1
 
 
@@ -367,9 +341,9 @@ async def test_an_order_for_a_past_attempt_is_skipped(world):
 async def test_a_round_that_is_rolled_back_is_not_trained(world):
     coordinator = FakeCoordinator(world, make_plan(3), expected=("north",))
     site, _ = world.site("north")
-    async with _running(site, coordinator):
-        await _until(lambda: len(coordinator.deliveries) >= 1 and len(coordinator.manifests) >= 2)
-        await _until(lambda: site.gate.manifests.size(RUN) >= 2)
+    async with running(site, coordinator):
+        await until(lambda: len(coordinator.deliveries) >= 1 and len(coordinator.manifests) >= 2)
+        await until(lambda: site.gate.manifests.size(RUN) >= 2)
         coordinator.absent_sign = False
         head = ManifestHead.after(RoundManifest.read(site.gate.manifests.chain(RUN)[-1]))
         back = RoundManifest.model_validate(
@@ -381,7 +355,7 @@ async def test_a_round_that_is_rolled_back_is_not_trained(world):
             }
         )
         coordinator.tell("north", _order(back.sign(world.coordinator), 1, 9))
-        await _told(site, "round 1, attempt 9 comes after")
+        await told(site, "round 1, attempt 9 comes after")
     assert site.methods[0].trained.count(1) == 1
 
 
@@ -390,11 +364,11 @@ async def test_an_approval_that_is_taken_back_in_training_keeps_the_update_here(
     coordinator = FakeCoordinator(world, make_plan(1), expected=("north",))
     coordinator.absent_sign = False
     site, _ = world.site("north")
-    async with _running(site, coordinator) as task:
-        await _until(lambda: _sent(site).count("fetch_countersignatures") >= 1)
+    async with running(site, coordinator) as task:
+        await until(lambda: _sent(site).count("fetch_countersignatures") >= 1)
         site.desk.plans.refuse(RUN, "changed my mind")
         coordinator.absent_sign = True
-        await _told(site, "has refused plan")
+        await told(site, "has refused plan")
         assert not task.done()
         assert "update" not in _sent(site)
         assert coordinator.deliveries == []
