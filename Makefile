@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: env
 	$(BIN)/fedpalm demo $(ARGS)
 
+# In two processes, each with one thread: most of the time goes to waiting for real processes.
 test: env
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 unit: env
 	$(BIN)/python -m pytest tests/unit tests/machines $(ARGS)

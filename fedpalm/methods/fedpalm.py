@@ -27,38 +27,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..errors import LayoutMismatchError
-from ..layout import CLOSED_SET_EXPERT, OPEN_SET, FloatVector
-from ..models.build import Expert, PalmModel, build_expert
-from ..models.teim import Teim
+from ..layout import CLOSED_SET_EXPERT, FloatVector
+from ..models.build import Expert, build_expert
 from ..plan import TrainingSettings
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
-from .normalise import OwnPeople
-from .template import anatomy_of, model_template
-from .training import (
-    Batch,
-    Learner,
-    RoundViews,
-    check_names,
-    derive_seed,
-    export_tensors,
-    generator,
-    import_into,
-    import_tensors,
-    named_tensors,
-    optimiser,
-    prepared_batches,
-    stack,
-    unit,
-)
+from .pair import PairSite
+from .training import Batch, Learner, RoundViews, export_tensors, import_tensors
 
 GLOBAL = "_global"
 """The shared expert's name in the pool; the others carry their site's, which has no underscore."""
 
-_CLOSED = "closed_set."
-_CLOSED_HEAD, _OPEN_HEAD = "head.closed.", "head.open."
-_OPEN_PRIVATE = "private."
 _RECEIVED = "received."
 _ROUNDS = "progress."
 _INTERACTING, _FROZEN = "progress.interacting", "progress.frozen"
@@ -72,119 +53,76 @@ def warm_up_rounds(rounds: int) -> int:
     return max(1, rounds // 3)
 
 
-class FedPalmSite:
-    """One site's half."""
+class FedPalmSite(PairSite):
+    """One site's half: ``learner`` has the open-set model, ``own`` the closed-set one.
+
+    Both begin alike, heads included: features of experts that share an origin keep their channels
+    aligned, which is what makes their mean (eq 4) a feature.
+    """
+
+    method = "fedpalm"
 
     def __init__(
         self, training: TrainingSettings, seed: int, site: str, images: SiteImages
     ) -> None:
-        template = model_template("fedpalm", training, seed)
-        self.layout, self.expert_layout = template.layout, template.expert_layout
-        self._initial = template.initial
-        self.seed, self._site, self._images, self._training = seed, site, images, training
-        self._open, self._closed = (
-            Learner(
-                PalmModel(
-                    training.backbone,
-                    teim=Teim(training.teim_neighbours),
-                    norm=anatomy_of("fedpalm", training).norm,
-                    covariance=training.template_normaliser == "federation",
-                ),
-                training,
-                images.classes,
-            )
-            for _ in range(2)
-        )
-        shared = {one.name.removeprefix(OPEN_SET) for one in self.layout.tensors}
-        tensors = named_tensors(self._open.model)
-        self._shared = {name: one for name, one in tensors.items() if name in shared}
-        self._private = {name: one for name, one in tensors.items() if name not in shared}
-        # Both heads and both models begin alike: features of experts that share an origin keep
-        # their channels aligned, which is what makes their mean (eq 4) a feature.
-        for learner in (self._open, self._closed):
-            learner.draw_head(derive_seed(seed, site, 0, "head"))
-            learner.model.eval()
-            begins = named_tensors(learner.model)
-            import_into(
-                {n: begins[n] for n in shared}, OPEN_SET, self.layout.unflatten(self._initial)
-            )
-            import_into({n: begins[n] for n in template.private}, "", template.private)
+        super().__init__(training, seed, site, images)
         self._received: dict[str, Expert] = {}
         self._interacting = self._frozen = False
 
-    def initial_vector(self) -> FloatVector:
-        return self._initial.copy()
-
-    def train_round(self, context: RoundContext, shared: FloatVector) -> SiteUpdate:
-        torch.set_num_threads(self._training.threads)
-        self._load(shared)
+    def begin_round(self, context: RoundContext, shared: FloatVector, views: RoundViews) -> None:
+        super().begin_round(context, shared, views)
         warm = context.round > warm_up_rounds(context.rounds)
         # What is frozen is frozen for those who will receive it.
         self._set_progress(
-            interacting=warm or self._training.teim_from_start,
+            interacting=warm or self.training.teim_from_start,
             frozen=warm and bool(self.expert_layout.tensors),
         )
         self._pull_closed()
-        seed = derive_seed(self.seed, self._site, context.round, "batches")
-        views = RoundViews(self._images, self._training, seed)
-        unchanging = self._unchanging(views)
-        normaliser = self._open.model.normaliser
-        people = OwnPeople.of(views.all(), views.labels, self._open_embed) if normaliser else None
-        adam = optimiser(*self._open.parameter_groups(), *self._closed.parameter_groups())
-        self._learn(True)
-        dropout = [
-            generator(self.seed, self._site, context.round, name)
-            for name in ("dropout", "dropout-closed")
-        ]
-        chosen: dict[str, Counter[str]] = {"open": Counter(), "closed": Counter()}
-        for batch in views.batches():
-            adam.zero_grad()
-            features = self._batch_features(batch, unchanging)
-            for name, learner, anchor, random in (
-                ("open", self._open, GLOBAL, dropout[0]),
-                ("closed", self._closed, self._site, dropout[1]),
-            ):
-                feature = self._enhance(learner, anchor, features, chosen[name])
-                outputs = learner.outputs(feature, batch.labels, random)
-                learner.loss(outputs, batch.labels).backward()  # type: ignore[no-untyped-call]
-            adam.step()
-        self._learn(False)
-        if normaliser is not None and people is not None:
-            normaliser.within.copy_(people.to_share())
-        trained = {OPEN_SET + name: one.detach().numpy() for name, one in self._shared.items()}
-        delta = self.layout.flatten(trained) - shared
-        metrics = self._metrics(chosen) | {"update.max_abs": float(np.abs(delta).max())}
-        return SiteUpdate(delta, float(len(self._images.labels)), metrics=metrics)
+        self._unchanging = self._features_of_frozen(views)
+        self._chosen: dict[str, Counter[str]] = {"open": Counter(), "closed": Counter()}
+
+    def learn(self, learning: bool) -> None:
+        """As every pair; what is frozen keeps its statistics."""
+        super().learn(learning)
+        self.own.model.train(learning and not self._frozen)
+
+    def loss(self, batch: Batch, dropout: torch.Generator) -> Tensor:
+        """L of eq 10 for both models; they share no parameter, so each gets its own gradient."""
+        features = self._batch_features(batch)
+        total = torch.zeros(())
+        for name, learner, anchor, random in (
+            ("open", self.learner, GLOBAL, dropout),
+            ("closed", self.own, self.site, self.own_dropout),
+        ):
+            feature = self._enhance(learner, anchor, features, self._chosen[name])
+            outputs = learner.outputs(feature, batch.labels, random)
+            total = total + learner.loss(outputs, batch.labels)
+        return total
+
+    def update(self, delta: FloatVector, steps: int, metrics: dict[str, float]) -> SiteUpdate:
+        del self._unchanging
+        return super().update(delta, steps, metrics | self._fusion_metrics())
 
     def state(self) -> Tensors:
-        tensors = {
+        tensors = super().state() | {
             _INTERACTING: np.array(self._interacting, dtype=np.uint8),
             _FROZEN: np.array(self._frozen, dtype=np.uint8),
-        }
-        tensors |= export_tensors(self._closed.model, _CLOSED)
-        tensors |= export_tensors(self._closed.head, _CLOSED_HEAD)
-        tensors |= export_tensors(self._open.head, _OPEN_HEAD)
-        tensors |= {
-            _OPEN_PRIVATE + n: one.detach().numpy().copy() for n, one in self._private.items()
         }
         for site, expert in self._received.items():
             tensors |= export_tensors(expert, f"{_RECEIVED}{site}.{_EXPERT}")
         return tensors
 
     def load_state(self, tensors: Tensors) -> None:
-        known = [_ROUNDS, _CLOSED, _CLOSED_HEAD, _OPEN_HEAD, _OPEN_PRIVATE, _RECEIVED]
-        check_names(tensors, known)
         progress = {name for name in tensors if name.startswith(_ROUNDS)}
         if progress != {_INTERACTING, _FROZEN}:
             raise LayoutMismatchError(f"{_ROUNDS}* are {_INTERACTING} and {_FROZEN}")
         interacting, frozen = _flag(tensors, _INTERACTING), _flag(tensors, _FROZEN)
-        import_tensors(self._closed.model, _CLOSED, tensors)
-        import_tensors(self._closed.head, _CLOSED_HEAD, tensors)
-        import_tensors(self._open.head, _OPEN_HEAD, tensors)
-        import_into(self._private, _OPEN_PRIVATE, tensors)
+        received = {name: one for name, one in tensors.items() if name.startswith(_RECEIVED)}
+        super().load_state(
+            {n: one for n, one in tensors.items() if n not in progress and n not in received}
+        )
         self._received = {}
-        names = [name.removeprefix(_RECEIVED) for name in tensors if name.startswith(_RECEIVED)]
-        for site in {name.partition(".")[0] for name in names}:
+        for site in {name.removeprefix(_RECEIVED).partition(".")[0] for name in received}:
             self._received[site] = self._expert_from(tensors, f"{_RECEIVED}{site}.{_EXPERT}")
         self._set_progress(interacting=interacting, frozen=frozen)
 
@@ -192,12 +130,12 @@ class FedPalmSite:
         """Empty where experts are normalised by site (``expert_norm``)."""
         if not self.expert_layout.tensors:
             return {}
-        return export_tensors(self._closed.model.expert, CLOSED_SET_EXPERT)
+        return export_tensors(self.own.model.expert, CLOSED_SET_EXPERT)
 
     def receive_expert(self, site: str, tensors: Tensors) -> None:
         """Raises LayoutMismatchError (names, shapes, dtype), NonFiniteUpdateError."""
         self.expert_layout.flatten(tensors)
-        if site in (self._site, GLOBAL):
+        if site in (self.site, GLOBAL):
             raise LayoutMismatchError(f"{site!r} is not another site")
         self._received[site] = self._expert_from(tensors, CLOSED_SET_EXPERT)
 
@@ -208,107 +146,72 @@ class FedPalmSite:
 
         Fused templates are [z_c | z_g] / sqrt(2): their cosine is the mean of the two cosines.
         """
-        own = (self._closed, self._site)
-        if not self._training.closed_set_fusion:
-            return self._templates(images, shared, [own])
-        fused = self._templates(images, shared, [own, (self._open, GLOBAL)])
-        return (fused * 2**-0.5).astype(np.float32)
+        if not self.training.closed_set_fusion:
+            return self.templates(images, shared, self.own_embed)
+        length = 2 * self.learner.model.template_length
+        return self.templates(images, shared, self._fused, length)
 
-    def open_templates(
-        self, images: npt.NDArray[np.float32], shared: FloatVector
-    ) -> npt.NDArray[np.float32]:
-        templates = self._templates(images, shared, [(self._open, GLOBAL)])
-        training = self._training
-        if training.template_normaliser == "none":
-            return templates
-        seed = derive_seed(self.seed, self._site, 0, "normaliser")
-        people = OwnPeople.of_views(self._images, training.backbone, seed, self._open_embed)
-        averaged = self._open.model.normaliser
-        return people.normaliser(averaged.within if averaged else None)(templates)
+    def embed(self, inputs: Tensor) -> Tensor:
+        return self._embed(self.learner, GLOBAL, self._features(inputs))
 
-    def _templates(
-        self,
-        images: npt.NDArray[np.float32],
-        shared: FloatVector,
-        views: list[tuple[Learner, str]],
-    ) -> npt.NDArray[np.float32]:
-        """(N, k D): the unit templates of k (model, anchor) pairs side by side, on one set F."""
-        torch.set_num_threads(self._training.threads)
-        self._load(shared)
-        parts: list[npt.NDArray[np.float32]] = []
-        with torch.no_grad():
-            for inputs in prepared_batches(self._training.backbone, images):
-                features = self._features(inputs)
-                templates = [unit(self._embed(*view, features)) for view in views]
-                parts.append(np.concatenate(templates, axis=1))
-        return stack(parts, self._open.model.template_length * len(views))
+    def own_embed(self, inputs: Tensor) -> Tensor:
+        return self._embed(self.own, self.site, self._features(inputs))
 
-    def _open_embed(self, inputs: Tensor) -> Tensor:
-        """Prepared images -> (B, D) embeddings of the shared model."""
-        return self._embed(self._open, GLOBAL, self._features(inputs))
+    def _fused(self, inputs: Tensor) -> Tensor:
+        features = self._features(inputs)
+        pair = ((self.own, self.site), (self.learner, GLOBAL))
+        return torch.cat([normalize(self._embed(*one, features)) for one in pair], dim=1)
 
     def _embed(self, learner: Learner, anchor: str, features: Features) -> Tensor:
         """Of one (model, anchor) pair: (B, D) embeddings, not normalised."""
         return learner.model.embed(self._enhance(learner, anchor, features, Counter()))
 
-    def _load(self, shared: FloatVector) -> None:
-        import_into(self._shared, OPEN_SET, self.layout.unflatten(shared))
-
-    def _learn(self, learning: bool) -> None:
-        """Normalise by batches or by running statistics; what is frozen keeps its statistics."""
-        self._open.model.train(learning)
-        self._closed.model.train(learning and not self._frozen)
-
     def _pull_closed(self) -> None:
         """Move what learns of the closed-set model towards the global one (ours; 0 is the paper)."""
-        towards = self._training.closed_set_pull
+        towards = self.training.closed_set_pull
         if towards == 0:
             return
-        theirs = dict(self._open.model.named_parameters())
+        theirs = dict(self.learner.model.named_parameters())
         with torch.no_grad():
-            for name, parameter in self._closed.model.named_parameters():
+            for name, parameter in self.own.model.named_parameters():
                 if parameter.requires_grad:
                     parameter.lerp_(theirs[name], towards)
 
     def _set_progress(self, *, interacting: bool, frozen: bool) -> None:
         """Line 20: from R/3 on TEIM is on, and the closed-set expert frozen."""
         self._interacting, self._frozen = interacting, frozen
-        self._closed.model.expert.learn(not frozen)
-
-    @property
-    def _own(self) -> Expert:
-        return self._closed.model.expert
+        self.own.model.expert.learn(not frozen)
 
     def _features(self, inputs: Tensor) -> Features:
         """Eq 1: the features F of all experts at this site, the frozen ones without a graph.
 
         Sorted by site, the global one last: every site sums in the same order.
         """
-        experts = {self._site: self._own} | (self._received if self._interacting else {})
+        experts = {self.site: self.own.model.expert} | (self._received if self._interacting else {})
         features = {site: experts[site](inputs) for site in sorted(experts)}
-        return features | {GLOBAL: self._open.model.expert(inputs)}
+        return features | {GLOBAL: self.learner.model.expert(inputs)}
 
-    def _unchanging(self, views: RoundViews) -> Features:
+    def _features_of_frozen(self, views: RoundViews) -> Features:
         """Features of all views by the experts that do not learn in this round, sorted by site."""
         experts = dict(self._received) if self._interacting else {}
         if self._frozen:
-            experts[self._site] = self._own
+            experts[self.site] = self.own.model.expert
         with torch.no_grad():
             return {
                 site: torch.cat([experts[site](chunk) for chunk in views.all()])
                 for site in sorted(experts)
             }
 
-    def _batch_features(self, batch: Batch, unchanging: Features) -> Features:
+    def _batch_features(self, batch: Batch) -> Features:
         """As :meth:`_features`, with what was computed for the round."""
-        features = {site: every[batch.views] for site, every in unchanging.items()}
-        if self._site not in features:
-            features[self._site] = self._own(batch.inputs)
+        features = {site: every[batch.views] for site, every in self._unchanging.items()}
+        if self.site not in features:
+            features[self.site] = self.own.model.expert(batch.inputs)
         ordered = {site: features[site] for site in sorted(features)}
-        return ordered | {GLOBAL: self._open.model.expert(batch.inputs)}
+        return ordered | {GLOBAL: self.learner.model.expert(batch.inputs)}
 
     def _expert_from(self, tensors: Tensors, prefix: str) -> Expert:
-        expert = build_expert(self._training.backbone)
+        expert = build_expert(self.training.backbone)
         import_tensors(expert, prefix, tensors)
         expert.learn(False)
         return expert
@@ -327,15 +230,14 @@ class FedPalmSite:
         feature: Tensor = routed.feature
         return feature
 
-    def _metrics(self, chosen: dict[str, Counter[str]]) -> dict[str, float]:
+    def _fusion_metrics(self) -> dict[str, float]:
         metrics: dict[str, float] = {"teim.on": float(self._interacting)}
-        for name, learner in (("open", self._open), ("closed", self._closed)):
-            metrics |= learner.take_losses(name)
+        for name, learner in (("open", self.learner), ("closed", self.own)):
             if learner.model.teim is not None:
                 metrics[f"teim.{name}.alpha"] = learner.model.teim.alpha.item()
                 metrics[f"teim.{name}.beta"] = learner.model.teim.beta.item()
-            total = chosen[name].total()
-            for expert, count in chosen[name].items():
+            total = self._chosen[name].total()
+            for expert, count in self._chosen[name].items():
                 metrics[f"routing.{name}.{expert}"] = count / total
         return metrics
 

@@ -1,7 +1,7 @@
 """Methods in which a site trains two models of one shape: the shared one and one of its own.
 
 Both begin at the same public values and see the same views; the own model with its head stays at the
-site. FedKD and the released FedPalm differ in what the two tell each other.
+site. FedPalm, its released code and FedKD differ in what the two tell each other.
 """
 
 from __future__ import annotations
@@ -39,16 +39,18 @@ class PairSite(SingleModelSite):
         self.own.draw_head(derive_seed(seed, site, 0, "head"))
 
     def begin_round(self, context: RoundContext, shared: FloatVector, views: RoundViews) -> None:
-        self.own.model.train()
         self.own_dropout: torch.Generator = generator(
             self.seed, self.site, context.round, "dropout-closed"
         )
+
+    def learn(self, learning: bool) -> None:
+        super().learn(learning)
+        self.own.model.train(learning)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [*super().parameter_groups(), *self.own.parameter_groups()]
 
     def update(self, delta: FloatVector, steps: int, metrics: dict[str, float]) -> SiteUpdate:
-        self.own.model.eval()
         return super().update(delta, steps, metrics | self.own.take_losses("closed"))
 
     def own_embed(self, inputs: Tensor) -> Tensor:

@@ -75,6 +75,10 @@ class SingleModelSite:
     def begin_round(self, context: RoundContext, shared: FloatVector, views: RoundViews) -> None:
         """Before the first step; the model holds the shared tensors."""
 
+    def learn(self, learning: bool) -> None:
+        """Normalise by batches or by running statistics."""
+        self.learner.model.train(learning)
+
     def feature(self, inputs: Tensor) -> Tensor:
         """Textural features that the embedding layer gets."""
         found: Tensor = self.learner.model.expert(inputs)
@@ -111,7 +115,7 @@ class SingleModelSite:
         self.begin_round(context, shared, views)
         normaliser = self.learner.model.normaliser
         people = OwnPeople.of(views.all(), views.labels, self.embed) if normaliser else None
-        self.learner.model.train()
+        self.learn(True)
         adam = optimiser(*self.parameter_groups())
         dropout = generator(self.seed, self.site, context.round, "dropout")
         steps = 0
@@ -121,7 +125,7 @@ class SingleModelSite:
             self.adjust_gradients()
             adam.step()
             steps += 1
-        self.learner.model.eval()
+        self.learn(False)
         if normaliser is not None and people is not None:
             normaliser.within.copy_(people.to_share())
         delta = self.shared_vector() - shared
@@ -181,14 +185,15 @@ class SingleModelSite:
         images: npt.NDArray[np.float32],
         shared: FloatVector,
         embed: Callable[[Tensor], Tensor],
+        length: int | None = None,
     ) -> npt.NDArray[np.float32]:
-        """(N, D) unit templates: what ``embed`` makes of prepared images under a shared vector."""
+        """(N, D), or (N, length), unit templates: what ``embed`` makes of prepared images."""
         torch.set_num_threads(self.training.threads)
         self.load_shared(shared)
         with torch.no_grad():
             batches = prepared_batches(self.training.backbone, images)
             parts = [unit(embed(inputs)) for inputs in batches]
-        return stack(parts, self.learner.model.template_length)
+        return stack(parts, length or self.learner.model.template_length)
 
     def load_shared(self, shared: FloatVector) -> None:
         import_into(self.shared, OPEN_SET, self.layout.unflatten(shared))

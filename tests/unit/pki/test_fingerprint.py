@@ -22,13 +22,16 @@ FOUND = fingerprint(ROOT)
         FOUND.replace(" ", "\n"),
         ":".join(FOUND.replace(" ", "")[at : at + 2] for at in range(0, 64, 2)),
     ],
+    ids=["as shown", "bare", "capitals", "lines", "colons"],
 )
 def test_a_fingerprint_is_the_same_however_it_is_written(told: str) -> None:
     assert same_fingerprint(FOUND, told)
 
 
 @pytest.mark.parametrize(
-    "told", ["", FOUND[:-1], FOUND[5:], FOUND.replace(FOUND[0], "x"), "ä" * 64]
+    "told",
+    ["", FOUND[:-1], FOUND[5:], FOUND.replace(FOUND[0], "x"), "ä" * 64],
+    ids=["nothing", "cut", "its end", "other digits", "letters"],
 )
 def test_another_fingerprint_or_a_part_of_it_is_not_the_same(told: str) -> None:
     assert not same_fingerprint(FOUND, told)

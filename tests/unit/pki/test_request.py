@@ -97,7 +97,6 @@ def test_a_signing_key_without_its_own_proof_is_refused():
         {"key": x509.UnrecognizedExtension(SIGNING_KEY_OID, b"\x03\x20" + bytes(32))},
         {"proof": x509.UnrecognizedExtension(POSSESSION_OID, b"")},
     ],
-    ids=str,
 )
 def test_a_request_for_anything_else_than_one_identity_is_refused(changes):
     with pytest.raises(IdentityError):
