@@ -37,6 +37,28 @@ MethodName = Literal[
 ]
 
 
+class PrivacySettings(Settings):
+    """DP-SGD at a site (docs/PRIVACY.md); ``unit`` "none" is no differential privacy.
+
+    A step draws every person (or record) with probability ``sampling_rate``, clips what each of them
+    adds to ``clip_norm``, adds Gaussian noise of standard deviation ``noise_multiplier * clip_norm``,
+    and divides by ``sampling_rate * population``. All values are public constants.
+    """
+
+    unit: Literal["none", "subject", "record"] = "none"
+    noise_multiplier: float = Field(1.0, gt=0, le=1000)
+    clip_norm: float = Field(1.0, gt=0, le=1e6)
+    sampling_rate: float = Field(0.1, gt=0, le=1)
+    steps: int = Field(20, ge=1, le=100_000)
+    """Optimiser steps a round; they take the place of ``local_epochs`` and ``batch_size``."""
+    records: int = Field(4, ge=1, le=1000)
+    """Of a person at most, in a step."""
+    population: int = Field(100, ge=1, le=10**9)
+    """People (or records) that a site is taken to have: a declared constant, not a count."""
+    head_slots: int = Field(1024, ge=2, le=65_536)
+    """Prototypes of the public head that a site's people are given places in."""
+
+
 class TrainingSettings(Settings):
     """What a site does in a round; every value is public."""
 
@@ -74,7 +96,19 @@ class TrainingSettings(Settings):
     template_normaliser: Literal["none", "site", "federation"] = "none"
     """Weigh directions of open-set templates by how images of one person differ: of the site's people,
     which stays there, or with the average over all sites, which is shared with the model."""
+    privacy: PrivacySettings = PrivacySettings()
     threads: int = Field(1, ge=1, le=64)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_contrast_between_people(cls, values: Any) -> Any:
+        """Left out under DP: cross-entropy alone."""
+        if isinstance(values, dict):
+            privacy = values.get("privacy", {})
+            unit = privacy.get("unit", "none") if isinstance(privacy, dict) else privacy.unit
+            if unit != "none":
+                return {"contrast_weight": 0.0, "cross_entropy_weight": 1.0, **values}
+        return values
 
 
 class CodecSettings(Settings):
@@ -102,8 +136,6 @@ class PlanDraft(Settings):
     """Under ``secagg``: sites that may work together with a lying coordinator (n_c)."""
     masking_step_deadline_s: float = Field(120, gt=0, le=86400)
     """Under ``secagg``: how long each step after the keys waits for a site before it counts as dropped."""
-    privacy: Literal["none"] = "none"
-    """``none``: no differential privacy; updates may tell something about training images."""
     expert_exchange: Literal["deployment", "never"] = "never"
     """Left out: ``deployment`` for a method that has experts, ``never`` for the others."""
     training: TrainingSettings = TrainingSettings()
@@ -133,6 +165,52 @@ class PlanDraft(Settings):
                 "or training.expert_norm = 'none'"
             )
         return self
+
+    @model_validator(mode="after")
+    def _keeps_the_boundary(self) -> PlanDraft:
+        if found := refusals(self):
+            raise ValueError("differential privacy would not hold:\n" + "\n".join(found))
+        return self
+
+    @property
+    def privacy(self) -> PrivacySettings:
+        """``training.privacy``."""
+        return self.training.privacy
+
+
+def refusals(draft: PlanDraft) -> list[str]:
+    """What of a plan with DP would release something that no noise covers; empty if nothing does.
+
+    A round releases what comes out of the clipped, noised gradients of a site's people and public
+    constants. Whatever else would reach the update, or would make one person's gradient depend on another
+    person, is named with the reason and the way out.
+    """
+    training = draft.training
+    if training.privacy.unit == "none":
+        return []
+    found = []
+    if draft.reproducible:
+        found.append(
+            "reproducible: noise that anybody can draw again is no noise. Set reproducible = false"
+        )
+    if training.contrast_weight > 0:
+        found.append(
+            "training.contrast_weight: a contrast between people makes one person's gradient depend on "
+            "the others', and clipping bounds nobody's influence. Set it to 0 and cross_entropy_weight "
+            "to 1"
+        )
+    if draft.method == "fedbn" or training.expert_norm == "site":
+        found.append(
+            "batch normalisation: statistics of a batch make every person's gradient depend on the "
+            "others', and running statistics are not noised. Use a method without it and "
+            "training.expert_norm = 'none'"
+        )
+    if training.template_normaliser == "federation":
+        found.append(
+            "training.template_normaliser: the averaged statistic is of a site's people and is not "
+            "noised. Set 'site' (it stays there) or 'none'"
+        )
+    return found
 
 
 class Continues(Settings):

@@ -104,6 +104,14 @@ PRIVACY = {
         "Whoever sees an update may learn something about the images behind it: for example whether "
         "a certain image was among them, or in bad cases what some of them look like.",
     ),
+    "subject": (
+        "By person: every step clips what a whole person adds and puts noise over it; epsilon and delta "
+        "bound what the updates tell about anybody here, however many images there are of them.",
+    ),
+    "record": (
+        "By image: epsilon and delta bound what the updates tell about one image. A person of whom "
+        "there are many images is protected less.",
+    ),
 }
 
 NEVER_LEAVES = (

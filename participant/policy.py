@@ -84,7 +84,7 @@ def violations(policy: Policy, plan: Plan) -> list[str]:
         )
     if draft.masking != "none":
         found += _masking_violations(policy, plan)
-    if policy.privacy == "required" and draft.privacy == "none":
+    if policy.privacy == "required" and draft.privacy.unit == "none":
         found.append("privacy: this policy requires differential privacy; the plan has none")
     if draft.quorum < policy.min_cohort:
         found.append(

@@ -197,12 +197,12 @@ def _exchange(plan: Plan, site: str) -> _Part:
 
 
 def _privacy(plan: Plan) -> _Part:
-    return Section("Differential privacy", PRIVACY[plan.draft.privacy]), {
+    return Section("Differential privacy", PRIVACY[plan.draft.privacy.unit]), {
         "privacy": {
-            "mode": plan.draft.privacy,
+            "mode": plan.draft.privacy.unit,
             "epsilon": None,
             "delta": None,
-            "words": list(PRIVACY[plan.draft.privacy]),
+            "words": list(PRIVACY[plan.draft.privacy.unit]),
         }
     }
 

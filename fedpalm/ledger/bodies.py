@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from math import isfinite
 
 from ..errors import ProtocolError
 
@@ -33,6 +34,12 @@ class EntryKind(StrEnum):
     EXCHANGE_REFUSED = "exchange_refused"
     EXPERT_RELEASED = "expert_released"
     EXPERT_RECEIVED = "expert_received"
+    BUDGET_RESERVED = "budget_reserved"
+    BUDGET_COMMITTED = "budget_committed"
+    BUDGET_ABORTED = "budget_aborted"
+    BUDGET_INHERITED = "budget_inherited"
+    CHECKPOINT = "checkpoint"
+    AUDIT = "audit"
 
 
 def _hash(value: Value) -> bool:
@@ -52,6 +59,22 @@ def _count(value: Value) -> bool:
     return type(value) is int and 0 <= value <= MAX_INTEGER
 
 
+def _decimal(value: Value) -> bool:
+    """A float as Python's repr writes it: floats have no other place in what is signed."""
+    if not isinstance(value, str) or len(value) > 32:
+        return False
+    try:
+        return isfinite(float(value)) and repr(float(value)) == value
+    except ValueError:
+        return False
+
+
+def _text(value: Value) -> bool:
+    return (
+        isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9 .,+_-]{0,62}", value) is not None
+    )
+
+
 Rule = Callable[[Value], bool]
 _PAYLOAD: dict[str, Rule] = {"payload": _name, "payload_hash": _hash, "bytes": _count}
 _IN_ROUND: dict[str, Rule] = {"run": _name, "round": _count, "attempt": _count}
@@ -63,6 +86,24 @@ _ANSWER: dict[str, Rule] = {
     "answer_hash": _hash,
     "number": _count,
     "by": _name,
+}
+
+# What one charge is made of. ``round`` counts on over the runs that a plan continues.
+_MECHANISM: dict[str, Rule] = {
+    "mechanism": _name,  # dp-sgd
+    "unit": _name,  # subject | record
+    "relation": _name,  # add-remove
+    "sampler": _name,  # poisson
+    "noise_multiplier": _decimal,
+    "clip_norm": _decimal,
+    "sampling_rate": _decimal,
+    "steps": _count,
+}
+_ACCOUNT: dict[str, Rule] = {
+    "delta": _decimal,
+    "epsilon": _decimal,  # of everything charged so far, this included
+    "budget": _decimal,  # the site's own limit when it was charged
+    "accountant": _text,  # e.g. "prv+pld opacus 1.6.0, dp-accounting 0.6.0"
 }
 
 # For each kind, the sets of fields that a body may consist of: exactly one of them.
@@ -111,6 +152,24 @@ FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
             "sender": _identity,
         },
     ),
+    # Charged before the first batch is drawn, and never given back.
+    EntryKind.BUDGET_RESERVED: (
+        {**_IN_RUN, "round": _count, "plan_hash": _hash, "rng": _name, **_MECHANISM, **_ACCOUNT},
+    ),
+    # The round that ``reservation`` (a seq of this log) paid for is trained: this is what may leave.
+    EntryKind.BUDGET_COMMITTED: (
+        {**_IN_RUN, "round": _count, "reservation": _count, "update_hash": _hash},
+    ),
+    # Its training ended without an update; it stays charged.
+    EntryKind.BUDGET_ABORTED: ({**_IN_RUN, "round": _count, "reservation": _count},),
+    # Charges of the log that this site kept under another signing key, a mechanism an entry.
+    EntryKind.BUDGET_INHERITED: (
+        {"key_id": _hash, "root": _hash, "size": _count, **_MECHANISM, **_ACCOUNT},
+    ),
+    # A signed checkpoint of this log was given out; its tree ends before this entry.
+    EntryKind.CHECKPOINT: ({**_IN_ROUND, "size": _count, "root": _hash, "checkpoint_hash": _hash},),
+    # A bundle was verified, or an empirical audit run, on this site's word.
+    EntryKind.AUDIT: ({"audit": _name, "result": _name, "report_hash": _hash},),
 }
 
 

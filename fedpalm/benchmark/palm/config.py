@@ -81,6 +81,12 @@ class BenchConfig(Settings):
         return tuple(f"site-{number:0{width}d}" for number in range(1, self.sites + 1))
 
 
+def _named(training: TrainingSettings) -> dict[str, Any]:
+    """What a hash covers; results without DP keep the names from before there was any."""
+    without = {"privacy"} if training.privacy.unit == "none" else set()
+    return training.model_dump(exclude=without)
+
+
 _PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "data": {"identities": 8, "images": 4},
@@ -145,7 +151,7 @@ class Job:
             "variant": self.variant_name,
             "method": self.variant.method,
             "exchange": self.variant.exchange,
-            "training": self.training.model_dump(),
+            "training": _named(self.training),
             "seed": self.seed,
         }
         return domain_hash("bench-job/v1", canonical_json(values)).hex()[:24]
@@ -159,7 +165,7 @@ class Job:
             "images": config.data.images,
             "sites": config.sites,
             "rounds": config.rounds,
-            "training": config.training.model_dump(),
+            "training": _named(config.training),
             "evaluate_every": config.evaluate_every,
             "resamples": config.resamples,
         }

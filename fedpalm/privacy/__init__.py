@@ -1,0 +1,1 @@
+"""Differential privacy: DP-SGD over people, its randomness and its accounting."""
