@@ -13,7 +13,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from ..canonical import canonical_json, domain_hash
+from ..canonical import domain_hash
 from ..errors import ProtocolError
 from .bodies import MAX_INTEGER, Body, EntryKind, check_body
 
@@ -60,7 +60,7 @@ class Entry:
     @cached_property
     def signed_bytes(self) -> bytes:
         """Exactly what the signature covers."""
-        return canonical_json(self._values())
+        return _canonical(self._values())
 
     @cached_property
     def hash(self) -> bytes:
@@ -69,7 +69,7 @@ class Entry:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON with the signature: what is stored and exported."""
-        return canonical_json({**self._values(), "signature": self.signature.hex()})
+        return _canonical({**self._values(), "signature": self.signature.hex()})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Entry:
@@ -111,3 +111,9 @@ class Entry:
             "body": dict(self.body),
             "key_id": self.key_id.hex(),
         }
+
+
+def _canonical(values: dict[str, Any]) -> bytes:
+    """RFC 8785 of an entry that was checked: integers below 2**53, and texts that no rule lets be anything
+    but printable ASCII. There it is what the standard library writes, several times faster."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
