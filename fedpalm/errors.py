@@ -159,9 +159,21 @@ class HashMismatchError(IntegrityError):
 
 
 class ForkError(IntegrityError):
-    """Two signed manifests of one run contradict each other."""
+    """Two signed statements about one chain or log contradict each other."""
 
     code = "fork"
+
+
+class RolledBackError(IntegrityError):
+    """A log is behind a checkpoint of it that somebody holds: it was cut, or is a restored copy."""
+
+    code = "rolled_back"
+
+
+class ProofError(IntegrityError):
+    """A Merkle proof does not show what it should."""
+
+    code = "proof"
 
 
 class ChainBrokenError(IntegrityError):
@@ -216,6 +228,18 @@ class RevokedError(RefusedError):
     """The certificate or the site was revoked by the operator."""
 
     code = "revoked"
+
+
+class BudgetError(PolicyError):
+    """The site's privacy budget does not allow it, or what was spent is not known."""
+
+    code = "budget"
+
+
+class AccountingError(PolicyError):
+    """What training with differential privacy would cost cannot be computed: so it is not allowed."""
+
+    code = "accounting"
 
 
 class MaskingError(RoundAbortedError):

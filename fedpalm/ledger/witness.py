@@ -1,0 +1,91 @@
+"""A witness remembers the newest checkpoint of each log, and takes only what goes on from it.
+
+The other sites and the coordinator are the witnesses of a site's log. Of w witnesses, f of which may lie
+or work together with the site, more than (w + f) / 2 must have seen a checkpoint: any two such groups share
+an honest one, so no two histories of one log can both be witnessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..errors import ForkError, ProofError, RolledBackError
+from .checkpoint import Checkpoint
+from .merkle import verify_consistency
+
+_SAFE = "nothing is countersigned on it; both signed checkpoints are kept"
+
+
+def enough_witnesses(signed: int, witnesses: int, faulty: int) -> bool:
+    """Have more than (w + f) / 2 of w witnesses signed?"""
+    return 2 * signed > witnesses + faulty
+
+
+class Witness:
+    """What one party has seen of all logs; the caller has verified every checkpoint's signature.
+
+    Args:
+        seen: of each log the newest checkpoint, or all in order.
+    """
+
+    def __init__(self, seen: Iterable[Checkpoint] = ()) -> None:
+        self._newest = {checkpoint.log: checkpoint for checkpoint in seen}
+
+    def newest(self, log: tuple[str, str]) -> Checkpoint | None:
+        """The newest checkpoint of the log of this site and key."""
+        return self._newest.get(log)
+
+    def take(self, checkpoint: Checkpoint, proof: Sequence[bytes]) -> bool:
+        """Remember a checkpoint that goes on from the newest one of its log.
+
+        Args:
+            proof: consistency from the newest one; of the first that is seen, none is needed.
+        Returns:
+            False for the newest one again.
+        Raises:
+            RolledBackError: it is older than the newest one.
+            ForkError: it is not shown to be of the same log.
+        """
+        held = self._newest.get(checkpoint.log)
+        if held is not None:
+            if held.hash == checkpoint.hash:
+                return False
+            check_follows(held, checkpoint, proof)
+        self._newest[checkpoint.log] = checkpoint
+        return True
+
+
+def check_follows(held: Checkpoint, later: Checkpoint, proof: Sequence[bytes]) -> None:
+    """Raises RolledBackError, ForkError: ``later`` does not go on from ``held``, of the same log."""
+    both = f"held: {held}; came: {later}"
+    if later.size < held.size:
+        raise RolledBackError(
+            f"the log of site {later.site} is shorter than it was. {both}",
+            safe=_SAFE,
+            next_step=RESTORE_STEP,
+        )
+    if later.size == held.size and later.root != held.root:
+        raise ForkError(
+            f"the log of site {later.site} has two histories. {both}",
+            safe=_SAFE,
+            next_step=COMPARE_STEP,
+        )
+    try:
+        verify_consistency(held.size, held.root_bytes, later.size, later.root_bytes, proof)
+    except ProofError as error:
+        raise ForkError(
+            f"the log of site {later.site} is not shown to go on from what it was ({error.what}). {both}",
+            safe=_SAFE,
+            next_step=COMPARE_STEP,
+        ) from error
+
+
+RESTORE_STEP = (
+    "if that site's home came back from a backup: stop its agent, put the newest copy of the whole home "
+    "in place, and start it again; without one, have the operator revoke the site and let it join anew "
+    "with new keys"
+)
+COMPARE_STEP = (
+    "compare both checkpoints with that site and the others by telephone: its log was rewritten, its "
+    "home runs twice, or somebody between you alters what it says"
+)
