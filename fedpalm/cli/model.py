@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -16,8 +17,8 @@ from ..layout import Layout, TensorSpec
 from ..methods.rehearsal import rehearsal_vector
 from ..methods.template import ModelTemplate, model_template
 from ..plan import PlanDraft
-from ..settings import load_toml
-from .console import command_errors, emit, json_option
+from ..settings import load_toml, parse_settings
+from .console import command_errors, emit, err, json_option
 
 
 @click.group()
@@ -52,6 +53,43 @@ def init_command(plan: Path, out: Path, parameters: int | None, as_json: bool) -
         else _rehearsal_template(parameters, draft.seed)
     )
     write_model(template, draft.method, draft.seed, out)
+    _emit(template, out, as_json)
+
+
+@commands.command("pretrain")
+@click.argument("plan", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
+@click.option("--sensors", type=click.IntRange(1), help="That palms are drawn for.")
+@click.option("--people", type=click.IntRange(2), help="For each sensor.")
+@click.option("--images", type=click.IntRange(2), help="Of each of them.")
+@click.option("--rounds", type=click.IntRange(1), help="Of two epochs each.")
+@click.option(
+    "--difficulty", type=click.FloatRange(0, 3), help="How much images of one palm differ."
+)
+@click.option("--site-spread", type=click.FloatRange(0, 3), help="How much sensors differ.")
+@json_option
+@command_errors
+def pretrain_command(plan: Path, out: Path, as_json: bool, **said: float | None) -> None:
+    """Write a warm start for PLAN: its model of round 0, trained on drawn palms of nobody.
+
+    It costs no privacy, takes minutes, and is the same file whenever the same is asked for on the same
+    machine. `fedpalm-coordinator plan submit --model` takes it as it takes that of `model init`.
+    """
+    from ..methods.pretrain import PublicPalms, pretrain, provenance
+
+    draft = load_toml(PlanDraft, plan)
+    given = {name: value for name, value in said.items() if value is not None}
+    palms = parse_settings(PublicPalms, given, "pretraining")
+
+    def tell(number: int, loss: float) -> None:
+        err().print(f"round {number} of {palms.rounds}, loss {loss:.3f}")
+
+    template = pretrain(draft, palms, tell)
+    write_model(template, draft.method, draft.seed, out, provenance(palms))
+    _emit(template, out, as_json)
+
+
+def _emit(template: ModelTemplate, out: Path, as_json: bool) -> None:
     emit(
         {
             "out": str(out),
@@ -63,9 +101,16 @@ def init_command(plan: Path, out: Path, parameters: int | None, as_json: bool) -
     )
 
 
-def write_model(template: ModelTemplate, method: str, seed: int, path: Path) -> None:
-    """Write a template as safetensors, durably: whole or not at all."""
+def write_model(
+    template: ModelTemplate,
+    method: str,
+    seed: int,
+    path: Path,
+    origin: Mapping[str, str] | None = None,
+) -> None:
+    """Write a template as safetensors, durably: whole or not at all; ``origin`` goes into its metadata."""
     metadata = {
+        **(origin or {}),
         "layout": canonical_json(template.layout.to_json()).decode(),
         "expert_layout": canonical_json(template.expert_layout.to_json()).decode(),
         "method": method,

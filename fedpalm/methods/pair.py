@@ -42,6 +42,12 @@ class PairSite(SingleModelSite):
         self.own_dropout: torch.Generator = generator(
             self.seed, self.site, context.round, "dropout-closed"
         )
+        if context.round == 1:
+            # The public values that both begin at may come from a warm start.
+            theirs = named_tensors(self.learner.model)
+            with torch.no_grad():
+                for name, tensor in named_tensors(self.own.model).items():
+                    tensor.copy_(theirs[name])
 
     def learn(self, learning: bool) -> None:
         super().learn(learning)
