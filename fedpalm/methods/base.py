@@ -49,7 +49,8 @@ class SiteMethod(Protocol):
     """One site's half of a method: private state inside, shared vector in, update out.
 
     Everything is deterministic in (plan seed, site, round, state) with a fixed thread count, so a
-    round that is trained again after a crash yields the same bytes.
+    round that is trained again after a crash yields the same bytes. Under differential privacy it is drawn
+    anew, and charged anew.
     """
 
     layout: Layout

@@ -8,7 +8,8 @@ the number of steps. Adam's moments are begun anew every round and are not count
 
 Shared and kept: as in FedAvg. The sum is that of n_i d_i, n_i and n_i tau_i. All sites make the same
 number of epochs, which cancels: tau_i is counted in steps an epoch, so that the sums stay small. The
-codec's bounds hold for d_i, n_i and n_i tau_i / STEPS_UNIT. With tau_i equal it is FedAvg.
+codec's bounds hold for d_i, n_i and n_i tau_i / STEPS_UNIT. With tau_i equal it is FedAvg, and so it is
+under differential privacy: the steps are the plan's, and tau_i counts as 1.
 """
 
 from __future__ import annotations
@@ -27,6 +28,6 @@ class FedNovaSite(SingleModelSite):
     method = "fednova"
 
     def update(self, delta: FloatVector, steps: int, metrics: dict[str, float]) -> SiteUpdate:
-        weight, tau = float(len(self.images.labels)), steps / self.training.local_epochs
-        stats = {"steps": weight * tau / STEPS_UNIT}
-        return SiteUpdate(delta / np.float32(tau), weight, stats, metrics)
+        tau = 1.0 if self.private_training else steps / self.training.local_epochs
+        stats = {"steps": self.weight * tau / STEPS_UNIT}
+        return SiteUpdate(delta / np.float32(tau), self.weight, stats, metrics)

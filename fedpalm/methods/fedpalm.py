@@ -33,6 +33,7 @@ from ..errors import LayoutMismatchError
 from ..layout import CLOSED_SET_EXPERT, FloatVector
 from ..models.build import Expert, build_expert
 from ..plan import TrainingSettings
+from ..privacy.randomness import Randomness
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
 from .pair import PairSite
 from .training import Batch, Learner, RoundViews, export_tensors, import_tensors
@@ -63,9 +64,14 @@ class FedPalmSite(PairSite):
     method = "fedpalm"
 
     def __init__(
-        self, training: TrainingSettings, seed: int, site: str, images: SiteImages
+        self,
+        training: TrainingSettings,
+        seed: int,
+        site: str,
+        images: SiteImages,
+        randomness: Randomness | None = None,
     ) -> None:
-        super().__init__(training, seed, site, images)
+        super().__init__(training, seed, site, images, randomness)
         self._received: dict[str, Expert] = {}
         self._interacting = self._frozen = False
 
@@ -180,6 +186,9 @@ class FedPalmSite(PairSite):
     def _set_progress(self, *, interacting: bool, frozen: bool) -> None:
         """Line 20: from R/3 on TEIM is on, and the closed-set expert frozen."""
         self._interacting, self._frozen = interacting, frozen
+        for learner in (self.learner, self.own):
+            if learner.model.teim is not None:
+                learner.model.teim.requires_grad_(interacting)
         self.own.model.expert.learn(not frozen)
 
     def _features(self, inputs: Tensor) -> Features:

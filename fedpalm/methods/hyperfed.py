@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ..models.backbones import BACKBONES
 from ..plan import TrainingSettings
+from ..privacy.randomness import Randomness
 from .base import SiteImages
 from .single import SingleModelSite
 from .training import generator, named_tensors
@@ -53,9 +54,14 @@ class HyperFedSite(SingleModelSite):
     method = "hyperfed"
 
     def __init__(
-        self, training: TrainingSettings, seed: int, site: str, images: SiteImages
+        self,
+        training: TrainingSettings,
+        seed: int,
+        site: str,
+        images: SiteImages,
+        randomness: Randomness | None = None,
     ) -> None:
-        super().__init__(training, seed, site, images)
+        super().__init__(training, seed, site, images, randomness)
         sizes = torch.tensor(BACKBONES[training.backbone].map_sizes)
         self._map_of = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
         random = generator(seed, site, 0, "hypernetwork")

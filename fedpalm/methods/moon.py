@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ..layout import FloatVector
 from ..plan import TrainingSettings
+from ..privacy.randomness import Randomness
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
 from .single import SingleModelSite
 from .training import Batch, RoundViews
@@ -44,9 +45,14 @@ class MoonSite(SingleModelSite):
     method = "moon"
 
     def __init__(
-        self, training: TrainingSettings, seed: int, site: str, images: SiteImages
+        self,
+        training: TrainingSettings,
+        seed: int,
+        site: str,
+        images: SiteImages,
+        randomness: Randomness | None = None,
     ) -> None:
-        super().__init__(training, seed, site, images)
+        super().__init__(training, seed, site, images, randomness)
         self._previous: FloatVector | None = None
 
     def begin_round(self, context: RoundContext, shared: FloatVector, views: RoundViews) -> None:

@@ -14,15 +14,10 @@ from torch import Tensor
 
 from ..layout import FloatVector
 from ..plan import TrainingSettings
+from ..privacy.randomness import Randomness
 from .base import RoundContext, SiteImages, SiteUpdate
 from .single import SingleModelSite
-from .training import (
-    Learner,
-    RoundViews,
-    derive_seed,
-    generator,
-    named_tensors,
-)
+from .training import Learner, RoundViews, named_tensors
 
 _OWN, _OWN_HEAD = "closed_set.", "head.closed."
 
@@ -31,17 +26,20 @@ class PairSite(SingleModelSite):
     """One site's half: ``learner`` has the shared model, ``own`` the site's."""
 
     def __init__(
-        self, training: TrainingSettings, seed: int, site: str, images: SiteImages
+        self,
+        training: TrainingSettings,
+        seed: int,
+        site: str,
+        images: SiteImages,
+        randomness: Randomness | None = None,
     ) -> None:
-        super().__init__(training, seed, site, images)
+        super().__init__(training, seed, site, images, randomness)
         self.load_shared(self.initial_vector())
-        self.own = Learner(deepcopy(self.learner.model), training, images.classes)
-        self.own.draw_head(derive_seed(seed, site, 0, "head"))
+        self.own = Learner(deepcopy(self.learner.model), deepcopy(self.learner.head), training)
 
     def begin_round(self, context: RoundContext, shared: FloatVector, views: RoundViews) -> None:
-        self.own_dropout: torch.Generator = generator(
-            self.seed, self.site, context.round, "dropout-closed"
-        )
+        seed = self.round_seed(context, "dropout-closed")
+        self.own_dropout = torch.Generator().manual_seed(seed)
         if context.round == 1:
             # The public values that both begin at may come from a warm start.
             theirs = named_tensors(self.learner.model)

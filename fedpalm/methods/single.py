@@ -2,7 +2,8 @@
 
 A round starts from the shared tensors as they came and the private ones as they were left, trains all of
 them with the head for ``local_epochs``, and returns n_i (w_i - w) of the shared ones. Methods differ in
-the hooks: what is added to the loss, to the gradients, or done to the update.
+the hooks: what is added to the loss, to the gradients, or done to the update. Under a plan with
+differential privacy the same hooks are called for one person at a time (:mod:`.private`).
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ from ..layout import OPEN_SET, FloatVector, Layout
 from ..models.build import PalmModel
 from ..models.teim import Teim
 from ..plan import TrainingSettings
+from ..privacy.randomness import Randomness, SecretRandom
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
 from .normalise import OwnPeople
+from .private import check_state, is_private, public_head, train_privately, units
 from .template import anatomy_of, model_template
 from .training import (
     Batch,
+    Head,
     Learner,
     Outputs,
     RoundViews,
     check_names,
     derive_seed,
-    generator,
+    drawn_head,
     import_into,
     named_tensors,
     optimiser,
@@ -47,12 +51,19 @@ class SingleModelSite:
     method: ClassVar[str]
 
     def __init__(
-        self, training: TrainingSettings, seed: int, site: str, images: SiteImages
+        self,
+        training: TrainingSettings,
+        seed: int,
+        site: str,
+        images: SiteImages,
+        randomness: Randomness | None = None,
     ) -> None:
         template = model_template(self.method, training, seed)
         anatomy = anatomy_of(self.method, training)
         self.layout, self.expert_layout = template.layout, template.expert_layout
         self.training, self.seed, self.site, self.images = training, seed, site, images
+        self.private_training = is_private(training)
+        self.randomness = randomness or SecretRandom()
         self._initial = template.initial
         model = PalmModel(
             training.backbone,
@@ -61,8 +72,7 @@ class SingleModelSite:
             covariance=training.template_normaliser == "federation",
         )
         model.eval()
-        self.learner = Learner(model, training, images.classes)
-        self.learner.draw_head(derive_seed(seed, site, 0, "head"))
+        self.learner = Learner(model, self._head(model.template_length), training)
         tensors = named_tensors(model)
         shared = [one.name.removeprefix(OPEN_SET) for one in self.layout.tensors]
         self.shared = {name: tensors.pop(name) for name in shared}
@@ -93,11 +103,16 @@ class SingleModelSite:
 
     def update(self, delta: FloatVector, steps: int, metrics: dict[str, float]) -> SiteUpdate:
         """What the site gives for a round of ``steps`` optimiser steps."""
-        return SiteUpdate(delta, float(len(self.images.labels)), metrics=metrics)
+        return SiteUpdate(delta, self.weight, metrics=metrics)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What a step moves."""
         return self.learner.parameter_groups()
+
+    @property
+    def weight(self) -> float:
+        """Of the update: n_i, which is data; 1 under differential privacy."""
+        return 1.0 if self.private_training else float(len(self.images.labels))
 
     # --- the method -------------------------------------------------------------------------------
 
@@ -107,29 +122,33 @@ class SingleModelSite:
     def train_round(self, context: RoundContext, shared: FloatVector) -> SiteUpdate:
         torch.set_num_threads(self.training.threads)
         self.load_shared(shared)
-        views = RoundViews(
-            self.images,
-            self.training,
-            derive_seed(self.seed, self.site, context.round, "batches"),
-        )
+        views = RoundViews(self.images, self.training, self.round_seed(context, "batches"))
         self.begin_round(context, shared, views)
         normaliser = self.learner.model.normaliser
         people = OwnPeople.of(views.all(), views.labels, self.embed) if normaliser else None
         self.learn(True)
         adam = optimiser(*self.parameter_groups())
-        dropout = generator(self.seed, self.site, context.round, "dropout")
-        steps = 0
-        for batch in views.batches():
-            adam.zero_grad()
-            self.loss(batch, dropout).backward()  # type: ignore[no-untyped-call]
-            self.adjust_gradients()
-            adam.step()
-            steps += 1
+        dropout = torch.Generator().manual_seed(self.round_seed(context, "dropout"))
+        steps, metrics = 0, dict[str, float]()
+        if self.private_training:
+            privacy = self.training.privacy
+            metrics = train_privately(
+                units(self.images, privacy), views, privacy, self.randomness, adam,
+                lambda batch: self.loss(batch, dropout), self.adjust_gradients,
+            )  # fmt: skip
+            steps = privacy.steps
+        else:
+            for batch in views.batches():
+                adam.zero_grad()
+                self.loss(batch, dropout).backward()  # type: ignore[no-untyped-call]
+                self.adjust_gradients()
+                adam.step()
+                steps += 1
         self.learn(False)
         if normaliser is not None and people is not None:
             normaliser.within.copy_(people.to_share())
         delta = self.shared_vector() - shared
-        metrics = self.learner.take_losses("open")
+        metrics |= self.learner.take_losses("open")
         metrics["update.max_abs"] = float(np.abs(delta).max(initial=0.0))
         return self.update(delta, steps, metrics)
 
@@ -141,6 +160,8 @@ class SingleModelSite:
         }
 
     def load_state(self, tensors: Tensors) -> None:
+        if self.private_training:
+            check_state(self.training, HEAD + "places", tensors)
         targets = self._private_state()
         check_names(tensors, targets)
         for prefix, found in targets.items():
@@ -195,6 +216,12 @@ class SingleModelSite:
             parts = [unit(embed(inputs)) for inputs in batches]
         return stack(parts, length or self.learner.model.template_length)
 
+    def round_seed(self, context: RoundContext, purpose: str) -> int:
+        """Of what is random in a round; nobody else's under differential privacy."""
+        if self.private_training:
+            return self.randomness.seed()
+        return derive_seed(self.seed, self.site, context.round, purpose)
+
     def load_shared(self, shared: FloatVector) -> None:
         import_into(self.shared, OPEN_SET, self.layout.unflatten(shared))
 
@@ -203,6 +230,13 @@ class SingleModelSite:
         return self.layout.flatten(
             {OPEN_SET + name: tensor.detach().numpy() for name, tensor in self.shared.items()}
         )
+
+    def _head(self, length: int) -> Head:
+        people = self.images.classes
+        if self.private_training:
+            return public_head(self.training, length, self.seed, people, self.randomness)
+        seed = derive_seed(self.seed, self.site, 0, "head")
+        return drawn_head(people, length, self.training, seed)
 
     def _private_state(self) -> dict[str, dict[str, Tensor]]:
         """Tensors that stay at the site, by prefix and name."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from ..canonical import domain_hash
 from ..plan import Plan, TrainingSettings
 from .base import SiteImages, SiteMethod
 from .rehearsal import RehearsalMethod
+
+if TYPE_CHECKING:  # it imports torch
+    from ..privacy.randomness import Randomness
 
 _SITES = {
     "local": ("local", "LocalSite"),
@@ -24,14 +28,21 @@ _SITES = {
 }
 
 
-def build_site_method(plan: Plan, site: str, images: SiteImages) -> SiteMethod:
-    """The method of ``plan`` for one site."""
+def build_site_method(
+    plan: Plan, site: str, images: SiteImages, *, randomness: Randomness | None = None
+) -> SiteMethod:
+    """The method of ``plan`` for one site.
+
+    Args:
+        randomness: of training with differential privacy; secret if left out.
+    """
     draft = plan.draft
     if draft.method == "rehearsal":
         return RehearsalMethod(plan, site)
     return build_site(
-        draft.method, draft.training, draft.seed, site, images, rounds_seed=training_seed(plan)
-    )
+        draft.method, draft.training, draft.seed, site, images,
+        rounds_seed=training_seed(plan), randomness=randomness,
+    )  # fmt: skip
 
 
 def build_site(
@@ -42,14 +53,17 @@ def build_site(
     images: SiteImages,
     *,
     rounds_seed: int | None = None,
+    randomness: Randomness | None = None,
 ) -> SiteMethod:
     """As :func:`build_site_method`; ``local`` too, which no plan can name: it shares nothing.
 
     Args:
         seed: of the initial model and heads; of the rounds too if ``rounds_seed`` is left out.
+        randomness: of training with differential privacy; secret if left out.
     """
     module, name = _SITES[method]
-    built = getattr(import_module(f".{module}", __package__), name)(training, seed, site, images)
+    made_by = getattr(import_module(f".{module}", __package__), name)
+    built = made_by(training, seed, site, images, randomness)
     if rounds_seed is not None:
         built.seed = rounds_seed
     made: SiteMethod = built

@@ -2,7 +2,7 @@
 
 Everything random is drawn from generators seeded by (plan seed, site, round, purpose); no global
 generator is read, and nothing random outlives a round. So a round trained again from the same state
-gives the same bytes.
+gives the same bytes, unless its plan asks for differential privacy (:mod:`.private`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from ..errors import LayoutMismatchError
 from ..losses.hybrid import hybrid_loss
 from ..models.arcface import ArcFace
 from ..models.build import PalmModel, prepare, take
+from ..models.public_head import PublicHead
 from ..plan import BackboneName, TrainingSettings
 from .base import SiteImages, Tensors
 
 TEMPLATE_BATCH = 64
+
+Head = ArcFace | PublicHead
 
 
 def derive_seed(seed: int, site: str, round_number: int, purpose: str) -> int:
@@ -58,7 +61,9 @@ class RoundViews:
         self._training = training
         self._count = len(images.labels)
         self._labels = torch.tensor(images.labels)
-        pairs = min(training.views, training.local_epochs)
+        private = training.privacy.unit != "none"
+        turns = training.privacy.steps if private else training.local_epochs
+        pairs = self._pairs = min(training.views, turns)
         views = [augment(images.images, self._rng) for _ in range(2 * pairs)]
         self.prepared = prepare(training.backbone, torch.tensor(np.concatenate(views)))
         self.size = 2 * pairs * self._count
@@ -81,11 +86,15 @@ class RoundViews:
         """All local epochs of a round; an epoch is cut into batches of nearly equal size."""
         count, training = self._count, self._training
         for epoch in range(training.local_epochs):
-            first = 2 * count * (epoch % training.views)
             order = torch.from_numpy(self._rng.permutation(count))
             for chosen in order.tensor_split(-(-count // training.batch_size)):
-                views = torch.cat([first + chosen, first + count + chosen])
-                yield Batch(self.take(views), self._labels[chosen].repeat(2), views)
+                yield self.batch(chosen, epoch)
+
+    def batch(self, chosen: Tensor, turn: int) -> Batch:
+        """Both views of the (n,) images ``chosen``, of the pair whose turn it is."""
+        first = 2 * self._count * (turn % self._pairs)
+        views = torch.cat([first + chosen, first + self._count + chosen])
+        return Batch(self.take(views), self._labels[chosen].repeat(2), views)
 
 
 class Outputs(NamedTuple):
@@ -98,23 +107,14 @@ class Outputs(NamedTuple):
 class Learner:
     """A model with its head; a new optimiser every round (its moments are not carried over)."""
 
-    def __init__(self, model: PalmModel, training: TrainingSettings, classes: int) -> None:
-        self.model = model
-        self.head = ArcFace(
-            classes, model.template_length, training.arcface_scale, training.arcface_margin
-        )
-        self.training = training
+    def __init__(self, model: PalmModel, head: Head, training: TrainingSettings) -> None:
+        self.model, self.head, self.training = model, head, training
         self._losses: list[tuple[float, ...]] = []
-
-    def draw_head(self, seed: int) -> None:
-        """Random prototypes, from this site's seed."""
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            self.head.prototypes.normal_(0.0, self.model.template_length**-0.5, generator=generator)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters; alpha and beta of the TEIM at their own learning rate."""
-        fusion = list(self.model.teim.parameters()) if self.model.teim else []
+        scalars = self.model.teim.parameters() if self.model.teim else ()
+        fusion = [parameter for parameter in scalars if parameter.requires_grad]
         rest = [
             parameter
             for module in (self.model.expert, self.model.embedding, self.head)
@@ -143,11 +143,21 @@ class Learner:
         return loss.total
 
     def take_losses(self, prefix: str) -> dict[str, float]:
-        """Mean losses since the last call, as metrics."""
+        """Mean losses since the last call, as metrics; none if there were none."""
+        if not self._losses:
+            return {}
         means = np.mean(self._losses, axis=0)
         self._losses.clear()
         names = ("loss", "cross_entropy", "contrast")
         return {f"{prefix}.{name}": float(mean) for name, mean in zip(names, means, strict=True)}
+
+
+def drawn_head(classes: int, length: int, training: TrainingSettings, seed: int) -> ArcFace:
+    """Random prototypes, from a site's seed."""
+    head = ArcFace(classes, length, training.arcface_scale, training.arcface_margin)
+    with torch.no_grad():
+        head.prototypes.normal_(0.0, length**-0.5, generator=torch.Generator().manual_seed(seed))
+    return head
 
 
 def optimiser(*groups: dict[str, Any]) -> torch.optim.Optimizer:
@@ -186,9 +196,11 @@ def check_names(tensors: Mapping[str, object], prefixes: Iterable[str]) -> None:
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and running statistics of a module by name."""
+    """Parameters, running statistics and places of a module by name."""
     return dict(module.named_parameters()) | {
-        name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()
+        name: buffer
+        for name, buffer in module.named_buffers()
+        if not name.endswith("num_batches_tracked")
     }
 
 
@@ -219,10 +231,10 @@ def import_into(
         raise LayoutMismatchError(f"{prefix}* tensors differ from the model: {', '.join(odd[:5])}")
     with torch.no_grad():
         for name, target in targets.items():
-            array = tensors[prefix + name]
-            if array.dtype != np.float32 or array.shape != tuple(target.shape):
+            array, own = tensors[prefix + name], target.detach().numpy()
+            if array.dtype != own.dtype or array.shape != own.shape:
                 raise LayoutMismatchError(
                     f"{prefix}{name}: got {array.dtype} {array.shape}, "
-                    f"model float32 {tuple(target.shape)}"
+                    f"model {own.dtype} {own.shape}"
                 )
             target.copy_(torch.tensor(array))

@@ -30,9 +30,15 @@ class ArcFace(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """(B, D) embeddings and (B,) int64 labels -> (B, C) logits."""
         cosines = F.linear(F.normalize(embeddings), F.normalize(self.prototypes))
-        own = cosines.gather(1, labels[:, None]).clamp(-1 + _EDGE, 1 - _EDGE)
-        sines = torch.sqrt(1 - own**2)
-        shifted = own * math.cos(self.margin) - sines * math.sin(self.margin)
-        beyond = own - self.margin * math.sin(self.margin)
-        margined = torch.where(own > -math.cos(self.margin), shifted, beyond)
-        return self.scale * cosines.scatter(1, labels[:, None], margined)
+        return margin_logits(cosines, labels, self.scale, self.margin)
+
+
+def margin_logits(cosines: Tensor, own: Tensor, scale: float, margin: float) -> Tensor:
+    """(B, C) cosines and the (B,) own column of each -> (B, C) logits."""
+    column = own[:, None]
+    cosine = cosines.gather(1, column).clamp(-1 + _EDGE, 1 - _EDGE)
+    sine = torch.sqrt(1 - cosine**2)
+    shifted = cosine * math.cos(margin) - sine * math.sin(margin)
+    beyond = cosine - margin * math.sin(margin)
+    margined = torch.where(cosine > -math.cos(margin), shifted, beyond)
+    return scale * cosines.scatter(1, column, margined)
