@@ -46,6 +46,7 @@ from fedpalm.secagg.codec import FixedPointCodec
 
 from . import instructions
 from .amendment import check_continues, check_unspent
+from .checkpoints import CheckpointDesk
 from .conducted import ConductedRun
 from .facts import (
     AnswerGone,
@@ -62,7 +63,9 @@ log = logging.getLogger(__name__)
 
 
 class Conductor:
-    """All runs of a coordinator; ``updates`` takes what sites deliver, ``masking`` what they say masked.
+    """All runs of a coordinator.
+
+    ``updates`` takes what sites deliver, ``masking`` what they say masked, ``checkpoints`` their logs'.
 
     Args:
         records: where they are stored; read on construction, see :meth:`restart`.
@@ -75,6 +78,7 @@ class Conductor:
         self._loop = RunLoop(records, outside, clock, notary)
         self.masking = self._loop.masking
         self.updates = UpdateDesk(self._loop, records, notary)
+        self.checkpoints = CheckpointDesk(self._loop, records, notary)
         self._connected: set[str] = set()
 
     def restart(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedpalm.exchange.terms import ExchangeTerms
+from fedpalm.ledger.checkpoint import GivenCheckpoint
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.rounds.events import CloseRound, RoundRef
 from fedpalm.rounds.run import EndRun
@@ -33,6 +34,12 @@ def heartbeat() -> pb.Instruction:
 
 def run_offer(run_id: str, plan_hash: bytes) -> pb.Instruction:
     return pb.Instruction(run_offer=pb.RunOffer(run_id=run_id, plan_hash=plan_hash))
+
+
+def prepare(run_id: str, ref: RoundRef, newest: GivenCheckpoint | None) -> pb.Instruction:
+    """``newest`` is the site's newest checkpoint here: a copy of its home from before knows it not."""
+    held = to_wire(newest.signed) if newest is not None else None
+    return pb.Instruction(prepare=pb.PrepareRound(ref=round_ref(run_id, ref), newest=held))
 
 
 def train(run_id: str, ref: RoundRef, manifest: SignedStatement) -> pb.Instruction:

@@ -7,16 +7,18 @@ anchors with the key of its admission, and if they are about what they came for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from cryptography import x509
 
 from fedpalm.clock import Clock
 from fedpalm.errors import HashMismatchError, IdentityError, ResourceError, SenderMismatchError
+from fedpalm.ledger.checkpoint import Checkpoint
 from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.keys import VerifyingKey
 from fedpalm.pki.request import signing_key_of
+from fedpalm.pki.signing import key_id
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
@@ -75,6 +77,7 @@ class Notary:
         ref: RoundRef,
         cohort: Sequence[str],
         model_hash: str,
+        checkpoints: Mapping[str, str],
     ) -> SignedStatement:
         """The manifest that follows ``head``; nothing is signed that a site would have to refuse.
 
@@ -93,6 +96,7 @@ class Notary:
             cohort=list(cohort),
             signing_keys={site: self._present_key(site) for site in cohort},
             model_hash=model_hash,
+            checkpoints=dict(checkpoints),
             sealed_ms=self._now_ms(),
         )
         follow(head, manifest, plan, run_id)
@@ -168,6 +172,24 @@ class Notary:
                 next_step="compare what the sites hold: fedpalm-participant manifests",
             )
         return found
+
+    def checkpoint(self, signed: SignedStatement, site: str) -> Checkpoint:
+        """The site's checkpoint of its log, for whatever attempt.
+
+        Raises:
+            ProtocolError, IdentityError, WrongRoleError: not one that the site it names has signed, with
+                its present key, of the log of that key.
+            SenderMismatchError: of another site than the one that sent it.
+        """
+        found = Checkpoint.open(signed, self.anchors, now=self._clock.now())
+        _check_sender(found.site, site, "checkpoint")
+        self.require_present_key(site, signing_key_of(signed.chain[0]))
+        return found
+
+    def present_log(self, site: str) -> str:
+        """The key id, in hex, that the site's log goes by now; empty for one that is not a member."""
+        raw = self._signing_key(site)
+        return key_id(VerifyingKey.from_public_bytes(raw)).hex() if raw is not None else ""
 
     def require_present_key(self, site: str, key: VerifyingKey) -> None:
         """Raises IdentityError unless this is the key that the site was last admitted with."""

@@ -10,7 +10,9 @@ from functools import partial
 from fedpalm.clock import Clock
 from fedpalm.errors import NotFoundError, ResourceError, StateError
 from fedpalm.rounds.events import (
+    CLOSING,
     Aggregate,
+    AskCheckpoints,
     CloseRound,
     CohortPersisted,
     PersistCohort,
@@ -36,6 +38,7 @@ from fedpalm.secagg.codec import BYTES_PER_VALUE
 from fedpalm.wire.v1 import federation_pb2 as pb
 
 from . import instructions
+from .checkpoint_records import CheckpointRow
 from .conducted import ConductedRun
 from .facts import Fact, ManifestRow
 from .masking import MaskingDesk
@@ -134,7 +137,7 @@ class RunLoop:
         facts: Sequence[Fact],
     ) -> None:
         """Store a step; the cohort that it seals, if any, together with its signed manifest."""
-        manifest = self._new_manifest(conducted, run, effects)
+        manifest = self._new_manifest(conducted, run, effects, facts)
         if manifest is not None:
             facts = (*facts, manifest)
         self._records.save(conducted.run_id, run, effects, self.now_ms(), facts)
@@ -142,17 +145,48 @@ class RunLoop:
             conducted.sealed(manifest.signed)
 
     def _new_manifest(
-        self, conducted: ConductedRun, run: Run, effects: Sequence[RunEffect]
+        self,
+        conducted: ConductedRun,
+        run: Run,
+        effects: Sequence[RunEffect],
+        facts: Sequence[Fact],
     ) -> ManifestRow | None:
         """Of a cohort that is sealed in this step; one that was stored before a restart has its own."""
         run_id, head = conducted.run_id, conducted.head
         for effect in effects:
             if isinstance(effect, PersistCohort) and effect.ref != head.ref:
                 signed = self._notary.manifest(
-                    run_id, conducted.plan, head, effect.ref, effect.cohort, run.model_hash
+                    run_id,
+                    conducted.plan,
+                    head,
+                    effect.ref,
+                    effect.cohort,
+                    run.model_hash,
+                    self._checkpoints(conducted, effect.ref, effect.cohort, facts),
                 )
                 return ManifestRow(run_id, head.size, effect.ref, signed)
         return None
+
+    def _checkpoints(
+        self,
+        conducted: ConductedRun,
+        ref: RoundRef,
+        cohort: Sequence[str],
+        facts: Sequence[Fact],
+    ) -> dict[str, str]:
+        """By site, the hash of the checkpoint that it gave for the attempt; the last one with this step."""
+        if not conducted.plan.witnessed:
+            return {}
+        found = {
+            site: self._records.checkpoints.of_attempt(
+                conducted.run_id, ref, site, self._notary.present_log(site)
+            )
+            for site in cohort
+        }
+        for fact in facts:
+            if isinstance(fact, CheckpointRow):
+                found[fact.checkpoint.site] = fact.checkpoint.hash.hex()
+        return found
 
     def _follow_up(self, run_id: str, received: RunInput) -> None:
         """Feed what could not be stored before, unless an operator or a deadline was faster."""
@@ -167,6 +201,8 @@ class RunLoop:
         match effect:
             case RoundOpened(ref=ref):
                 return self._room_for_round(run_id, ref, conducted)
+            case AskCheckpoints(ref=ref, sites=sites):
+                self._ask_checkpoints(run_id, ref, sites)
             case StartTimer(ref=ref, kind=TimerKind.MASKING, at_ms=at_ms):
                 return self.masking.begin(conducted, ref, at_ms, self.now_ms() + RESTART_GRACE_MS)
             case StartTimer(ref=ref, kind=kind, at_ms=at_ms):
@@ -196,8 +232,15 @@ class RunLoop:
             case EndRun(completed=completed, reason=reason):
                 ended = "completed" if completed else "aborted"
                 log.info("%s: %s%s", run_id, ended, f": {reason}" if reason else "")
+                if conducted.plan.witnessed:
+                    self._ask_checkpoints(run_id, CLOSING, sorted(conducted.run.joined))
                 self._tell(conducted.roster, instructions.run_ended(run_id, effect))
         return None
+
+    def _ask_checkpoints(self, run_id: str, ref: RoundRef, sites: Sequence[str]) -> None:
+        for site in sites:
+            newest = self._records.checkpoints.newest(site, self._notary.present_log(site))
+            self._outside.instruct(site, instructions.prepare(run_id, ref, newest))
 
     def _sum_up(self, run_id: str, conducted: ConductedRun, effect: Aggregate) -> RunInput | None:
         """Have the sum formed; of a masked attempt after a restart, with what its sites had said."""

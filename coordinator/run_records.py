@@ -16,6 +16,7 @@ from fedpalm.plan import Plan
 from fedpalm.rounds.events import Aggregate, CloseRound, PersistCohort, PublishModel, RoundRef
 from fedpalm.rounds.run import RoundOpened, Run, RunEffect, RunTerms
 
+from .checkpoint_records import CheckpointRecords
 from .facts import Fact, UpdateRow
 from .masking_records import MaskingRecords, forget
 from .store import Store
@@ -39,12 +40,13 @@ class StoredRun:
 class RunRecords:
     """The tables of runs: their state, history, updates, models, and the statements about them.
 
-    ``masking`` has what was said in their masked attempts.
+    ``masking`` has what was said in their masked attempts, ``checkpoints`` those of sites' logs.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.masking = MaskingRecords(store)
+        self.checkpoints = CheckpointRecords(store)
 
     def create(self, run_id: str, plan: Plan, offer: SignedStatement, at_ms: int) -> StoredRun:
         """A new run whose initial model is durable already."""

@@ -126,6 +126,33 @@ CREATE TABLE countersignatures (
     PRIMARY KEY (run_id, round, attempt, site)
 ) STRICT;
 
+-- Checkpoints of sites' logs, in the order in which they came; each was verified to go on from the one of the
+-- same log before it. Written with the step of the run that it belongs to.
+CREATE TABLE checkpoints (
+    seq     INTEGER PRIMARY KEY,                 -- order
+    site    TEXT NOT NULL,                       -- whose log
+    key_id  TEXT NOT NULL,                       -- under which signing key: another key has another log
+    size    INTEGER NOT NULL,                    -- entries
+    run_id  TEXT NOT NULL,                       -- what it was given for; after a restore perhaps no run of table runs
+    round   INTEGER NOT NULL,                    -- as in table attempts; 0: it closes the run
+    attempt INTEGER NOT NULL,                    -- as in table attempts; 0: it closes the run
+    hash    TEXT NOT NULL UNIQUE,                -- of the statement; manifests name it
+    proof   BLOB NOT NULL,                       -- consistency with the one before it: 32-byte hashes
+    signed  BLOB NOT NULL,                       -- SignedStatement of a fedpalm.ledger.checkpoint.Checkpoint
+    UNIQUE (run_id, round, attempt, site, key_id)
+) STRICT;
+CREATE INDEX checkpoints_by_site ON checkpoints (site, seq);
+
+-- Checkpoints that were refused, since they do not go on from the newest one: evidence.
+CREATE TABLE checkpoint_conflicts (
+    site    TEXT NOT NULL,                       -- whose log
+    held    TEXT NOT NULL,                       -- hash of the one in table checkpoints
+    other   TEXT NOT NULL,                       -- hash of the refused one
+    signed  BLOB NOT NULL,                       -- SignedStatement of the refused one
+    came_ms INTEGER NOT NULL,                    -- when it came first
+    PRIMARY KEY (held, other)
+) STRICT;
+
 -- What sites said in the steps of a masked attempt: serialised MaskingMessage. Public keys, ciphertexts,
 -- hashes and signatures; the coordinator has no key to any box. Shares of opened secrets come last, and
 -- the rows of an attempt are deleted when it is over.

@@ -23,7 +23,7 @@ from fedpalm.secagg.codec import BYTES_PER_VALUE
 from fedpalm.text import one_line
 from fedpalm.transport.chunks import SpoolWriter, partial_bytes, send_file
 from fedpalm.transport.peer import Context, current_peer
-from fedpalm.wire import consents, masking
+from fedpalm.wire import checkpoints, consents, masking
 from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as pb
 from fedpalm.wire.v1.federation_pb2_grpc import FederationServicer
@@ -176,6 +176,25 @@ class FederationService(FederationServicer):
     ) -> AsyncIterator[pb.SignedStatement]:
         for signed in self._c.statements.receipts(request.run_id, _caller(context)):
             yield to_wire(signed)
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    async def GiveCheckpoint(
+        self, request: pb.GiveCheckpointRequest, context: Context
+    ) -> pb.GiveCheckpointReply:
+        site, ref = _sender(context, request.site_id), request.ref
+        given = [checkpoints.from_wire(one) for one in request.given]
+        self._c.conductor.checkpoints.give(ref.run_id, _round_ref(ref), site, given)
+        return pb.GiveCheckpointReply()
+
+    async def FetchCheckpoints(
+        self, request: pb.FetchCheckpointsRequest, context: Context
+    ) -> AsyncIterator[pb.GivenCheckpoint]:
+        site, ref = _sender(context, request.site_id), request.ref
+        for given in self._c.conductor.checkpoints.fetch(
+            ref.run_id, _round_ref(ref), site, request.from_seq, request.newest
+        ):
+            yield checkpoints.to_wire(given)
 
     # --- masked attempts --------------------------------------------------------------------------
 

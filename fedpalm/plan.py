@@ -288,6 +288,11 @@ class Plan(Settings):
         return _layout(self.expert_layout)
 
     @property
+    def witnessed(self) -> bool:
+        """Every site gives a checkpoint of its log for each attempt: under differential privacy."""
+        return self.draft.privacy.unit != "none"
+
+    @property
     def rounds_before(self) -> int:
         """Rounds that were committed before this plan's first, by the runs that it continues."""
         return self.continues.rounds_done if self.continues is not None else 0

@@ -6,6 +6,7 @@ Whoever holds it can tell later that the log was cut, rewritten, or put back fro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from cryptography import x509
@@ -67,3 +68,14 @@ class Checkpoint(Statement):
                 f"a checkpoint of site {found.site} names the log of another signing key"
             )
         return found
+
+
+@dataclass(frozen=True)
+class GivenCheckpoint:
+    """A checkpoint as it is given and relayed.
+
+    ``proof`` shows consistency with the one of the same log before it; of the first there is none.
+    """
+
+    signed: SignedStatement
+    proof: tuple[bytes, ...] = ()

@@ -17,12 +17,23 @@ class RoundRef:
         return f"round {self.round}, attempt {self.attempt}"
 
 
+CLOSING = RoundRef(0, 0)
+"""No attempt: the end of a run, for which sites give a last checkpoint."""
+
+
 # --- inputs ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SiteJoined:
     """The site takes part in the run and is connected."""
+
+    site: str
+
+
+@dataclass(frozen=True)
+class CheckpointGiven:
+    """The site's checkpoint for this attempt is verified, and stored with this input."""
 
     site: str
 
@@ -128,6 +139,7 @@ class Restarted:
 
 RoundInput = (
     SiteJoined
+    | CheckpointGiven
     | SiteLeft
     | SiteExpelled
     | JoinDeadline
@@ -164,6 +176,14 @@ class StartTimer:
     ref: RoundRef
     kind: TimerKind
     at_ms: int
+
+
+@dataclass(frozen=True)
+class AskCheckpoints:
+    """Ask these sites for a checkpoint of their logs, this attempt's reservation included."""
+
+    ref: RoundRef
+    sites: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -221,5 +241,7 @@ class CloseRound:
     reason: str
 
 
-Effect = StartTimer | PersistCohort | SendTrain | Aggregate | PublishModel | CloseRound
+Effect = (
+    AskCheckpoints | StartTimer | PersistCohort | SendTrain | Aggregate | PublishModel | CloseRound
+)
 Effects = tuple[Effect, ...]

@@ -6,6 +6,9 @@
     cohort_sealed, collecting --expelled, fewer than quorum left--> aborted
     aggregating --expelled, and its update is in the sum--> aborted
 
+With differential privacy a site counts as joined once it has given a checkpoint of its log for this very
+attempt: whoever is present is asked for one.
+
 Under masking the steps of an attempt are kept elsewhere, and the round waits for their end:
 
     collecting --all steps done, quorum in the sum--> aggregating
@@ -39,6 +42,8 @@ from .events import (
     Aggregate,
     Aggregated,
     AggregationFailed,
+    AskCheckpoints,
+    CheckpointGiven,
     CloseRound,
     CohortPersisted,
     Effects,
@@ -77,7 +82,7 @@ class RoundTerms:
     """What the plan says about every round; times in milliseconds.
 
     ``masked``: a sum has exactly the survivors that the sites agreed on, and none of them can be left out
-    of it later.
+    of it later. ``witnessed``: the cohort is of sites that gave a checkpoint for the attempt.
     """
 
     roster: frozenset[str]
@@ -85,6 +90,7 @@ class RoundTerms:
     join_deadline_ms: int
     round_deadline_ms: int
     masked: bool = False
+    witnessed: bool = False
 
     @property
     def collecting_timer(self) -> TimerKind:
@@ -95,8 +101,9 @@ class RoundTerms:
 class Round:
     """One attempt. ``model_hash`` is the model it starts from; ``result`` the one it committed.
 
-    ``cohort`` is as sealed; ``expelled`` are sites of it, or of the roster, that this attempt goes on
-    without. ``spent``: sites may have given shares for its model; ``lost`` is why it gives no sum.
+    ``prepared`` have given their checkpoints; ``cohort`` is as sealed; ``expelled`` are sites of it, or of
+    the roster, that this attempt goes on without. ``spent``: sites may have given shares for its model;
+    ``lost`` is why it gives no sum.
     """
 
     terms: RoundTerms
@@ -104,6 +111,7 @@ class Round:
     model_hash: str
     state: RoundState = RoundState.OPEN
     present: frozenset[str] = frozenset()
+    prepared: frozenset[str] = frozenset()
     cohort: tuple[str, ...] = ()
     expelled: frozenset[str] = frozenset()
     delivered: Mapping[str, str] = field(default_factory=dict)
@@ -119,8 +127,13 @@ class Round:
         return () if self.lost else tuple(sorted(self.delivered.keys() - self.expelled))
 
     @property
+    def ready(self) -> frozenset[str]:
+        """Sites that a cohort sealed now would have."""
+        return self.present & self.prepared if self.terms.witnessed else self.present
+
+    @property
     def awaited(self) -> frozenset[str]:
-        """Sites whose presence seals the cohort without waiting for the join deadline."""
+        """Sites whose readiness seals the cohort without waiting for the join deadline."""
         return self.terms.roster - self.expelled
 
     @property
@@ -139,6 +152,7 @@ class Round:
             "attempt": self.ref.attempt,
             "model_hash": self.model_hash,
             "state": self.state.value,
+            "prepared": sorted(self.prepared),
             "cohort": list(self.cohort),
             "expelled": sorted(self.expelled),
             "delivered": dict(sorted(self.delivered.items())),
@@ -157,6 +171,7 @@ class Round:
             ref=RoundRef(values["round"], values["attempt"]),
             model_hash=values["model_hash"],
             state=RoundState(values["state"]),
+            prepared=frozenset(values["prepared"]),
             cohort=tuple(values["cohort"]),
             expelled=frozenset(values["expelled"]),
             delivered=dict(values["delivered"]),
@@ -191,7 +206,7 @@ def open_round(
     )
     if _complete(fresh):
         return _seal(fresh)
-    return fresh, (StartTimer(ref, TimerKind.JOIN, deadline_ms),)
+    return fresh, (StartTimer(ref, TimerKind.JOIN, deadline_ms), *_ask(fresh, fresh.present))
 
 
 def step(current: Round, received: RoundInput) -> Step:
@@ -213,11 +228,17 @@ def step(current: Round, received: RoundInput) -> Step:
 
 def _complete(current: Round) -> bool:
     """Is everybody here that can be waited for? Too few wait until the deadline: one may come back."""
-    return current.present == current.awaited and len(current.present) >= current.terms.quorum
+    return current.ready == current.awaited and len(current.ready) >= current.terms.quorum
+
+
+def _ask(current: Round, sites: frozenset[str]) -> Effects:
+    """Under differential privacy: ask those of ``sites`` for checkpoints that have not given theirs."""
+    asked = tuple(sorted(sites - current.prepared))
+    return (AskCheckpoints(current.ref, asked),) if asked and current.terms.witnessed else ()
 
 
 def _seal(current: Round) -> Step:
-    cohort = tuple(sorted(current.present))
+    cohort = tuple(sorted(current.ready))
     sealed = replace(current, state=RoundState.COHORT_SEALED, cohort=cohort, deadline_ms=0)
     return sealed, (PersistCohort(current.ref, cohort),)
 
@@ -259,7 +280,20 @@ def _join_open(current: Round, received: SiteJoined) -> Step:
         present=current.present | {received.site},
         expelled=current.expelled - {received.site},
     )
-    return _seal(joined) if _complete(joined) else (joined, ())
+    return (
+        _seal(joined) if _complete(joined) else (joined, _ask(joined, frozenset({received.site})))
+    )
+
+
+def _prepare(current: Round, received: CheckpointGiven) -> Step:
+    _check_roster(current, received.site)
+    if not current.terms.witnessed:
+        raise IllegalTransitionError(
+            f"{current.ref} asks for no checkpoints: the plan has no differential privacy",
+            safe="the round is unchanged",
+        )
+    prepared = replace(current, prepared=current.prepared | {received.site})
+    return _seal(prepared) if _complete(prepared) else (prepared, ())
 
 
 def _join_later(current: Round, received: SiteJoined) -> Step:
@@ -279,7 +313,12 @@ def _leave(current: Round, received: SiteLeft) -> Step:
 
 
 def _without(current: Round, site: str) -> Round:
-    return replace(current, present=current.present - {site}, expelled=current.expelled | {site})
+    return replace(
+        current,
+        present=current.present - {site},
+        prepared=current.prepared - {site},
+        expelled=current.expelled | {site},
+    )
 
 
 def _expel_open(current: Round, received: SiteExpelled) -> Step:
@@ -325,12 +364,13 @@ def _expel_over(current: Round, received: SiteExpelled) -> Step:
 
 
 def _join_deadline(current: Round, _: JoinDeadline) -> Step:
-    if len(current.present) >= current.terms.quorum:
+    if len(current.ready) >= current.terms.quorum:
         return _seal(current)
     out = f", {len(current.expelled)} are out of this round" if current.expelled else ""
+    did = "gave a checkpoint" if current.terms.witnessed else "joined"
     return _close(
         current,
-        f"{len(current.present)} of {len(current.terms.roster)} sites joined in time{out}, "
+        f"{len(current.ready)} of {len(current.terms.roster)} sites {did} in time{out}, "
         f"quorum {current.terms.quorum}",
     )
 
@@ -500,6 +540,7 @@ _TABLE: dict[tuple[RoundState, type], _Handler] = {
     (_A, SiteJoined): _join_later,
     (_DONE, SiteJoined): _join_later,
     (_GONE, SiteJoined): _join_later,
+    (_O, CheckpointGiven): _prepare,
     **{(state, SiteLeft): _leave for state in RoundState},
     (_O, SiteExpelled): _expel_open,
     (_S, SiteExpelled): _expel_sealed,

@@ -26,7 +26,9 @@ class RoundManifest(Statement):
 
     ``seq`` is the position in the run's chain, from 0; ``previous`` the hash of the manifest before it
     (of the first one: :func:`genesis`); ``model_hash`` the hex SHA-256 of the global vector;
-    ``signing_keys`` the Ed25519 public key (32 bytes, hex) of each site of the cohort, and of no other.
+    ``signing_keys`` the Ed25519 public key (32 bytes, hex) of each site of the cohort, and of no other;
+    ``checkpoints`` the hash of the checkpoint (:mod:`fedpalm.ledger.checkpoint`) that each of them gave for
+    this attempt, empty without differential privacy.
     """
 
     DOMAIN: ClassVar[str] = "round-manifest/v1"
@@ -40,6 +42,7 @@ class RoundManifest(Statement):
     cohort: list[Label] = Field(max_length=MAX_SITES)
     signing_keys: dict[Label, HexHash]
     model_hash: HexHash
+    checkpoints: dict[Label, HexHash] = Field(default_factory=dict)
     sealed_ms: TimeMs
 
     @field_validator("cohort")
@@ -139,6 +142,12 @@ def follow(head: ManifestHead, manifest: RoundManifest, plan: Plan, run_id: str)
             next_step="compare with the other sites: fedpalm-participant manifests",
         )
     _check_round(head, manifest, plan, where)
+    if sorted(manifest.checkpoints) != (manifest.cohort if plan.witnessed else []):
+        raise ProtocolError(
+            f"{where}: it names checkpoints of {len(manifest.checkpoints)} sites, the cohort has "
+            f"{len(manifest.cohort)}; with differential privacy each of it gives one, without none does",
+            safe=_SAFE,
+        )
     if unknown := sorted(set(manifest.cohort) - set(plan.roster)):
         raise NotOnRosterError(f"{where}: not on the roster: {', '.join(unknown[:5])}", safe=_SAFE)
     if len(manifest.cohort) < plan.draft.quorum:

@@ -28,6 +28,7 @@ from typing import Any
 from ..errors import IllegalTransitionError, NotOnRosterError, StaleRoundError
 from ..plan import Plan
 from .events import (
+    CheckpointGiven,
     Effect,
     Restarted,
     Resumed,
@@ -70,6 +71,7 @@ class RunTerms:
                 join_deadline_ms=round(draft.join_deadline_s * 1000),
                 round_deadline_ms=round(draft.round_deadline_s * 1000),
                 masked=draft.masking != "none",
+                witnessed=plan.witnessed,
             ),
         )
 
@@ -443,11 +445,11 @@ def _lost_in_words(run: Run) -> str:
 
 
 def _late(run: Run, received: InRound) -> Advance:
-    """A timer or a result of an earlier attempt means nothing; an update is told so."""
-    if isinstance(received.input, UpdateAccepted):
+    """A timer or a result of an earlier attempt means nothing; an update or a checkpoint is told so."""
+    if isinstance(received.input, UpdateAccepted | CheckpointGiven):
         raise StaleRoundError(
             f"{received.ref} is not the current attempt",
-            safe="the update does not count, and nothing was stored",
+            safe="what came does not count, and nothing was stored",
             next_step="wait for the next instruction",
         )
     return run, ()

@@ -91,7 +91,7 @@ class InstructionsRequest(_message.Message):
     def __init__(self, site_id: _Optional[str] = ...) -> None: ...
 
 class Instruction(_message.Message):
-    __slots__ = ("heartbeat", "run_offer", "train", "round_closed", "run_ended", "exchange_proposed", "seal_experts", "fetch_experts", "exchange_closed", "masking")
+    __slots__ = ("heartbeat", "run_offer", "train", "round_closed", "run_ended", "exchange_proposed", "seal_experts", "fetch_experts", "exchange_closed", "masking", "prepare")
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     RUN_OFFER_FIELD_NUMBER: _ClassVar[int]
     TRAIN_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class Instruction(_message.Message):
     FETCH_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_CLOSED_FIELD_NUMBER: _ClassVar[int]
     MASKING_FIELD_NUMBER: _ClassVar[int]
+    PREPARE_FIELD_NUMBER: _ClassVar[int]
     heartbeat: Heartbeat
     run_offer: RunOffer
     train: TrainRound
@@ -112,7 +113,8 @@ class Instruction(_message.Message):
     fetch_experts: FetchExperts
     exchange_closed: ExchangeClosed
     masking: MaskingStepOpen
-    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., run_offer: _Optional[_Union[RunOffer, _Mapping]] = ..., train: _Optional[_Union[TrainRound, _Mapping]] = ..., round_closed: _Optional[_Union[RoundClosed, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., exchange_proposed: _Optional[_Union[ExchangeProposed, _Mapping]] = ..., seal_experts: _Optional[_Union[SealExperts, _Mapping]] = ..., fetch_experts: _Optional[_Union[FetchExperts, _Mapping]] = ..., exchange_closed: _Optional[_Union[ExchangeClosed, _Mapping]] = ..., masking: _Optional[_Union[MaskingStepOpen, _Mapping]] = ...) -> None: ...
+    prepare: PrepareRound
+    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., run_offer: _Optional[_Union[RunOffer, _Mapping]] = ..., train: _Optional[_Union[TrainRound, _Mapping]] = ..., round_closed: _Optional[_Union[RoundClosed, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., exchange_proposed: _Optional[_Union[ExchangeProposed, _Mapping]] = ..., seal_experts: _Optional[_Union[SealExperts, _Mapping]] = ..., fetch_experts: _Optional[_Union[FetchExperts, _Mapping]] = ..., exchange_closed: _Optional[_Union[ExchangeClosed, _Mapping]] = ..., masking: _Optional[_Union[MaskingStepOpen, _Mapping]] = ..., prepare: _Optional[_Union[PrepareRound, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -143,6 +145,48 @@ class TrainRound(_message.Message):
     ref: RoundRef
     manifest: SignedStatement
     def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., manifest: _Optional[_Union[SignedStatement, _Mapping]] = ...) -> None: ...
+
+class PrepareRound(_message.Message):
+    __slots__ = ("ref", "newest")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_FIELD_NUMBER: _ClassVar[int]
+    ref: RoundRef
+    newest: SignedStatement
+    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., newest: _Optional[_Union[SignedStatement, _Mapping]] = ...) -> None: ...
+
+class GiveCheckpointRequest(_message.Message):
+    __slots__ = ("ref", "site_id", "given")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
+    ref: RoundRef
+    site_id: str
+    given: _containers.RepeatedCompositeFieldContainer[GivenCheckpoint]
+    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., site_id: _Optional[str] = ..., given: _Optional[_Iterable[_Union[GivenCheckpoint, _Mapping]]] = ...) -> None: ...
+
+class GiveCheckpointReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GivenCheckpoint(_message.Message):
+    __slots__ = ("checkpoint", "proof")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: SignedStatement
+    proof: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, checkpoint: _Optional[_Union[SignedStatement, _Mapping]] = ..., proof: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class FetchCheckpointsRequest(_message.Message):
+    __slots__ = ("ref", "site_id", "from_seq", "newest")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    FROM_SEQ_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_FIELD_NUMBER: _ClassVar[int]
+    ref: RoundRef
+    site_id: str
+    from_seq: int
+    newest: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, ref: _Optional[_Union[RoundRef, _Mapping]] = ..., site_id: _Optional[str] = ..., from_seq: _Optional[int] = ..., newest: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class FetchManifestsRequest(_message.Message):
     __slots__ = ("run_id", "from_seq")

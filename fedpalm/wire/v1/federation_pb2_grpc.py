@@ -95,6 +95,16 @@ class FederationStub:
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ListReceiptsRequest.SerializeToString,
                 response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.FromString,
                 _registered_method=True)
+        self.GiveCheckpoint = channel.unary_unary(
+                '/fedpalm.wire.v1.Federation/GiveCheckpoint',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.GiveCheckpointRequest.SerializeToString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.GiveCheckpointReply.FromString,
+                _registered_method=True)
+        self.FetchCheckpoints = channel.unary_stream(
+                '/fedpalm.wire.v1.Federation/FetchCheckpoints',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.FetchCheckpointsRequest.SerializeToString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.GivenCheckpoint.FromString,
+                _registered_method=True)
         self.SendMasking = channel.stream_unary(
                 '/fedpalm.wire.v1.Federation/SendMasking',
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SendMaskingRequest.SerializeToString,
@@ -219,6 +229,21 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GiveCheckpoint(self, request, context):
+        """Under differential privacy, before an attempt is sealed: this site's checkpoint of its log for it, and
+        those before it that the coordinator does not have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchCheckpoints(self, request, context):
+        """Checkpoints of the sites of a run, up to those behind the manifest of an attempt; of each log in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SendMasking(self, request_iterator, context):
         """Masked attempts: this site's message of a step (for boxes: all of them), one header first.
         """
@@ -326,6 +351,16 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.ListReceipts,
                     request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ListReceiptsRequest.FromString,
                     response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.SerializeToString,
+            ),
+            'GiveCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GiveCheckpoint,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.GiveCheckpointRequest.FromString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.GiveCheckpointReply.SerializeToString,
+            ),
+            'FetchCheckpoints': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchCheckpoints,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.FetchCheckpointsRequest.FromString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.GivenCheckpoint.SerializeToString,
             ),
             'SendMasking': grpc.stream_unary_rpc_method_handler(
                     servicer.SendMasking,
@@ -687,6 +722,60 @@ class Federation:
             '/fedpalm.wire.v1.Federation/ListReceipts',
             fedpalm_dot_wire_dot_v1_dot_federation__pb2.ListReceiptsRequest.SerializeToString,
             fedpalm_dot_wire_dot_v1_dot_federation__pb2.SignedStatement.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GiveCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpalm.wire.v1.Federation/GiveCheckpoint',
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.GiveCheckpointRequest.SerializeToString,
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.GiveCheckpointReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedpalm.wire.v1.Federation/FetchCheckpoints',
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.FetchCheckpointsRequest.SerializeToString,
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.GivenCheckpoint.FromString,
             options,
             channel_credentials,
             insecure,

@@ -326,7 +326,7 @@ def test_a_manifest_names_the_present_signing_key_of_each_site_of_its_cohort(wor
     keys = {site: signing_key(site) for site in world.plan.roster}
     notary = Notary(Unchanging(identity()), world.clock, keys.get)
     head, model = ManifestHead.start(world.plan, RUN), world.plan.initial_model
-    asked = (RUN, world.plan, head, RoundRef(1, 1), (A, B), model)
+    asked = (RUN, world.plan, head, RoundRef(1, 1), (A, B), model, {})
     assert RoundManifest.read(notary.manifest(*asked)).signing_keys == {
         A: keys[A].hex(),
         B: keys[B].hex(),
