@@ -1,1 +1,4 @@
-"""What an auditor does with a bundle, offline; imports neither torch nor opacus."""
+"""What an auditor does with one file and no network: read a bundle, verify it, report on it.
+
+Imports neither torch nor opacus.
+"""

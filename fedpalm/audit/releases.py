@@ -1,0 +1,355 @@
+"""What left the site, each payload held against what allows it: one for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..errors import FedPalmError
+from ..exchange.consent import SIGNATURE_DOMAIN as CONSENT_DOMAIN
+from ..exchange.consent import Consent, SignedConsent
+from ..exchange.terms import ExchangeTerms
+from ..ledger.bodies import EntryKind
+from ..ledger.entries import Entry
+from ..methods.contribution import codec_for
+from ..pki.identity import COORDINATOR_NAME, Identity, Role
+from ..pki.statement import SignedStatement
+from ..rounds.receipt import PayloadReceipt
+from .attempts import Attempts, Checkpoints, Place, Witnessed, witnesses_of
+from .charges import Account
+from .findings import AuditStopped, Exit, Finding
+from .log import SEALED_EXPERT, UPDATE, Log
+from .plans import KnownPlan, Plans
+from .trust import Signer, Signers
+
+MESSAGE_BYTES = 256 * 1024
+CONTROL_BYTES = {
+    **dict.fromkeys(
+        (
+            *("answer_plan", "confirm_experts", "consent", "countersign", "download_expert"),
+            *("download_model", "enrol", "fetch_consents", "fetch_countersignatures"),
+            *("fetch_manifests", "fetch_masking", "fetch_plan", "fetch_trust", "hello"),
+            *("instructions", "join_run", "list_receipts", "refusal", "renew", "update_offset"),
+        ),
+        MESSAGE_BYTES,
+    ),
+    # Several messages at once, for each of up to 200 sites.
+    **dict.fromkeys(
+        (
+            *("masking_agreement", "masking_boxes", "masking_complaint", "masking_keys"),
+            "masking_reveal",
+        ),
+        4 * 1024 * 1024,
+    ),
+}
+"""What else a site says, and how large that can be: names, hashes, offsets, keys and statements."""
+SEALING_BYTES = 64 * 1024
+"""More than a sealed expert has besides its tensors."""
+
+
+@dataclass
+class Released:
+    """A payload of weights; ``private`` says that its plan has differential privacy."""
+
+    entry: Entry
+    run: str
+    private: bool
+    receipt: bool = False
+
+
+@dataclass
+class Releases:
+    """Everything that left with weights in it, who witnessed which attempt, and what is wrong."""
+
+    released: list[Released] = field(default_factory=list)
+    witnessed: dict[Place, Witnessed] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def check_updates(
+    log: Log,
+    plans: Plans,
+    attempts: Attempts,
+    account: Account,
+    checkpoints: Checkpoints,
+    owner: Signer,
+    *,
+    faulty: int,
+) -> Releases:
+    """Hold every update against its plan, its manifest and, under differential privacy, its charge.
+
+    Args:
+        faulty: how many of the witnesses may lie.
+    """
+    site, federation = owner.identity.name, owner.identity.federation
+    own_key = owner.key.public_bytes_raw().hex()
+    found = Releases(
+        witnessed={
+            place: witnesses_of(one, plans, checkpoints, site, faulty)
+            for place, one in attempts.items()
+            if plans[one.manifest.run].plan.witnessed
+        }
+    )
+    seen: set[Place] = set()
+    coordinator = Identity(federation, Role.COORDINATOR, COORDINATOR_NAME).uri
+    for entry in log.sent.values():
+        if entry.body["payload"] != UPDATE:
+            continue
+        where = f"log, entry {entry.seq}"
+        known = plans.get(str(entry.body.get("run", "")))
+        if known is None or "attempt" not in entry.body:
+            found.findings.append(_uncharged(where, "an update left outside any plan"))
+            continue
+        body = entry.body
+        place = (known.run, int(body["round"]), int(body["attempt"]))
+        found.released.append(Released(entry, known.run, known.plan.draft.privacy.unit != "none"))
+        wrong = list(_shape(entry, known, coordinator))
+        attempt = attempts.get(place)
+        if attempt is None or not 0 <= attempt.accepted < entry.seq:
+            wrong.append("an update left for an attempt that no manifest asked for")
+        elif attempt.manifest.signing_keys.get(site) != own_key:
+            wrong.append(
+                "an update left for an attempt in whose cohort the site, with this key, was not"
+            )
+        if place in seen:
+            wrong.append("a second update left for one manifest")
+        seen.add(place)
+        if known.plan.witnessed:
+            wrong += _charge(entry, known, account)
+        found.findings += [_uncharged(where, one) for one in wrong]
+        if attempt is None:
+            continue
+        quorum = known.plan.draft.quorum
+        if len(attempt.signers) < quorum or site not in attempt.signers:
+            found.findings.append(
+                _unwitnessed(
+                    where, f"{len(attempt.signers)} sites signed its manifest, quorum {quorum}"
+                )
+            )
+        if known.plan.witnessed:
+            found.findings += _unseen(entry, place, account, found.witnessed[place])
+    return found
+
+
+def _shape(entry: Entry, known: KnownPlan, coordinator: str) -> Iterator[str]:
+    body = entry.body
+    if not known.approved_at(entry.seq):
+        yield "an update left under a plan that the site did not approve then"
+    if body["recipient"] != coordinator:
+        yield f"an update left to {body['recipient']}"
+    if body.get("layout_hash") != known.plan.model_layout.hash.hex():
+        yield "an update left with another layout than the plan's"
+    expected = 4 * codec_for(known.plan).length
+    if body["bytes"] != expected:
+        yield f"an update of {body['bytes']} bytes left, the plan's has {expected}"
+
+
+def _charge(entry: Entry, known: KnownPlan, account: Account) -> Iterator[str]:
+    """The one commit that pays for a round, before its update left; unmasked, the update of this hash."""
+    commits = account.paid.get((known.run, int(entry.body["round"])), [])
+    before = [one for one in commits if one[0] < entry.seq]
+    if not before:
+        yield "an update left that no committed reservation pays for"
+    elif len(commits) > 1:
+        yield "two trainings of the round were committed"
+    elif known.plan.draft.masking == "none" and before[0][2] != entry.body["payload_hash"]:
+        yield "another update left than the one that was paid for"
+
+
+def _unseen(entry: Entry, place: Place, account: Account, by: Witnessed) -> Iterator[Finding]:
+    """The charge must have been in the log that the others signed, before the training that it pays."""
+    where = f"log, entry {entry.seq}"
+    if by.size == 0:
+        yield _unwitnessed(
+            where, f"{len(by.by)} of {by.needed} witnesses signed a checkpoint for it"
+        )
+        return
+    for _, reservation, _ in account.paid.get(place[:2], []):
+        if reservation >= by.size:
+            yield _unwitnessed(where, f"its charge, entry {reservation}, is in no checkpoint of it")
+
+
+# --- the exchange of experts --------------------------------------------------------------------------
+
+
+def check_experts(
+    found: Releases,
+    log: Log,
+    plans: Plans,
+    consents: Sequence[bytes],
+    owner: Identity,
+    signers: Signers,
+) -> None:
+    """Hold every sealed expert against the consents of the whole roster and the site's own approval.
+
+    Raises:
+        AuditStopped: a consent that its site has not signed.
+    """
+    agreed = _consents(consents, signers)
+    approved = {
+        (str(e.body["run"]), str(e.body["exchange"])): e
+        for e in log.of(EntryKind.EXCHANGE_APPROVED)
+    }
+    unclaimed = [
+        (str(e.body["run"]), str(e.body["exchange"]), str(e.body["recipient"]), e.seq)
+        for e in log.of(EntryKind.EXPERT_RELEASED)
+    ]
+    for entry in log.sent.values():
+        if entry.body["payload"] != SEALED_EXPERT:
+            continue
+        body, where = entry.body, f"log, entry {entry.seq}"
+        known = plans.get(str(body.get("run", "")))
+        place = (str(body.get("run", "")), str(body.get("exchange", "")))
+        if known is None or not place[1] or not known.plan.expert_layout:
+            found.findings.append(
+                _uncharged(where, "an expert left outside any exchange of a plan")
+            )
+            continue
+        found.released.append(Released(entry, known.run, known.plan.draft.privacy.unit != "none"))
+        terms = ExchangeTerms.of(known.plan, *place)
+        wrong = list(_expert_shape(entry, known, terms))
+        yes = approved.get(place)
+        said = agreed.get(terms, {})
+        if yes is None or yes.seq > entry.seq:
+            wrong.append("an expert left without this site's approval of the exchange")
+        elif owner.name not in said or said[owner.name].hash.hex() != yes.body["consent_hash"]:
+            wrong.append("an expert left under another consent than the site's approved one")
+        if missing := sorted(set(terms.roster) - set(said)):
+            wrong.append(f"an expert left without the consent of {', '.join(missing[:5])}")
+        claim = next(
+            (c for c in unclaimed if c[:3] == (*place, body["recipient"]) and c[3] < entry.seq),
+            None,
+        )
+        if claim is None:
+            wrong.append("an expert left that no entry says was released")
+        else:
+            unclaimed.remove(claim)
+        found.findings += [_uncharged(where, one) for one in wrong]
+
+
+def _consents(
+    consents: Sequence[bytes], signers: Signers
+) -> dict[ExchangeTerms, dict[str, Consent]]:
+    agreed: dict[ExchangeTerms, dict[str, Consent]] = {}
+    for at, data in enumerate(consents):
+        where = f"consent {at}"
+        try:
+            signed = SignedConsent.from_bytes(data)
+        except FedPalmError as error:
+            raise AuditStopped(Exit.MALFORMED, where, error.what) from None
+        consent = signed.consent
+        signer = signers.signer(signed.chain, where)
+        if signer.identity != Identity(consent.terms.federation, Role.PARTICIPANT, consent.site):
+            raise AuditStopped(
+                Exit.TAMPERED, where, f"{consent.site}'s is signed by {signer.identity}"
+            )
+        signers.check(signer, CONSENT_DOMAIN, consent.signed_bytes, signed.signature, where)
+        of = agreed.setdefault(consent.terms, {})
+        if consent.site in of:
+            raise AuditStopped(Exit.MALFORMED, where, f"{consent.site} says yes twice")
+        of[consent.site] = consent
+    return agreed
+
+
+def _expert_shape(entry: Entry, known: KnownPlan, terms: ExchangeTerms) -> Iterator[str]:
+    body, plan = entry.body, known.plan
+    if not known.approved_at(entry.seq):
+        yield "an expert left under a plan that the site did not approve then"
+    sites = {Identity(plan.federation, Role.PARTICIPANT, site).uri for site in terms.roster}
+    if body["recipient"] not in sites:
+        yield f"an expert left to {body['recipient']}, who is not on the roster"
+    if body.get("layout_hash") != plan.released_layout.hash.hex():
+        yield "an expert left with another layout than the plan's"
+    least = 4 * plan.released_layout.size
+    if not least <= int(body["bytes"]) <= least + SEALING_BYTES:
+        yield f"an expert of {body['bytes']} bytes left, its tensors have {least}"
+
+
+# --- everything else ----------------------------------------------------------------------------------
+
+
+def check_control(found: Releases, log: Log) -> None:
+    """Messages without weights: of a kind that is known, and no larger than it can be."""
+    for payload, (_, _) in sorted(log.control.items()):
+        size, seq = log.large[payload]
+        limit = CONTROL_BYTES.get(payload)
+        where = f"log, entry {seq}"
+        if limit is None:
+            found.findings.append(_uncharged(where, f"a payload of unknown kind {payload!r} left"))
+        elif size > limit:
+            found.findings.append(
+                _uncharged(where, f"a {payload} of {size} bytes left, it has at most {limit}")
+            )
+
+
+def check_receipts(
+    found: Releases,
+    log: Log,
+    receipts: Sequence[SignedStatement],
+    owner: Identity,
+    signers: Signers,
+) -> None:
+    """The coordinator's receipts, each for the payload of the entry that the log names with it.
+
+    Raises:
+        AuditStopped: a receipt that is missing, is not the logged one, or is for something else.
+    """
+    said = {}
+    for at, signed in enumerate(receipts):
+        said[signed.hash.hex()] = signers.open(PayloadReceipt, signed, f"receipt {at}")
+    if len(said) != len(receipts):
+        raise AuditStopped(Exit.MALFORMED, "receipts", "one is there twice")
+    by_seq = {one.entry.seq: one for one in found.released}
+    for entry in log.of(EntryKind.RECEIPT):
+        where = f"log, entry {entry.seq}"
+        receipt = said.pop(str(entry.body["receipt_hash"]), None)
+        if receipt is None:
+            raise AuditStopped(Exit.MALFORMED, where, "the receipt that it names is missing")
+        sent = log.sent.get(int(entry.body["egress"]))
+        if (
+            sent is None
+            or receipt.payload_hash != entry.body["payload_hash"]
+            or _differs(receipt, sent, owner)
+        ):
+            raise AuditStopped(Exit.TAMPERED, where, "its receipt is for something else")
+        if sent.seq in by_seq:
+            by_seq[sent.seq].receipt = True
+    for receipt in said.values():
+        found.findings.append(
+            Finding(
+                Exit.FORKED,
+                f"receipt for {receipt.place}",
+                "the coordinator confirms a payload that the log does not have: it was cut",
+            )
+        )
+
+
+def _differs(receipt: PayloadReceipt, sent: Entry, owner: Identity) -> bool:
+    body = sent.body
+    to = Identity.from_uri(str(body["recipient"]))
+    place = "/".join(str(body[f]) for f in ("run", "round", "attempt", "exchange") if f in body)
+    return (
+        receipt.federation,
+        receipt.site,
+        receipt.payload,
+        receipt.place,
+        receipt.recipient,
+        receipt.payload_hash,
+        receipt.payload_bytes,
+    ) != (
+        owner.federation,
+        owner.name,
+        body["payload"],
+        place,
+        to.name if to.role is Role.PARTICIPANT else "",
+        body["payload_hash"],
+        body["bytes"],
+    )
+
+
+def _uncharged(where: str, what: str) -> Finding:
+    return Finding(Exit.UNCHARGED, where, what)
+
+
+def _unwitnessed(where: str, what: str) -> Finding:
+    return Finding(Exit.UNWITNESSED, where, what)
