@@ -1,7 +1,8 @@
 """A federation in one process: the method objects, codec and server rule of a real run, no network.
 
 What a site would send is encoded, added as integers, decoded and applied as the coordinator does it;
-with a reproducible plan the result equals that of real processes bit for bit.
+with a reproducible plan the result equals that of real processes bit for bit. What is random in a real run
+is seeded here, so a simulation gives the same result again; **its noise protects nobody**.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from typing import Literal
 
 import numpy as np
 
+from ..canonical import domain_hash
 from ..errors import ConfigError
-from ..layout import FloatVector
+from ..layout import OPEN_SET, FloatVector
 from ..methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdate, Tensors
-from ..methods.contribution import codec_for, rounding_key
+from ..methods.contribution import codec_for, derived_rounding_key
 from ..methods.fedpalm import warm_up_rounds
 from ..methods.rules import server_rule
 from ..methods.site import build_site, build_site_method
 from ..methods.template import model_template
 from ..plan import Plan
+from ..privacy.randomness import SeededRandom
 from ..secagg.codec import add_into
 
 LOCAL = "local"
@@ -83,6 +86,7 @@ def simulate(
     *,
     exchange: Exchange | None = None,
     standing: Standing | None = None,
+    initial: Tensors | None = None,
 ) -> SimulationResult:
     """Run all rounds of ``plan`` with ``method``, and the exchange if the method has experts.
 
@@ -93,6 +97,7 @@ def simulate(
         exchange: left out, what the plan says (``freeze`` is the benchmark's alone).
         standing: what ``on_round`` saw after some round; the result is then that of the whole run,
             its ``metrics`` those of the rounds that were left.
+        initial: a warm start by ``open_set.*`` name; left out, the values of the plan's seed.
 
     Raises:
         ConfigError: the sites are not the roster, or the method is not known.
@@ -100,23 +105,36 @@ def simulate(
     """
     if sorted(sites) != list(plan.roster):
         raise ConfigError(f"sites {sorted(sites)} are not the plan's roster {list(plan.roster)}")
+    begin = standing.rounds if standing is not None else 0
+    noise = {site: SeededRandom(_noise_seed(plan, site, begin)) for site in plan.roster}
     if method == LOCAL:
         draft = plan.draft
         methods = {
-            site: build_site(LOCAL, draft.training, draft.seed, site, sites[site])
+            site: build_site(
+                LOCAL, draft.training, draft.seed, site, sites[site], randomness=noise[site]
+            )
             for site in plan.roster
         }
         shared, combine, exchange = np.empty(0, np.float32), _keep, exchange or "never"
+        if initial is not None:
+            own = {f"private.{name.removeprefix(OPEN_SET)}": one for name, one in initial.items()}
+            for site in methods.values():
+                site.load_state({name: own.get(name, one) for name, one in site.state().items()})
     else:
         plan = plan_for(plan, method)
-        methods = {site: build_site_method(plan, site, sites[site]) for site in plan.roster}
+        methods = {
+            site: build_site_method(plan, site, sites[site], randomness=noise[site])
+            for site in plan.roster
+        }
         shared, combine = methods[plan.roster[0]].initial_vector(), _aggregate
+        if initial is not None:
+            layout = methods[plan.roster[0]].layout
+            shared = layout.flatten({one.name: initial[one.name] for one in layout.tensors})
         exchange = exchange or plan.draft.expert_exchange
     if standing is not None:
         shared = standing.shared
         for name, site in methods.items():
             site.load_state(dict(standing.states[name]))
-    begin = standing.rounds if standing is not None else 0
     return _rounds(plan, methods, shared, combine, on_round, exchange, begin)
 
 
@@ -155,6 +173,12 @@ def _rounds(
     return SimulationResult(shared, sites, tuple(history))
 
 
+def _noise_seed(plan: Plan, site: str, begin: int) -> int:
+    """Of a site's draws under DP; a run that goes on after round ``begin`` draws none of them twice."""
+    parts = (plan.draft.seed.to_bytes(8, "big"), site.encode(), begin.to_bytes(4, "big"))
+    return int.from_bytes(domain_hash("simulated-noise/v1", *parts)[:8], "big")
+
+
 def _keep(
     plan: Plan, number: int, shared: FloatVector, updates: dict[str, SiteUpdate]
 ) -> FloatVector:
@@ -168,7 +192,7 @@ def _aggregate(
     codec = codec_for(plan)
     total = np.zeros(codec.length, dtype=np.uint32)
     for site, update in updates.items():
-        key = rounding_key(plan, site, number)
+        key = derived_rounding_key(plan, site, number)
         add_into(total, codec.encode(update.delta, update.weight, update.stats, key))
     stats = codec.decode_stats(total[codec.parameters :])
     deltas = codec.decode_deltas(total[: codec.parameters])

@@ -59,4 +59,9 @@ def rounding_key(plan: Plan, site: str, round_number: int) -> bytes:
     """
     if not plan.draft.reproducible:
         return secrets.token_bytes(32)
+    return derived_rounding_key(plan, site, round_number)
+
+
+def derived_rounding_key(plan: Plan, site: str, round_number: int) -> bytes:
+    """The one of a reproducible plan, 32 bytes, and of every simulation."""
     return domain_hash("rounding/v1", plan.hash, site.encode(), round_number.to_bytes(4, "big"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -220,16 +220,15 @@ def noise_for(epsilon: float, delta: float, sampling_rate: float, steps: int) ->
         raise ConfigError(f"epsilon {epsilon}: it must be a number above 0")
     _checked(delta)
 
-    def enough(thousandths: int) -> bool:
+    def enough(account: Callable[[Charges, float], float], thousandths: int) -> bool:
         try:
-            charge = Charge(thousandths / 1000, sampling_rate, steps)
-            return charged_epsilon([charge], delta) <= epsilon
+            return account((Charge(thousandths / 1000, sampling_rate, steps),), delta) <= epsilon
         except AccountingError:  # so little noise that no accountant can say
             return False
 
-    high = 500
-    while not enough(high):
-        high *= 2
+    low, high = 0, 500
+    while not enough(epsilon_prv, high):
+        low, high = high, 2 * high
         if high > 1_000_000:
             raise AccountingError(
                 f"{steps} steps with q {sampling_rate:g} cannot be had for epsilon {epsilon:g} at "
@@ -237,8 +236,10 @@ def noise_for(epsilon: float, delta: float, sampling_rate: float, steps: int) ->
                 safe="nothing was trained or charged",
                 next_step="take fewer steps, a lower sampling rate, or a larger epsilon",
             )
-    low = 0
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
+        low, high = (low, middle) if enough(epsilon_prv, middle) else (middle, high)
+    # The charge is never below the PRV figure, so the least that is enough is not below this one.
+    while not enough(charged_epsilon, high):
+        high += 1
     return high / 1000
