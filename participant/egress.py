@@ -35,6 +35,7 @@ from fedpalm.wire.consents import to_wire
 from fedpalm.wire.masking import to_wire as masking_to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 
+from .budget import BudgetBook
 from .exchange_book import ExchangeBook
 from .log import SiteLog
 from .manifests import ManifestBook
@@ -58,6 +59,7 @@ class EgressGate(MessageGate):
     ) -> None:
         super().__init__(store, log, live, policy)
         self.manifests = ManifestBook(store, log, live, policy)
+        self.budget = BudgetBook(store, log, policy)
         self._book = ExchangeBook(store)
 
     # --- rounds -----------------------------------------------------------------------------------
@@ -125,7 +127,8 @@ class EgressGate(MessageGate):
             EgressRefusedError: the plan masks updates: this one has no way out as it is.
             StaleRoundError: the round is past, its bytes are gone; or a later manifest was accepted.
             EgressRefusedError: the attempt's manifest was not accepted, names another model, or fewer
-                sites than the plan's quorum have signed it.
+                sites than the plan's quorum have signed it; or the plan has differential privacy and
+                the log holds no charge for this very update.
             PlanNotApprovedError, PolicyError, NotOnRosterError, ForkError: the run goes no further here.
             ContributionReuseError: an update from the same model was masked before.
         """
@@ -143,6 +146,7 @@ class EgressGate(MessageGate):
                 raise refused(f"the update of {place} was trained from another model")
             if update.path is None:
                 raise StaleRoundError(f"{run_id}: round {round_number} is past")
+            self.budget.require_committed(plan, run_id, round_number, update.payload_hash)
             self.masked.require_never_masked(db, update.model_hash)
             return self._outgoing(
                 db,
@@ -237,6 +241,7 @@ class EgressGate(MessageGate):
             raise refused(f"the update of {place} was trained from another model")
         if attempt.masked is not None and attempt.masked.payload_hash == update.payload_hash:
             raise refused(f"{place}: the masked vector is the update itself")
+        self.budget.require_committed(plan, place.run, manifest.round, update.payload_hash)
         return update
 
     def _masked_payload(

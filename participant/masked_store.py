@@ -32,6 +32,7 @@ from fedpalm.secagg.stored import attempt_from_bytes, attempt_to_bytes
 from fedpalm.secagg.terms import SecAggTerms
 
 from .files import erase, sync_folder, write_durably
+from .ledger_mark import LEDGER_MARK
 from .masking_memory import MEMORY, read_memory, write_memory
 from .outgoing import Place
 from .plan_book import PlanState
@@ -330,7 +331,7 @@ class MaskedBook:
             ]
             named = {_name(row.place, row.state_hash) for row in rows if row.state_hash}
             for path in self._folder.iterdir():
-                if path.name in named or path.name == MEMORY:
+                if path.name in named or path.name in (MEMORY, LEDGER_MARK):
                     continue
                 if run_id is None or _run_of(path.name) == run_id:
                     erase(path)

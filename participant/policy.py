@@ -35,8 +35,14 @@ class Policy(Settings):
     peers: Literal["first-use", "confirmed"] = "first-use"
     """Whose keys are masked with: as they were seen first, or only once a person here has compared them."""
     privacy: Literal["optional", "required"] = "optional"
+    privacy_unit: Literal["subject", "record"] = "subject"
+    """The least that a plan with differential privacy protects: a person, or one image of them."""
     max_epsilon: float = Field(8.0, gt=0, le=1e6)
-    """Of a plan with differential privacy; without it there is no epsilon to look at."""
+    """This site's budget for everything that it ever trains with differential privacy, for each unit."""
+    delta: float | None = Field(None, gt=0, lt=1)
+    """At which epsilon is counted; there is no default, and without it no such plan is allowed."""
+    people: int | None = Field(None, ge=1, le=10**9)
+    """How many people this site has, as declared here (where ``privacy_unit`` is record: images)."""
     min_cohort: int = Field(2, ge=2, le=MAX_SITES)
     max_rounds: int = Field(10_000, ge=1, le=1_000_000)
     """Of a plan, together with the rounds of the run that it continues."""
@@ -86,6 +92,8 @@ def violations(policy: Policy, plan: Plan) -> list[str]:
         found += _masking_violations(policy, plan)
     if policy.privacy == "required" and draft.privacy.unit == "none":
         found.append("privacy: this policy requires differential privacy; the plan has none")
+    if draft.privacy.unit != "none":
+        found += _privacy_violations(policy, plan)
     if draft.quorum < policy.min_cohort:
         found.append(
             f"min_cohort: the plan lets {draft.quorum} sites make a round; this policy asks for "
@@ -130,6 +138,32 @@ def _masking_violations(policy: Policy, plan: Plan) -> list[str]:
     return found
 
 
+def _privacy_violations(policy: Policy, plan: Plan) -> list[str]:
+    """What the budget needs to know before it can say how much is left (``budget.py``)."""
+    found = []
+    if plan.draft.privacy.unit == "record" and policy.privacy_unit == "subject":
+        found.append(
+            "privacy_unit: the plan protects one image, this policy asks for whole people: ask for a plan "
+            "with unit = 'subject', or set privacy_unit = 'record'"
+        )
+    if policy.delta is None:
+        found.append(
+            "delta: the plan has differential privacy, and this policy names no delta: set it below "
+            "1 / people"
+        )
+    if policy.people is None:
+        found.append(
+            "people: the plan has differential privacy, and this policy does not say how many people "
+            "the site has: set people to a number that may be known"
+        )
+    elif policy.delta is not None and policy.delta * policy.people >= 1:
+        found.append(
+            f"delta: {policy.delta:g} is not below 1 / people = {1 / policy.people:g}, so that it would "
+            "allow to give somebody away: set a smaller delta"
+        )
+    return found
+
+
 def require_allowed(policy: Policy, plan: Plan) -> None:
     """Raises PolicyError, which lists every violation, if the policy forbids the plan."""
     found = violations(policy, plan)
@@ -171,8 +205,18 @@ def in_words(policy: Policy) -> list[str]:
         "Nothing is masked with a site whose signing key nobody here has confirmed (peers confirm)."
         if policy.peers == "confirmed"
         else "The signing keys of other sites are masked with as they were seen first.",
-        f"Differential privacy is {'required' if private else 'not required'}; where a plan has it, "
-        f"epsilon is at most {policy.max_epsilon:g}.",
+        f"Differential privacy is {'required' if private else 'not required'}. Where a plan has it, it "
+        + (
+            "protects whole people"
+            if policy.privacy_unit == "subject"
+            else "protects people or single images"
+        )
+        + f", and everything that is ever trained so costs at most epsilon {policy.max_epsilon:g}"
+        + (
+            f" at delta {policy.delta:g}, for {policy.people:,} people."
+            if policy.delta is not None and policy.people is not None
+            else "; none is allowed before delta and people are set."
+        ),
         f"A round has at least {policy.min_cohort} sites.",
         f"A run has at most {policy.max_rounds:,} rounds, with those of the run that it continues.",
         "The exchange of experts is allowed in a plan; each one needs a person's yes of its own."

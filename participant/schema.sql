@@ -46,6 +46,29 @@ CREATE TABLE forks (
   other BLOB NOT NULL              -- SignedStatement of the manifest, countersignature or offer against it
 ) STRICT;
 
+-- Checkpoints of logs, in the order in which they were made or came: this site's own, each as it was given, and
+-- those of others, each shown to go on from the one before it of the same log. Rows are only added.
+CREATE TABLE checkpoints (
+  seq INTEGER PRIMARY KEY,
+  site TEXT NOT NULL,              -- whose log
+  key_id TEXT NOT NULL,            -- under which signing key, hex: another key has another log
+  size INTEGER NOT NULL,           -- entries
+  run_id TEXT NOT NULL,            -- what it was given for; perhaps a run that this site knows nothing of
+  round INTEGER NOT NULL,          -- 0: it closes the run
+  attempt INTEGER NOT NULL,        -- 0: it closes the run
+  hash BLOB NOT NULL UNIQUE,       -- of the statement; manifests name it
+  proof BLOB NOT NULL,             -- consistency with the one before it: 32-byte hashes
+  signed BLOB NOT NULL             -- SignedStatement of a fedpalm.ledger.checkpoint.Checkpoint
+) STRICT;
+CREATE INDEX checkpoints_by_site ON checkpoints (site, seq);
+
+-- Two checkpoints that cannot both be of one log: evidence, kept.
+CREATE TABLE checkpoint_conflicts (
+  seq INTEGER PRIMARY KEY,         -- of the log entry
+  held BLOB NOT NULL,              -- SignedStatement of the one in table checkpoints
+  other BLOB NOT NULL              -- SignedStatement of the one that was refused
+) STRICT;
+
 -- Masked attempts that this site began. Their secrets lie in a file of their own (masking/), which belongs in
 -- no backup; the row says how far the attempt came, so that no secret is used twice. state: keyed -> shared ->
 -- masked -> agreed -> revealed, or shared -> complained; dead from any of them. Rows stay: they are the
@@ -121,6 +144,18 @@ CREATE TABLE updates (
   file TEXT,
   PRIMARY KEY (run_id, round)
 ) STRICT;
+
+-- What was charged for rounds with differential privacy, before they were trained, and how far each came. state:
+-- reserved -> begun -> committed | aborted. begun is where a training was cut off: its round is charged again.
+-- The account is the log, not this table.
+CREATE TABLE reservations (
+  seq INTEGER PRIMARY KEY,         -- of the log entry budget_reserved
+  run_id TEXT NOT NULL,
+  round INTEGER NOT NULL,          -- of the run
+  state TEXT NOT NULL CHECK (state IN ('reserved', 'begun', 'committed', 'aborted')),
+  update_hash BLOB                 -- of the encoded update that it paid for, once committed
+) STRICT;
+CREATE INDEX reservations_by_round ON reservations (run_id, round);
 
 -- Each permission to send, made in the transaction of its log entry.
 CREATE TABLE releases (

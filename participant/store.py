@@ -30,9 +30,10 @@ from fedpalm.plan import Plan
 
 from .config import Home
 from .files import Buffer, check_owner_only, erase, sync_folder, write_durably
+from .ledger_mark import begin_mark
 from .masking_memory import begin_memory
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BUSY_TIMEOUT_S = 30.0
 
 _SCHEMA = Path(__file__).with_name("schema.sql")
@@ -73,6 +74,10 @@ class NewUpdate:
     @cached_property
     def payload_hash(self) -> bytes:
         return hashlib.sha256(self.payload).digest()
+
+
+Pay = Callable[[sqlite3.Connection, bytes], None]
+"""Called with the transaction and the hash of the update that it stores."""
 
 
 def _nothing(step: str) -> None:
@@ -325,11 +330,16 @@ class SiteStore:
         round_number: int,
         state: Mapping[str, np.ndarray],
         update: NewUpdate,
+        *,
+        pay: Pay | None = None,
     ) -> StoredUpdate:
         """Store the state after a round and its encoded update at once.
 
+        Args:
+            pay: commits in the same transaction what the round was charged for (``budget.py``).
         Raises:
-            StateError: this round, or a later one, is stored already.
+            StateError: this round, or a later one, is stored already; or the plan has differential
+                privacy and nothing was charged for exactly this update.
         """
         with self.files():
             state_file, state_hash = self._write_state(run_id, round_number, state)
@@ -365,8 +375,29 @@ class SiteStore:
                     ),
                 )
                 self._point_state(db, run_id, round_number, state_file, state_hash)
+                if pay is not None:
+                    pay(db, update.payload_hash)
+                self._require_paid(db, run_id, round_number, update.payload_hash)
         self.remove_orphans()
         return stored
+
+    @staticmethod
+    def _require_paid(
+        db: sqlite3.Connection, run_id: str, round_number: int, update_hash: bytes
+    ) -> None:
+        row = db.execute("SELECT plan FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        if Plan.from_bytes(row["plan"]).draft.privacy.unit == "none":
+            return
+        paid = db.execute(
+            "SELECT 1 FROM reservations WHERE run_id = ? AND round = ? AND state = 'committed' "
+            "AND update_hash = ?",
+            (run_id, round_number, update_hash),
+        ).fetchone()
+        if paid is None:
+            raise StateError(
+                f"round {round_number} of {run_id}: nothing was charged for this update",
+                safe="it was not stored and cannot leave",
+            )
 
     def replace_state(
         self, db: sqlite3.Connection, run_id: str, state: Mapping[str, np.ndarray]
@@ -467,6 +498,7 @@ class SiteStore:
                 db.execute("INSERT INTO masking_mark (one, mark) VALUES (1, ?)", (mark,))
                 # Before the commit: from then on its absence means that somebody took it away.
                 begin_memory(self.home.masking, mark)
+                begin_mark(self.home.masking, mark)
                 self.on_step("masking memory begun")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

@@ -16,6 +16,7 @@ from fedpalm.methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdat
 from fedpalm.methods.site import build_site_method
 from fedpalm.plan import Plan
 
+from .budget import BudgetBook
 from .config import ParticipantConfig
 from .images import training_images
 from .store import SiteStore
@@ -75,17 +76,28 @@ class Trainer:
         return method
 
     def train(
-        self, run_id: str, plan: Plan, round_number: int, shared: FloatVector
+        self,
+        run_id: str,
+        plan: Plan,
+        round_number: int,
+        shared: FloatVector,
+        budget: BudgetBook,
     ) -> tuple[SiteUpdate, Tensors]:
         """Train one round from the stored state; returns the update and the state after it.
 
         A plan that continues another run counts on from it: the method sees one run of all rounds.
 
         Until that state is committed, :meth:`committed` is not called and the next call starts from
-        the stored one again: the same bytes in, the same bytes out.
+        the stored one again: without differential privacy the same bytes in, the same bytes out.
+
+        Raises:
+            BudgetError: a round with differential privacy that the budget does not allow; nothing of
+                it was drawn.
         """
         with self._busy:
             method = self.resume(run_id, plan)
+            if plan.draft.privacy.unit != "none":
+                budget.begin(run_id, plan, round_number)
             self._state_round = None
             done = plan.rounds_before
             context = RoundContext(done + round_number, done + plan.draft.rounds)

@@ -110,7 +110,7 @@ def _play(world: World, site: Site | None = None, run: str = RUN) -> Play:
     manifest = Chain(world, plan, run).ask(site, signers=("east", "west"))
     method = site.trainer.prepare(run, plan)
     shared = method.initial_vector()
-    update, state = site.trainer.train(run, plan, 1, shared)
+    update, state = site.trainer.train(run, plan, 1, shared, site.gate.budget)
     encoded = site.gate.encode_update(
         *(run, 1, bytes.fromhex(manifest.model_hash), method.layout, update),
         shared=shared,

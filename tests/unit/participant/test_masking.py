@@ -154,7 +154,7 @@ def _trained(world):
     manifest = Chain(world, plan).ask(site, signers=("east", "west"))
     method = site.trainer.prepare(RUN, plan)
     shared = method.initial_vector()
-    update, state = site.trainer.train(RUN, plan, 1, shared)
+    update, state = site.trainer.train(RUN, plan, 1, shared, site.gate.budget)
     model = bytes.fromhex(manifest.model_hash)
     encoded = site.gate.encode_update(
         RUN, 1, model, method.layout, update, shared=shared, private=state

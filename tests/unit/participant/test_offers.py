@@ -502,7 +502,9 @@ def test_an_amended_plan_goes_on_from_the_private_state_and_counts_on(world, sit
     site.trainer._build = lambda plan, name, images: Watching(plan, name)
     plan = _amended(make_plan(), rounds=3)
     site.store.add_run("toy-2", plan)
-    _, after = site.trainer.train("toy-2", plan, 1, ToyMethod(plan, "north").initial_vector())
+    _, after = site.trainer.train(
+        "toy-2", plan, 1, ToyMethod(plan, "north").initial_vector(), site.gate.budget
+    )
     ((context, state),) = seen
     assert (context.round, context.rounds) == (3, 5)
     assert all(np.array_equal(state[name], STATE[name]) for name in STATE)
