@@ -57,6 +57,9 @@ class PrivacySettings(Settings):
     """People (or records) that a site is taken to have: a declared constant, not a count."""
     head_slots: int = Field(1024, ge=2, le=65_536)
     """Prototypes of the public head that a site's people are given places in."""
+    trains: Literal["all", "expert"] = "all"
+    """``expert``: the embedding layer stays as it came. Noise grows with the number of values that it is
+    put on, and CompNet's expert is 22,899 of 4,993,907: after a warm start it may learn more alone."""
 
 
 class TrainingSettings(Settings):

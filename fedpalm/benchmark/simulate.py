@@ -24,7 +24,6 @@ from ..methods.rules import server_rule
 from ..methods.site import build_site, build_site_method
 from ..methods.template import model_template
 from ..plan import Plan
-from ..privacy.randomness import SeededRandom
 from ..secagg.codec import add_into
 
 LOCAL = "local"
@@ -105,6 +104,8 @@ def simulate(
     """
     if sorted(sites) != list(plan.roster):
         raise ConfigError(f"sites {sorted(sites)} are not the plan's roster {list(plan.roster)}")
+    from ..privacy.randomness import SeededRandom  # it imports torch
+
     begin = standing.rounds if standing is not None else 0
     noise = {site: SeededRandom(_noise_seed(plan, site, begin)) for site in plan.roster}
     if method == LOCAL:

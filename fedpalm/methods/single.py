@@ -72,6 +72,8 @@ class SingleModelSite:
             covariance=training.template_normaliser == "federation",
         )
         model.eval()
+        if self.private_training and training.privacy.trains == "expert":
+            model.embedding.requires_grad_(False)
         self.learner = Learner(model, self._head(model.template_length), training)
         tensors = named_tensors(model)
         shared = [one.name.removeprefix(OPEN_SET) for one in self.layout.tensors]
