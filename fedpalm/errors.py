@@ -212,6 +212,12 @@ class PlanNotApprovedError(RefusedError):
     code = "plan_not_approved"
 
 
+class UnwitnessedError(RefusedError):
+    """A manifest lacks the fresh checkpoint of a site of its cohort."""
+
+    code = "unwitnessed"
+
+
 class PolicyError(RefusedError):
     """The site's own policy does not allow it, whatever a plan or a person says."""
 

@@ -22,6 +22,7 @@ from fedpalm.errors import (
 )
 from fedpalm.exchange.consent import SignedConsent
 from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES, SealedExpert
+from fedpalm.ledger.checkpoint import GivenCheckpoint
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.pki.trust import TrustBundle
 from fedpalm.plan import MAX_SITES, Plan
@@ -29,7 +30,7 @@ from fedpalm.rounds.receipt import PayloadReceipt
 from fedpalm.secagg.messages import MaskedInput, Signed
 from fedpalm.secagg.unmasking import Step
 from fedpalm.transport.chunks import SpoolWriter, send_file
-from fedpalm.wire import consents, membership, statements
+from fedpalm.wire import checkpoints, consents, membership, statements
 from fedpalm.wire.masking import from_wire as masking_from_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 
@@ -171,6 +172,29 @@ class Link:
         payload = self._gate.release_fetch_countersignatures(place)
         items = await self._listed("FetchCountersignatures", payload, MAX_SITES)
         return [statements.from_wire(item) for item in items]
+
+    async def give_checkpoints(self, place: Place, given: Sequence[GivenCheckpoint]) -> None:
+        """Send stored checkpoints of this site's log, the one for the attempt included."""
+        await self._call("GiveCheckpoint", self._gate.release_give_checkpoints(place, given))
+
+    async def fetch_checkpoints(
+        self, place: Place, from_seq: int, newest: Sequence[bytes]
+    ) -> AsyncGenerator[GivenCheckpoint, None]:
+        """Checkpoints behind the manifests from a position to that of the attempt, unchecked.
+
+        Args:
+            newest: hashes of those that are here.
+        Raises:
+            ProtocolError: malformed, or more than MAX_LISTED_BYTES; what came before that may be good.
+        """
+        payload = self._gate.release_fetch_checkpoints(place, from_seq, newest)
+        room = MAX_LISTED_BYTES
+        async with aclosing(self._stream("FetchCheckpoints", payload)) as stream:
+            async for item in stream:
+                room -= item.ByteSize()
+                if room < 0:
+                    raise _too_much("FetchCheckpoints")
+                yield checkpoints.from_wire(item)
 
     async def list_receipts(self, run_id: str) -> list[SignedStatement]:
         """Every receipt that the coordinator says it has given this site in a run, unchecked.

@@ -28,6 +28,7 @@ from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.manifest import Countersignature, ManifestHead, RoundManifest, follow
 
+from .checkpoints import CheckpointBook
 from .log import SiteLog
 from .outgoing import Place
 from .plan_book import PlanBook
@@ -58,6 +59,7 @@ class ManifestBook:
     ) -> None:
         self._store, self._log, self._live, self.policy = store, log, live, policy
         self._plans = PlanBook(store)
+        self.checkpoints = CheckpointBook(store, log, live)
         self._site = live.current.identity.name
 
     # --- reading ----------------------------------------------------------------------------------
@@ -275,7 +277,12 @@ class ManifestBook:
     # --- countersignatures ------------------------------------------------------------------------
 
     def countersign(self, manifest: RoundManifest) -> SignedStatement:
-        """This site's signature over an accepted manifest, stored before it is sent."""
+        """This site's signature over an accepted manifest, stored before it is sent.
+
+        Raises:
+            EgressRefusedError: it was not accepted.
+            UnwitnessedError: not every checkpoint that it names is held here.
+        """
         identity = self._live.current
         signed = Countersignature(
             federation=manifest.federation,
@@ -292,6 +299,7 @@ class ManifestBook:
             ).fetchone()
             if accepted is None:
                 raise refused("a manifest that was not accepted is not signed")
+            self.checkpoints.require_all(db, manifest)
             # Made again after a renewal it is the same signature, with the present certificate.
             self._put_countersignature(db, manifest, self._site, signed)
         return signed

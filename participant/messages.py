@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedpalm import __version__
 from fedpalm.errors import IdentityError
+from fedpalm.ledger.checkpoint import GivenCheckpoint
 from fedpalm.pki.request import parse_request, verify_request
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.secagg.messages import MaskedInput
 from fedpalm.secagg.unmasking import Step
+from fedpalm.wire.checkpoints import to_wire as checkpoint_to_wire
 from fedpalm.wire.masking import input_to_wire, step_to_wire
 from fedpalm.wire.statements import to_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
@@ -146,6 +150,36 @@ class MessageGate(Releaser):
 
     def release_fetch_countersignatures(self, place: Place) -> OutgoingPayload:
         return self._release(PayloadKind.FETCH_COUNTERSIGNATURES, _round_ref(place), place)
+
+    def release_give_checkpoints(
+        self, place: Place, given: Sequence[GivenCheckpoint]
+    ) -> OutgoingPayload:
+        """Checkpoints of this site's own log, for an attempt that the coordinator is about to seal.
+
+        Raises:
+            EgressRefusedError: one is not a stored one of this site.
+            PlanNotApprovedError, PolicyError: this site takes no part (any more).
+        """
+        self._agreed_plan(place.run)
+        for one in given:
+            row = self._store.row(
+                "SELECT signed FROM checkpoints WHERE hash = ? AND site = ?",
+                *(one.signed.hash, self.site),
+            )
+            if row is None or row["signed"] != one.signed.to_bytes():
+                raise refused("this is not a checkpoint that this site has given")
+        request = wire.GiveCheckpointRequest(
+            ref=_round_ref(place), site_id=self.site, given=map(checkpoint_to_wire, given)
+        )
+        return self._release(PayloadKind.GIVE_CHECKPOINT, request, place)
+
+    def release_fetch_checkpoints(
+        self, place: Place, from_seq: int, newest: Sequence[bytes]
+    ) -> OutgoingPayload:
+        request = wire.FetchCheckpointsRequest(
+            ref=_round_ref(place), site_id=self.site, from_seq=from_seq, newest=newest
+        )
+        return self._release(PayloadKind.FETCH_CHECKPOINTS, request, place)
 
     def release_fetch_masking(self, place: Place, step: Step) -> OutgoingPayload:
         """What the others said in a step of a masked attempt."""

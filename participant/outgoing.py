@@ -35,6 +35,8 @@ class PayloadKind(StrEnum):
     COUNTERSIGN = "countersign"
     FETCH_COUNTERSIGNATURES = "fetch_countersignatures"
     LIST_RECEIPTS = "list_receipts"
+    GIVE_CHECKPOINT = "give_checkpoint"
+    FETCH_CHECKPOINTS = "fetch_checkpoints"
     MASKING_KEYS = "masking_keys"
     MASKING_BOXES = "masking_boxes"
     MASKING_COMPLAINT = "masking_complaint"

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from fedpalm.errors import (
     FedPalmError,
@@ -21,13 +23,16 @@ from fedpalm.errors import (
     PolicyError,
     ProtocolError,
     RefusedError,
+    RolledBackError,
     StaleRoundError,
     StateError,
+    UnwitnessedError,
     WrongRoleError,
 )
 from fedpalm.layout import FloatVector
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
+from fedpalm.rounds.events import CLOSING, RoundRef
 from fedpalm.rounds.manifest import RoundManifest
 from fedpalm.wire import statements
 from fedpalm.wire.v1 import federation_pb2 as wire
@@ -110,7 +115,7 @@ class RunWorker:
         kind = instruction.WhichOneof("kind")
         if kind == "train":
             self._aim(_Target.of(instruction.train))
-        elif kind in ("round_closed", "run_ended"):
+        elif kind in ("prepare", "round_closed", "run_ended"):
             self._aim(None)
 
     async def follow(self, link: Link, instruction: wire.Instruction) -> bool:
@@ -123,6 +128,8 @@ class RunWorker:
             Ended: what the agent was to wait for has happened.
         """
         match instruction.WhichOneof("kind"):
+            case "prepare":
+                await self._on_prepare(link, instruction.prepare)
             case "train":
                 await self._on_train(link, instruction.train)
             case "masking":
@@ -135,6 +142,35 @@ class RunWorker:
             case _:
                 return False
         return True
+
+    async def _on_prepare(self, link: Link, order: wire.PrepareRound) -> None:
+        """Charge the round and give a checkpoint of the log, which shows the charge.
+
+        Raises:
+            BudgetError: the budget does not allow the round; this site is not in the attempt's cohort.
+            RolledBackError: this home is a copy from before a checkpoint that it signed.
+        """
+        place = _place(order.ref)
+        plan = self._joined(place.run).plan
+        closing = RoundRef(order.ref.round, order.ref.attempt) == CLOSING
+        in_plan = 1 <= order.ref.round <= plan.draft.rounds and order.ref.attempt >= 1
+        if not plan.witnessed or not (closing or in_plan):
+            raise StateError(
+                f"a checkpoint for {place} was asked for; the plan of {place.run} has none",
+                safe="nothing was reserved or given",
+            )
+        newest = statements.from_wire(order.newest) if order.HasField("newest") else None
+        book = self._manifests.checkpoints
+        book.check(place, newest)
+        if not closing:
+            self._report.working(f"round {place.round}: reserving its budget")
+            await asyncio.to_thread(self._gate.budget.reserve, place.run, plan, order.ref.round)
+        given = await asyncio.to_thread(book.give, place, newest)
+        try:
+            await link.give_checkpoints(place, given)
+        except (ForkError, RolledBackError) as error:
+            # Its word alone: what proves it would have come with the order.
+            self._refused(place, error)
 
     async def _on_train(self, link: Link, order: wire.TrainRound) -> None:
         manifest = await self._accepted(link, order)
@@ -195,7 +231,10 @@ class RunWorker:
         if target != self._target:
             return
         model_hash = bytes.fromhex(manifest.model_hash)
-        await link.countersign(place, self._manifests.countersign(manifest))
+        signed = await self._witness(link, run.plan, place, manifest)
+        if signed is None:
+            return
+        await link.countersign(place, signed)
         if run.plan.draft.masking != "none":
             # Known and told now, so that people can compare during training.
             await self._take_countersignatures(link, place, manifest)
@@ -220,6 +259,27 @@ class RunWorker:
         self._report.working(f"round {place.round}: sending {payload.size} bytes")
         await link.upload_update(payload)
         self._report.line(f"round {place.round}: update delivered, {payload.size} bytes")
+
+    async def _witness(
+        self, link: Link, plan: Plan, place: Place, manifest: RoundManifest
+    ) -> SignedStatement | None:
+        """This site's countersignature, if it holds every checkpoint behind the manifest; else None."""
+        book = self._manifests.checkpoints
+        from_seq = book.first_unsigned(place.run)
+        if manifest.checkpoints and from_seq <= manifest.seq:
+            newest = book.newest_hashes(plan.roster)
+            async with aclosing(link.fetch_checkpoints(place, from_seq, newest)) as stream:
+                async for given in stream:
+                    try:
+                        book.take(given, plan.roster, place)
+                    except (IdentityError, IntegrityError, ProtocolError, RefusedError) as error:
+                        self._refused(place, error)
+                        return None
+        try:
+            return self._manifests.countersign(manifest)
+        except UnwitnessedError as error:
+            self._refused(place, error)
+            return None
 
     async def _countersigned(
         self, link: Link, target: _Target, manifest: RoundManifest, plan: Plan
@@ -289,12 +349,21 @@ class RunWorker:
     ) -> StoredUpdate:
         """Train, then store the state and the encoded update in one transaction."""
         round_number = manifest.round
+        private = run.plan.draft.privacy.unit != "none"
 
         def work() -> tuple[StoredUpdate, dict[str, float]]:
             self._trainer.resume(run.run_id, run.plan)
             # The download, the images and an earlier training may have taken long.
             self._manifests.still_asked(manifest)
-            update, state = self._trainer.train(run.run_id, run.plan, round_number, shared)
+            try:
+                return trained()
+            except Exception:
+                self._gate.budget.aborted(run.run_id, round_number)
+                raise
+
+        def trained() -> tuple[StoredUpdate, dict[str, float]]:
+            budget = self._gate.budget
+            update, state = self._trainer.train(run.run_id, run.plan, round_number, shared, budget)
             encoded = self._gate.encode_update(
                 run.run_id,
                 round_number,
@@ -304,8 +373,8 @@ class RunWorker:
                 shared=shared,
                 private=state,
             )
-
-            stored = self._store.commit_round(run.run_id, round_number, state, encoded)
+            pay = partial(budget.committed, run.run_id, round_number) if private else None
+            stored = self._store.commit_round(run.run_id, round_number, state, encoded, pay=pay)
             self._trainer.committed(round_number)
             return stored, dict(update.metrics)
 

@@ -124,8 +124,12 @@ FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
     EntryKind.PLAN_REFUSED: (_ANSWER,),
     # A manifest that follows the one before it: what this site is asked to do in an attempt.
     EntryKind.MANIFEST_ACCEPTED: ({**_IN_ROUND, "seq": _count, "manifest_hash": _hash},),
-    # Two signed manifests for one place of a run's chain: the run goes no further here.
-    EntryKind.FORK_SEEN: ({**_IN_RUN, "manifest_hash": _hash, "other_hash": _hash},),
+    # Two signed manifests for one place of a run's chain: the run goes no further here. Or two checkpoints
+    # that cannot both be of one site's log: what names the other one is not countersigned.
+    EntryKind.FORK_SEEN: (
+        {**_IN_RUN, "manifest_hash": _hash, "other_hash": _hash},
+        {"site": _name, "checkpoint_hash": _hash, "other_hash": _hash},
+    ),
     # The certificate that this site goes by from here on: at enrolment and after every renewal.
     EntryKind.CERTIFICATE: ({"serial": _name, "certificate_hash": _hash, "expires_ms": _count},),
     # A person at this site says that this is the signing key of that other site.
