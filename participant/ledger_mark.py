@@ -59,8 +59,9 @@ def restored(what: str) -> BudgetError:
     return BudgetError(
         f"{what}: this home came from a backup, and what it has spent since may be missing from its log",
         safe="nothing is trained with differential privacy here",
-        next_step="put back the newest copy of the log: fedpalm-participant budget inherit FILE; without "
-        "one, make a new home, ask the operator for an invitation, and inherit there what is known",
+        next_step="put the newest copy of the whole home in place, masking/ included; without one, make a "
+        "new home, ask the operator for an invitation, and take over there what is known to be spent: "
+        "fedpalm-participant budget inherit FILE",
     )
 
 
