@@ -138,7 +138,8 @@ class Learner:
 
     def loss(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """The hybrid loss (eq 10)."""
-        loss = hybrid_loss(outputs.logits, outputs.embedding, labels, self.training)
+        columns = self.head.columns(labels)
+        loss = hybrid_loss(outputs.logits, outputs.embedding, columns, self.training)
         self._losses.append((loss.total.item(), loss.cross_entropy.item(), loss.contrast.item()))
         return loss.total
 

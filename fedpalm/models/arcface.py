@@ -32,6 +32,10 @@ class ArcFace(nn.Module):
         cosines = F.linear(F.normalize(embeddings), F.normalize(self.prototypes))
         return margin_logits(cosines, labels, self.scale, self.margin)
 
+    def columns(self, labels: Tensor) -> Tensor:
+        """(B,) labels -> the columns that the logits have for them: a prototype a label."""
+        return labels
+
 
 def margin_logits(cosines: Tensor, own: Tensor, scale: float, margin: float) -> Tensor:
     """(B, C) cosines and the (B,) own column of each -> (B, C) logits."""

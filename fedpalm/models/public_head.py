@@ -33,7 +33,11 @@ class PublicHead(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """(B, D) embeddings and (B,) int64 labels -> (B, slots) logits."""
         cosines = F.linear(F.normalize(embeddings), self.prototypes)
-        return margin_logits(cosines, self.places[labels], self.scale, self.margin)
+        return margin_logits(cosines, self.columns(labels), self.scale, self.margin)
+
+    def columns(self, labels: Tensor) -> Tensor:
+        """(B,) labels -> the columns that the logits have for them."""
+        return self.places[labels]
 
 
 def public_prototypes(slots: int, length: int, seed: int) -> Tensor:
