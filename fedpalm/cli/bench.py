@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from .bench_dp import dp_command
 from .bench_palm import palm_command
 from .bench_peers import peers_secagg_command
 from .bench_plot import plot_command
@@ -61,3 +62,4 @@ commands.add_command(palm_command)
 commands.add_command(table_command)
 commands.add_command(plot_command)
 commands.add_command(train_command)
+commands.add_command(dp_command)
