@@ -187,7 +187,7 @@ class Job:
                 method="fedavg",
                 rounds=self.config.rounds,
                 seed=self.seed,
-                reproducible=True,
+                reproducible=self.training.privacy.unit == "none",
                 quorum=self.config.sites,
                 training=self.training,
             ),

@@ -163,6 +163,7 @@ def _result(
         "seconds": history.seconds,
         "cpu_seconds": history.cpu_seconds,
         "epsilon": None,
+        "randomness": "seeded: not private" if job.training.privacy.unit != "none" else None,
         "model": model_hash(ended),
     }
 
