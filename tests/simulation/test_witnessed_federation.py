@@ -1,0 +1,218 @@
+"""Rounds under differential privacy, with every log witnessed: a whole federation in one process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from fedpalm.ledger.bodies import EntryKind
+from fedpalm.ledger.checkpoint import Checkpoint
+from fedpalm.ledger.merkle import MerkleTree, verify_consistency
+from fedpalm.privacy.accounting import Charge
+from fedpalm.rounds.run import RunState
+from participant.log import SiteLog
+from participant.store import SiteStore
+from tests.support.aio import in_loop
+from tests.support.participant import SITES, Site
+from tests.support.whole import RUN, WholeFederation, private_plan
+
+
+@pytest.fixture(autouse=True)
+def cheap_accountant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a round costs is somebody else's test."""
+
+    def epsilon(charges: Sequence[Charge], delta: float) -> float:
+        return sum(one.steps for one in charges) / 100
+
+    monkeypatch.setattr("participant.budget.charged_epsilon", epsilon)
+
+
+@asynccontextmanager
+async def federation(root: Path, **plan: object) -> AsyncIterator[WholeFederation]:
+    whole = WholeFederation(root, private_plan(**plan))  # type: ignore[arg-type]
+    whole.boot()
+    try:
+        yield whole
+    finally:
+        await whole.stop_all()
+
+
+def log_of(whole: WholeFederation, name: str) -> list[tuple[EntryKind, dict[str, object], bytes]]:
+    store = SiteStore(whole.world.home(name))
+    log = SiteLog(store, Site(whole.world.home(name)).identity.signing_key)
+    log.verify()
+    entries = [(one.kind, dict(one.body), one.to_bytes()) for one in log.entries()]
+    store.close()
+    return entries
+
+
+def check_witnessed(whole: WholeFederation) -> None:
+    """Each manifest names a fresh checkpoint of each of its sites; every site's log is as it said."""
+    records = whole.coordinator.runs.checkpoints
+    for manifest, _ in whole.manifests():
+        assert sorted(manifest.checkpoints) == manifest.cohort
+        for site, checkpoint_hash in manifest.checkpoints.items():
+            place = records.place(checkpoint_hash)
+            assert place is not None
+            said = Checkpoint.read(records.given(place[1]).signed)
+            assert (said.site, said.round, said.attempt) == (
+                site,
+                manifest.round,
+                manifest.attempt,
+            )
+    for name in whole.plan.roster:
+        entries = log_of(whole, name)
+        tree = MerkleTree(stored for _, _, stored in entries)
+        given = [body for kind, body, _ in entries if kind is EntryKind.CHECKPOINT]
+        for one in given:
+            assert tree.root(int(str(one["size"]))).hex() == one["root"]
+        for one, later in pairwise(given):
+            first, second = int(str(one["size"])), int(str(later["size"]))
+            proof = tree.consistency_proof(first, second)
+            verify_consistency(first, tree.root(first), second, tree.root(second), proof)
+
+
+@in_loop
+async def test_every_checkpoint_of_a_run_is_witnessed_by_all(tmp_path):
+    async with federation(tmp_path, rounds=3) as whole:
+        whole.start()
+        await whole.ended()
+        assert whole.run.state is RunState.COMPLETED
+        assert [manifest.ref.round for manifest, _ in whole.manifests()] == [1, 2, 3]
+        for manifest, _ in whole.manifests():
+            assert whole.countersigners(manifest) == set(SITES)
+        check_witnessed(whole)
+
+
+@in_loop
+async def test_a_checkpoint_shows_the_reservation_of_its_round(tmp_path):
+    async with federation(tmp_path) as whole:
+        whole.start()
+        await whole.ended()
+        for name in SITES:
+            entries = log_of(whole, name)
+            reserved = {
+                body["round"]: seq
+                for seq, (kind, body, _) in enumerate(entries)
+                if kind is EntryKind.BUDGET_RESERVED
+            }
+            given = {
+                body["round"]: body["size"]
+                for kind, body, _ in entries
+                if kind is EntryKind.CHECKPOINT
+            }
+            assert sorted(reserved) == [1, 2]
+            assert all(reserved[number] < given[number] for number in reserved)
+
+
+@in_loop
+async def test_a_closing_checkpoint_ends_a_run(tmp_path):
+    async with federation(tmp_path) as whole:
+        whole.start()
+        await whole.ended()
+        for name in SITES:
+            newest = whole.coordinator.runs.checkpoints.newest_of(name)
+            assert newest is not None
+            closing = Checkpoint.read(newest.signed)
+            assert (closing.run, closing.round, closing.attempt) == (RUN, 0, 0)
+            kinds = [kind for kind, _, _ in log_of(whole, name)[: closing.size]]
+            assert kinds.count(EntryKind.BUDGET_COMMITTED) == 2
+
+
+@in_loop
+async def test_a_site_that_gives_no_checkpoint_is_not_in_the_cohort(tmp_path):
+    async with federation(tmp_path, join_deadline_s=1.0) as whole:
+
+        def deaf(site, method, reply):
+            if (
+                method == "Instructions"
+                and site == "west"
+                and reply.WhichOneof("kind") == "prepare"
+            ):
+                return None
+            return reply
+
+        whole.bend = deaf
+        whole.start()
+        await whole.ended()
+        assert whole.run.state is RunState.COMPLETED
+        assert {tuple(manifest.cohort) for manifest, _ in whole.manifests()} == {("east", "north")}
+
+
+@in_loop
+async def test_a_site_without_budget_is_not_in_the_cohort(tmp_path):
+    async with federation(tmp_path, join_deadline_s=1.0) as whole:
+        policy = whole.world.home("west").policy
+        policy.write_text(policy.read_text().replace("max_epsilon = 100.0", "max_epsilon = 0.3"))
+        whole.start()
+        await whole.ended()
+        cohorts = [tuple(manifest.cohort) for manifest, _ in whole.manifests()]
+        assert cohorts == [SITES, ("east", "north")]
+        assert whole.told("west", "budget")
+        assert EntryKind.BUDGET_RESERVED in {kind for kind, _, _ in log_of(whole, "west")}
+
+
+@in_loop
+async def test_too_few_checkpoints_abort_the_attempt(tmp_path):
+    async with federation(tmp_path, join_deadline_s=0.5, max_attempts=1) as whole:
+        whole.bend = lambda site, method, reply: (
+            None
+            if method == "Instructions" and site != "east" and reply.WhichOneof("kind") == "prepare"
+            else reply
+        )
+        whole.start()
+        await whole.until(lambda: whole.run.state is RunState.PAUSED)
+        assert "1 of 3 sites gave a checkpoint in time" in whole.run.reason
+        assert whole.manifests() == []
+
+
+@in_loop
+async def test_a_site_that_was_away_catches_up_over_what_it_missed(tmp_path):
+    async with federation(tmp_path, rounds=4, join_deadline_s=0.6) as whole:
+        whole.start()
+        await whole.until(lambda: len(whole.manifests()) == 1)
+        await whole.until(lambda: whole.run.current.ref.round == 2)
+        await whole.stop("west")
+        await whole.until(lambda: len(whole.manifests()) >= 3)
+        whole.start("west")
+        await whole.ended()
+        check_witnessed(whole)
+        last, _ = whole.manifests()[-1]
+        assert last.cohort == list(SITES)
+        assert whole.countersigners(last) == set(SITES)
+        store = SiteStore(whole.world.home("west"))
+        held = {row["hash"].hex() for row in store.rows("SELECT hash FROM checkpoints")}
+        store.close()
+        for manifest, _ in whole.manifests():
+            assert set(manifest.checkpoints.values()) <= held
+
+
+@pytest.mark.parametrize("method", ["GiveCheckpoint", "FetchCheckpoints", "Countersign", "JoinRun"])
+@in_loop
+async def test_calls_that_are_cut_are_made_again(tmp_path, method):
+    async with federation(tmp_path) as whole:
+        whole.cut_before = {("east", method), ("west", method)}
+        whole.cut_after = {("north", method), ("west", method)}
+        whole.start()
+        await whole.ended()
+        assert whole.run.state is RunState.COMPLETED
+        check_witnessed(whole)
+        given = [body for kind, body, _ in log_of(whole, "west") if kind is EntryKind.CHECKPOINT]
+        places = [(body["round"], body["attempt"]) for body in given]
+        assert len(places) == len(set(places))
+
+
+@pytest.mark.parametrize("method", ["GiveCheckpoint", "Countersign", "UploadUpdate"])
+@in_loop
+async def test_a_coordinator_that_dies_after_a_call_goes_on(tmp_path, method):
+    async with federation(tmp_path) as whole:
+        whole.crash_after = {method}
+        whole.start()
+        await whole.ended()
+        assert whole.run.state is RunState.COMPLETED
+        assert whole.life == 2
+        check_witnessed(whole)
