@@ -54,12 +54,15 @@ class Spent:
 
 @dataclass
 class Account:
-    """Every charge in order, the reservations that pay for a round as the plan asks, and their commits.
+    """Every charge in order, what is paid for, and what is wrong.
 
-    ``paid`` maps (run, round) to the commits of sound reservations: (seq, reservation, update hash).
+    Rounds count on over the runs that a plan continues, as in the entries. ``reserved`` has the seq of
+    each reservation of (run, round) that is what the plan asks; ``paid`` has the commits of these: seq,
+    reservation, update hash.
     """
 
     spent: list[Spent] = field(default_factory=list)
+    reserved: dict[tuple[str, int], list[int]] = field(default_factory=lambda: defaultdict(list))
     paid: dict[tuple[str, int], list[tuple[int, int, str]]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -144,6 +147,7 @@ def _reservations(account: Account, log: Log, plans: Plans) -> dict[int, Entry]:
             account.findings.append(Finding(Exit.UNCHARGED, where, wrong))
         else:
             sound[entry.seq] = entry
+            account.reserved[str(body["run"]), int(body["round"])].append(entry.seq)
     return sound
 
 
@@ -155,8 +159,13 @@ def _not_of_the_plan(entry: Entry, plans: Plans) -> str:
         return "it is charged under a plan that is not the run's"
     if not known.approved_at(entry.seq):
         return "it is charged under a plan that the site had not approved"
-    if not 1 <= int(body["round"]) <= known.plan.draft.rounds:
-        return f"it is charged for round {body['round']}, which the plan does not have"
+    number = int(body["round"]) - known.plan.rounds_before
+    if not 1 <= number <= known.plan.draft.rounds:
+        return f"it is charged for round {number}, which the plan does not have"
+    if float(body["delta"]) * known.plan.draft.privacy.population >= 1:
+        return (
+            f"delta {body['delta']} is not below 1 / {known.plan.draft.privacy.population} people"
+        )
     differing = [
         f"{name} {body[name]}, the plan's is {value}"
         for name, value in plan_mechanism(known.plan).items()

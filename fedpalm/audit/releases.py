@@ -28,7 +28,8 @@ CONTROL_BYTES = {
         (
             *("answer_plan", "confirm_experts", "consent", "countersign", "download_expert"),
             *("download_model", "enrol", "fetch_consents", "fetch_countersignatures"),
-            *("fetch_manifests", "fetch_masking", "fetch_plan", "fetch_trust", "hello"),
+            *("fetch_checkpoints", "fetch_manifests", "fetch_masking", "fetch_plan", "fetch_trust"),
+            "hello",
             *("instructions", "join_run", "list_receipts", "refusal", "renew", "update_offset"),
         ),
         MESSAGE_BYTES,
@@ -37,7 +38,7 @@ CONTROL_BYTES = {
     **dict.fromkeys(
         (
             *("masking_agreement", "masking_boxes", "masking_complaint", "masking_keys"),
-            "masking_reveal",
+            *("masking_reveal", "give_checkpoint"),
         ),
         4 * 1024 * 1024,
     ),
@@ -127,7 +128,7 @@ def check_updates(
                 )
             )
         if known.plan.witnessed:
-            found.findings += _unseen(entry, place, account, found.witnessed[place])
+            found.findings += _unseen(entry, known, account, found.witnessed[place])
     return found
 
 
@@ -146,7 +147,7 @@ def _shape(entry: Entry, known: KnownPlan, coordinator: str) -> Iterator[str]:
 
 def _charge(entry: Entry, known: KnownPlan, account: Account) -> Iterator[str]:
     """The one commit that pays for a round, before its update left; unmasked, the update of this hash."""
-    commits = account.paid.get((known.run, int(entry.body["round"])), [])
+    commits = account.paid.get((known.run, _charged_round(entry, known)), [])
     before = [one for one in commits if one[0] < entry.seq]
     if not before:
         yield "an update left that no committed reservation pays for"
@@ -156,17 +157,26 @@ def _charge(entry: Entry, known: KnownPlan, account: Account) -> Iterator[str]:
         yield "another update left than the one that was paid for"
 
 
-def _unseen(entry: Entry, place: Place, account: Account, by: Witnessed) -> Iterator[Finding]:
-    """The charge must have been in the log that the others signed, before the training that it pays."""
+def _unseen(entry: Entry, known: KnownPlan, account: Account, by: Witnessed) -> Iterator[Finding]:
+    """A charge for the round must have been in the log that the others signed before it was trained.
+
+    A training that was cut off after that is charged once more; the next checkpoint has that charge.
+    """
     where = f"log, entry {entry.seq}"
     if by.size == 0:
         yield _unwitnessed(
             where, f"{len(by.by)} of {by.needed} witnesses signed a checkpoint for it"
         )
         return
-    for _, reservation, _ in account.paid.get(place[:2], []):
-        if reservation >= by.size:
-            yield _unwitnessed(where, f"its charge, entry {reservation}, is in no checkpoint of it")
+    reserved = account.reserved.get((known.run, _charged_round(entry, known)), [])
+    if reserved and reserved[0] >= by.size:
+        yield _unwitnessed(
+            where, f"its charge, entry {reserved[0]}, is in no checkpoint of its attempt"
+        )
+
+
+def _charged_round(entry: Entry, known: KnownPlan) -> int:
+    return known.plan.rounds_before + int(entry.body["round"])
 
 
 # --- the exchange of experts --------------------------------------------------------------------------

@@ -262,7 +262,10 @@ def _notes(audit: Audit, bundle: BundleReader) -> Iterable[str]:
     ]:
         yield f"{len(gone)} earlier certificates of the site are in the log, but not in the bundle"
     for entry in log.of(EntryKind.FORK_SEEN):
-        yield f"entry {entry.seq}: the coordinator had signed two histories of run {entry.body['run']}"
+        about = (
+            f"run {entry.body['run']}" if "run" in entry.body else f"log of {entry.body['site']}"
+        )
+        yield f"entry {entry.seq}: the site was shown two signed histories of the {about}"
     for entry in log.of(EntryKind.BUDGET_INHERITED):
         yield (
             f"entry {entry.seq}: charges of an earlier log (key {str(entry.body['key_id'])[:16]}, "

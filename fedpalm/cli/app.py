@@ -11,6 +11,7 @@ from .. import __version__
 _COMMANDS = {
     "demo": ("demo.command", "A whole federation on this machine, with a report at the end."),
     "model": ("model", "Make the initial model of a plan, cold or warm."),
+    "audit": ("audit", "Verify what a site says about itself, offline, from one file."),
     "bench": ("bench", "Measure this build on this machine."),
     "data": ("data", "Look at image folders before they are trained on."),
 }

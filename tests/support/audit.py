@@ -1,4 +1,4 @@
-"""A federation's statements and one site's log, made round by round, as honest or as lying as a test wants."""
+"""A federation's statements and one site's log, round by round, as honest or lying as a test wants."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ class World:
         )
         account = {
             "run": self.run,
-            "round": number,
+            "round": self.plan.rounds_before + number,
             "plan_hash": self.plan.hash.hex(),
             "delta": repr(self.delta),
             "budget": repr(self.budget),
@@ -324,7 +324,7 @@ class World:
                 EntryKind.BUDGET_COMMITTED,
                 {
                     "run": self.run,
-                    "round": number,
+                    "round": self.plan.rounds_before + number,
                     "reservation": reserved.seq,
                     "update_hash": trained,
                 },
