@@ -81,9 +81,9 @@ def check_follows(held: Checkpoint, later: Checkpoint, proof: Sequence[bytes]) -
 
 
 RESTORE_STEP = (
-    "if that site's home came back from a backup: stop its agent, put the newest copy of the whole home "
-    "in place, and start it again; without one, have the operator revoke the site and let it join anew "
-    "with new keys"
+    "if that site's home came back from a backup: stop its agent and put the newest copy of the whole home "
+    "in place, masking/ included; without one, have the operator revoke the site and let it join anew with "
+    "new keys, and take over there what is known to be spent: fedpalm-participant budget inherit FILE"
 )
 COMPARE_STEP = (
     "compare both checkpoints with that site and the others by telephone: its log was rewritten, its "
