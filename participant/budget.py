@@ -147,6 +147,18 @@ class BudgetBook:
         )
         return max(0, plan.draft.rounds - (int(row["paid"]) if row else 0))
 
+    def rounds_without(self) -> int:
+        """Rounds that this home trained without differential privacy: no account bounds them."""
+        rows = self._store.rows(
+            "SELECT r.plan, COUNT(*) AS rounds FROM updates u JOIN runs r USING (run_id) GROUP BY run_id"
+        )
+        plans = ((Plan.from_bytes(row["plan"]), int(row["rounds"])) for row in rows)
+        return sum(
+            rounds
+            for plan, rounds in plans
+            if plan.draft.privacy.unit == "none" and plan.draft.method != "rehearsal"
+        )
+
     # --- a round ----------------------------------------------------------------------------------
 
     def reserve(self, run_id: str, plan: Plan, round_number: int) -> int:

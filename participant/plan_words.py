@@ -34,13 +34,22 @@ METHODS = {
 
 _IMAGES = "one number more, the weight of the update: how many training images are behind it"
 
-BEHIND = dict.fromkeys(METHODS, _IMAGES) | {
+_BEHIND = dict.fromkeys(METHODS, _IMAGES) | {
     "fednova": "two numbers more: how many training images are behind it, and that times the number of "
     "training steps",
     "fedpalm-release": "one number more, the weight of the update: 1 at every site",
     "rehearsal": "one number more, the weight of the update: a random one",
 }
-"""What rides behind the parameters of an update."""
+
+
+def behind(plan: Plan) -> str:
+    """What rides behind the parameters of an update; a count of images never does where it is private."""
+    private = plan.draft.privacy.unit != "none" and plan.draft.method != "rehearsal"
+    fixed = (
+        "numbers that the plan fixes, alike at every site: the weight 1, and of fednova the steps"
+    )
+    return fixed if private else _BEHIND[plan.draft.method]
+
 
 STATISTIC = (
     "Among these tensors is a statistic of this site's images: how the templates of one person differ, "
@@ -49,8 +58,8 @@ STATISTIC = (
 """Said of a plan whose ``template_normaliser`` is shared."""
 
 _NOT_MASKED = (
-    "Masking is none: the coordinator sees this site's own update and the number of training images "
-    "inside it, in every round.",
+    "Masking is none: the coordinator sees this site's own update and the numbers behind it, in every "
+    "round.",
     "The other sites see the new global model, which is the weighted mean of all updates. In a cohort of "
     "two, each of them can work out most of the other's update from it.",
     "On the way everything is encrypted between this site and the coordinator (TLS 1.3).",
@@ -97,7 +106,7 @@ def peer_words(run_id: str, others: int, unconfirmed: Sequence[str]) -> tuple[st
     )
 
 
-PRIVACY = {
+_PRIVACY = {
     "none": (
         "None: no noise is added, and there is no epsilon and no delta that would bound what an update "
         "tells.",
@@ -113,6 +122,43 @@ PRIVACY = {
         "there are many images is protected less.",
     ),
 }
+
+
+def privacy_words(plan: Plan) -> tuple[str, ...]:
+    """What a plan's differential privacy protects, and by which mechanism; not what it costs."""
+    privacy, said = plan.draft.privacy, _PRIVACY[plan.draft.privacy.unit]
+    if privacy.unit == "none":
+        return said
+    one = "person" if privacy.unit == "subject" else "image"
+    return (
+        *said,
+        f"In a round {times(privacy.steps, 'step')}: each draws every {one} with probability "
+        f"{privacy.sampling_rate:g}, clips to {privacy.clip_norm:g} and adds noise of "
+        f"{privacy.noise_multiplier:g} times that.",
+    )
+
+
+def budget_words(
+    spent: float, budget: float, delta: float, whole: float, rounds: int, fit: int
+) -> tuple[str, ...]:
+    """What the rest of a plan would cost this site.
+
+    Args:
+        spent: epsilon so far; ``whole``: after the ``rounds`` that are still to be charged, of which
+            ``fit`` are within ``budget``.
+    """
+    lines = (
+        f"This site has spent epsilon {spent:.3f} of its budget {budget:g}, at delta {delta:g}.",
+        f"{times(rounds, 'further round')} of this plan would bring it to {whole:.3f}.",
+    )
+    if fit == rounds:
+        return lines
+    return (
+        *lines,
+        f"WARNING: the budget allows {fit:,} of them. The site refuses the others before it trains them: "
+        "ask for a plan with fewer rounds or more noise, or have max_epsilon raised in policy.toml.",
+    )
+
 
 NEVER_LEAVES = (
     "Never: images, labels, names, templates, classification heads, the closed-set model and its "

@@ -16,19 +16,21 @@ from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.methods.template import model_template
 from fedpalm.plan import Plan
 
+from .budget import BudgetBook
 from .peers import PeerBook
 from .plan_book import PlanState, StoredPlan
 from .plan_desk import PlanDesk
 from .plan_words import (
-    BEHIND,
     METHODS,
     NEVER_LEAVES,
-    PRIVACY,
     STATISTIC,
+    behind,
+    budget_words,
     changes,
     listed,
     masking_words,
     peer_words,
+    privacy_words,
     span,
     times,
 )
@@ -64,7 +66,7 @@ def review_plan(desk: PlanDesk, stored: StoredPlan) -> Review:
         _leaves(stored.plan),
         *_peers(desk, stored, site),
         _exchange(stored.plan, site),
-        _privacy(stored.plan),
+        _privacy(desk, stored),
         _rounds(stored.plan),
         _start(desk.store, stored.plan),
         _changes(desk, stored),
@@ -137,7 +139,7 @@ def _leaves(plan: Plan) -> _Part:
         seen_by = (f"Masking cannot work in this plan: {error.what}.",)
     lines = (
         f"One update: the change of {len(layout.tensors)} tensors of the shared open-set model, "
-        f"{layout.size:,} parameters, {size:,} bytes with {BEHIND[plan.draft.method]}.",
+        f"{layout.size:,} parameters, {size:,} bytes with {behind(plan)}.",
         f"The tensors: {_tensors(layout)}.",
         *((STATISTIC,) if plan.draft.training.template_normaliser == "federation" else ()),
         *seen_by,
@@ -196,14 +198,40 @@ def _exchange(plan: Plan, site: str) -> _Part:
     return Section("Exchange of experts", lines), {"exchange": data}
 
 
-def _privacy(plan: Plan) -> _Part:
-    return Section("Differential privacy", PRIVACY[plan.draft.privacy.unit]), {
-        "privacy": {
-            "mode": plan.draft.privacy.unit,
-            "epsilon": None,
-            "delta": None,
-            "words": list(PRIVACY[plan.draft.privacy.unit]),
-        }
+def _privacy(desk: PlanDesk, stored: StoredPlan) -> _Part:
+    """What the plan protects, and what it would cost; accountants are asked, which takes seconds."""
+    plan, words = stored.plan, privacy_words(stored.plan)
+    data: dict[str, Any] = {"mode": plan.draft.privacy.unit, "epsilon": None, "delta": None}
+    if plan.draft.privacy.unit != "none":
+        try:
+            found = forecast(BudgetBook(desk.store, desk.log, desk.policy), stored.run_id, plan)
+        except PolicyError as error:
+            words = (*words, f"What it would cost is not known: {error.what}.")
+        else:
+            data |= {"epsilon": found["epsilon_after"], "delta": found["delta"], "budget": found}
+            words = (*words, *found["words"])
+    return Section("Differential privacy", words), {"privacy": {**data, "words": list(words)}}
+
+
+def forecast(budget: BudgetBook, run_id: str, plan: Plan) -> dict[str, Any]:
+    """What the rounds of a plan that are not charged yet would cost this site.
+
+    Raises:
+        PolicyError: the policy cannot be read or names no delta; or no accountant can say.
+    """
+    account, rounds = budget.account(plan.draft.privacy.unit), budget.rounds_to_charge(run_id, plan)
+    after, fit = budget.forecast(plan, rounds), budget.rounds_that_fit(plan, rounds)
+    return {
+        "unit": account.unit,
+        "epsilon_spent": account.epsilon,
+        "epsilon_after": after,
+        "epsilon_budget": account.budget,
+        "delta": account.delta,
+        "rounds": rounds,
+        "rounds_that_fit": fit,
+        "words": list(
+            budget_words(account.epsilon, account.budget, account.delta, after, rounds, fit)
+        ),
     }
 
 

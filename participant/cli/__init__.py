@@ -6,6 +6,7 @@ import click
 
 from fedpalm import __version__
 
+from .budget import budget
 from .data import evaluate, preflight
 from .egress import egress
 from .exchange import exchange
@@ -30,7 +31,7 @@ for _command in (
     *(join, request, install, renew),
     *(run, status),
     *(review, approve, refuse, policy),
-    *(manifests, egress, exchange, peers),
+    *(manifests, egress, exchange, peers, budget),
     *(evaluate, preflight),
 ):
     main.add_command(_command)

@@ -95,10 +95,9 @@ def test_a_masked_run_reaches_the_model_of_the_plain_one_and_shows_no_update(
         updates = [one for one in sent["entries"] if one["kind"] == "update"]
         assert len(updates) == 2 and all(one["receipt_ms"] for one in updates)
         assert plain.isdisjoint(one["payload_hash"] for one in updates)
-        left = [path.name for path in (masked.site_home(site) / "masking").iterdir()]
-        assert left == [
-            "memory.json"
-        ]  # what was contributed; the secrets of the attempts are erased
+        left = {path.name for path in (masked.site_home(site) / "masking").iterdir()}
+        # What was contributed and charged; the secrets of the attempts are erased.
+        assert left == {"memory.json", "ledger.json"}
 
 
 def test_kills_in_masked_rounds_commit_the_exact_sum_of_those_who_were_left(

@@ -147,7 +147,10 @@ def make_private_plan(
     draft["reproducible"] = False
     draft["training"] |= {"contrast_weight": 0.0, "cross_entropy_weight": 1.0}
     draft["training"]["privacy"] = {
-        **{"unit": "subject", "noise_multiplier": 4.0, "sampling_rate": 1.0, "steps": 2},
+        "unit": "subject",
+        "noise_multiplier": 4.0,
+        "sampling_rate": 1.0,
+        "steps": 2,
         **(privacy or {}),
     }
     return make_plan(rounds, draft=PlanDraft.model_validate(draft), **changes)

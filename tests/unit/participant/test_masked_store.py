@@ -28,6 +28,7 @@ from fedpalm.secagg.memory import ContributionMemory
 from fedpalm.secagg.site import AttemptFacts, SiteAttempt, Stage
 from participant.cli.status import _MASKING_STEPS, status
 from participant.ending import ExitAfter
+from participant.ledger_mark import LEDGER_MARK
 from participant.masked_store import BEFORE
 from participant.masking_memory import MEMORY
 from participant.outgoing import Place
@@ -121,8 +122,9 @@ def _play(world: World, site: Site | None = None, run: str = RUN) -> Play:
 
 
 def _secrets(site: Site) -> list[str]:
-    """Every file of ``masking/`` but the memory."""
-    return sorted(path.name for path in site.home.masking.iterdir() if path.name != MEMORY)
+    """Every file of ``masking/`` but what the site remembers."""
+    kept = (MEMORY, LEDGER_MARK)
+    return sorted(path.name for path in site.home.masking.iterdir() if path.name not in kept)
 
 
 def _vectors(site: Site) -> list[Path]:

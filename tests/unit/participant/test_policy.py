@@ -21,7 +21,7 @@ from participant.policy import (
     require_allowed,
     violations,
 )
-from tests.support.participant import make_plan
+from tests.support.participant import make_plan, make_private_plan
 
 
 @pytest.fixture
@@ -151,6 +151,44 @@ def test_there_is_no_policy_while_the_file_is_wrong_and_one_again_when_it_is_rig
         assert error.value.safe == "nothing is approved, trained or sent"
     home.policy.write_text("min_cohort = 4")
     assert file.current.min_cohort == 4
+
+
+PRIVATE = {"delta": 1e-5, "people": 1000}
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (
+            {"delta": None},
+            "delta: the plan has differential privacy, and this policy names no delta",
+        ),
+        ({"people": None}, "people: the plan has differential privacy"),
+        ({"delta": 1e-3}, "delta: 0.001 is not below 1 / people = 0.001"),
+        ({"people": 10**6}, "delta: 1e-05 is not below 1 / people = 1e-06"),
+    ],
+)
+def test_a_private_plan_needs_a_delta_below_one_over_people(limits, said):
+    (found,) = violations(Policy(**{**PRIVATE, **limits}), make_private_plan())
+    assert found.startswith(said)
+    assert "set" in found, "it says what to do"
+    assert not violations(Policy(**{**PRIVATE, **limits}), make_plan())
+
+
+def test_a_plan_that_protects_single_images_needs_the_sites_word():
+    record, subject = make_private_plan(privacy={"unit": "record"}), make_private_plan()
+    (found,) = violations(Policy(**PRIVATE), record)
+    assert found.startswith("privacy_unit: the plan protects one image")
+    for plan in (record, subject):
+        assert not violations(Policy(**PRIVATE, privacy_unit="record"), plan)
+    assert not violations(Policy(**PRIVATE), subject)
+
+
+def test_the_words_tell_the_budget_and_what_is_missing_of_it():
+    said = " ".join(in_words(Policy(**PRIVATE, max_epsilon=4)))
+    assert "at most epsilon 4 at delta 1e-05, for 1,000 people" in said
+    assert "protects whole people" in said
+    assert "none is allowed before delta and people are set" in " ".join(in_words(Policy()))
 
 
 def test_a_file_that_disappears_does_not_mean_the_defaults(home):
