@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -9,15 +10,26 @@ from pathlib import Path
 
 import pytest
 
+from fedpalm.errors import (
+    ForkError,
+    RolledBackError,
+    SenderMismatchError,
+    StaleRoundError,
+    StateError,
+)
 from fedpalm.ledger.bodies import EntryKind
-from fedpalm.ledger.checkpoint import Checkpoint
+from fedpalm.ledger.checkpoint import Checkpoint, GivenCheckpoint
 from fedpalm.ledger.merkle import MerkleTree, verify_consistency
 from fedpalm.privacy.accounting import Charge
+from fedpalm.rounds.events import RoundRef
 from fedpalm.rounds.run import RunState
+from fedpalm.wire import checkpoints
+from fedpalm.wire.statements import from_wire
+from fedpalm.wire.v1 import federation_pb2 as wire
 from participant.log import SiteLog
 from participant.store import SiteStore
 from tests.support.aio import in_loop
-from tests.support.participant import SITES, Site
+from tests.support.participant import SITES, Site, make_plan
 from tests.support.whole import RUN, WholeFederation, private_plan
 
 
@@ -216,3 +228,137 @@ async def test_a_coordinator_that_dies_after_a_call_goes_on(tmp_path, method):
         assert whole.run.state is RunState.COMPLETED
         assert whole.life == 2
         check_witnessed(whole)
+
+
+# --- lies -----------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_a_home_from_a_backup_says_so_and_stops(tmp_path):
+    async with federation(tmp_path, rounds=4, join_deadline_s=0.6) as whole:
+        whole.start()
+        await whole.until(lambda: whole.run.current.ref.round == 2)
+        await whole.stop("west")
+        whole.backup("west", tmp_path / "backup")
+        whole.start("west")
+        await whole.until(lambda: "west" in whole.run.present)
+        await whole.until(lambda: whole.run.current.ref.round == 4)
+        task = whole.tasks["west"]
+        await whole.stop("west")
+        assert task.cancelled()
+        whole.restore("west", tmp_path / "backup")
+        whole.start("west")
+        with pytest.raises(RolledBackError, match="does not know a checkpoint") as error:
+            await asyncio.wait_for(whole.tasks.pop("west"), 10)
+        assert "newest copy of the whole home" in error.value.next_step
+        await whole.ended()
+        assert whole.run.state is RunState.COMPLETED
+
+
+@in_loop
+async def test_a_checkpoint_that_the_coordinator_withholds_stops_that_site_alone(tmp_path):
+    async with federation(tmp_path, round_deadline_s=1.0) as whole:
+
+        def withhold(site, method, reply):
+            if (site, method) == ("north", "FetchCheckpoints") and len(whole.manifests()) == 1:
+                said = Checkpoint.read(checkpoints.from_wire(reply).signed)
+                return None if said.site == "east" else reply
+            return reply
+
+        whole.bend = withhold
+        whole.start()
+        await whole.ended()
+        assert whole.told("north", "of site east did not come")
+        (first, _), (last, _) = whole.manifests()
+        assert whole.countersigners(first) == {"east", "west"}
+        assert whole.countersigners(last) == set(SITES)
+        sent = {
+            (body["round"], body["attempt"])
+            for kind, body, _ in log_of(whole, "north")
+            if kind is EntryKind.EGRESS and body["payload"] == "update"
+        }
+        assert sent == {(2, 1)}
+
+
+@in_loop
+async def test_a_forked_log_that_the_coordinator_relays_is_not_countersigned(tmp_path):
+    async with federation(tmp_path, rounds=3, round_deadline_s=1.0, max_attempts=1) as whole:
+        west = Site(whole.world.home("west")).live.current
+
+        def fork(site, method, reply):
+            if (site, method) != ("north", "FetchCheckpoints"):
+                return reply
+            given = checkpoints.from_wire(reply)
+            said = Checkpoint.read(given.signed)
+            if said.site != "west" or said.round < 2:
+                return reply
+            other = said.model_copy(update={"root": "0" * 64}).sign(west)
+            return checkpoints.to_wire(GivenCheckpoint(other, given.proof))
+
+        whole.bend = fork
+        whole.start()
+        await whole.ended()
+        second = whole.manifests()[1][0]
+        assert whole.countersigners(second) == {"east", "west"}
+        assert whole.told("north", "not shown to go on from what it was")
+        north = Site(whole.world.home("north"))
+        conflicts = north.gate.manifests.checkpoints.conflicts()
+        north.store.close()
+        assert {Checkpoint.read(one.other).root for one in conflicts} == {"0" * 64}
+        assert EntryKind.FORK_SEEN in {kind for kind, _, _ in log_of(whole, "north")}
+
+
+@in_loop
+async def test_the_coordinator_leaves_a_forked_log_out_and_keeps_the_evidence(tmp_path):
+    async with federation(tmp_path, rounds=2, join_deadline_s=1.0) as whole:
+
+        def deaf(site, method, reply):
+            kind = reply.WhichOneof("kind") if method == "Instructions" else ""
+            if site == "west" and kind == "prepare" and reply.prepare.ref.round == 2:
+                forged.append(reply.prepare)
+                return None
+            return reply
+
+        forged: list[wire.PrepareRound] = []
+        whole.bend = deaf
+        whole.start()
+        await whole.until(lambda: forged)
+        newest = Checkpoint.read(from_wire(forged[0].newest))
+        identity = whole.sites["west"].live.current
+        place = {"round": 2, "attempt": 1}
+        give = whole.conductor.checkpoints.give
+        shorter = newest.model_copy(update={**place, "size": newest.size - 1}).sign(identity)
+        with pytest.raises(RolledBackError, match="shorter than it was"):
+            give(RUN, RoundRef(2, 1), "west", [GivenCheckpoint(shorter)])
+        other = newest.model_copy(update={**place, "root": "0" * 64}).sign(identity)
+        with pytest.raises(ForkError, match="two histories"):
+            give(RUN, RoundRef(2, 1), "west", [GivenCheckpoint(other)])
+        replayed = GivenCheckpoint(newest.sign(identity))
+        with pytest.raises(StaleRoundError, match="no checkpoint of site west came for it"):
+            give(RUN, RoundRef(2, 1), "west", [replayed])
+        with pytest.raises(SenderMismatchError):
+            give(RUN, RoundRef(2, 1), "east", [replayed])
+        records = whole.coordinator.runs.checkpoints
+        assert [one.hash for one in records.conflicts("west")] == [shorter.hash, other.hash]
+        await whole.ended()
+        assert [manifest.cohort for manifest, _ in whole.manifests()] == [
+            list(SITES),
+            ["east", "north"],
+        ]
+
+
+@in_loop
+async def test_a_plan_without_differential_privacy_asks_for_nothing(tmp_path):
+    whole = WholeFederation(tmp_path, make_plan(2))
+    whole.boot()
+    try:
+        whole.start()
+        await whole.ended()
+        assert whole.run.state is RunState.COMPLETED
+        assert [manifest.checkpoints for manifest, _ in whole.manifests()] == [{}, {}]
+        with pytest.raises(StateError, match="no differential privacy"):
+            whole.conductor.checkpoints.give(RUN, RoundRef(1, 1), "west", [])
+        kinds = {kind for name in SITES for kind, _, _ in log_of(whole, name)}
+        assert kinds.isdisjoint({EntryKind.CHECKPOINT, EntryKind.BUDGET_RESERVED})
+    finally:
+        await whole.stop_all()

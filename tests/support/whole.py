@@ -269,15 +269,15 @@ class WholeFederation:
         return any(text in line for line in self.sites[name].lines)
 
     def backup(self, name: str, to: Path) -> None:
-        """A copy of the database of a site's home, as a backup has it."""
+        """Copy the database of a site's home."""
         store = SiteStore(self.world.home(name))
         store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         store.close()
-        shutil.copytree(self.world.home(name).root, to)
+        shutil.copy(self.world.home(name).database, to)
 
     def restore(self, name: str, backup: Path) -> None:
-        """Put a copy back; the folder that belongs in no backup stays where it is."""
+        """Put a copy of the database back; what belongs in no backup stays as it is."""
         home = self.world.home(name)
         for suffix in ("", "-wal", "-shm"):
             Path(f"{home.database}{suffix}").unlink(missing_ok=True)
-        shutil.copy(backup / home.database.name, home.database)
+        shutil.copy(backup, home.database)
