@@ -13,7 +13,7 @@ from ...plan import MAX_SITES
 from ...settings import parse_settings
 from ..console import command_errors, emit, err, json_option
 from .narrator import Narrator
-from .settings import SYNTHETIC, DemoSettings
+from .settings import PRIVATE_SIZES, SYNTHETIC, DemoSettings
 from .supervisor import ends_are_interrupts
 from .workspace import Workspace
 
@@ -33,16 +33,20 @@ _DEFAULT = DemoSettings()
     "--identities",
     type=click.IntRange(2, 1000),
     help="Identities that train at each site; as many again are kept for the open-set test.  "
-    f"[default: {_DEFAULT.identities}, or what a folder allows]",
+    f"[default: {_DEFAULT.identities}, or what a folder allows; "
+    f"with --privacy {PRIVATE_SIZES['identities']}]",
 )
 @click.option(
     "--images",
     type=click.IntRange(4, 1000),
-    default=_DEFAULT.images,
-    show_default=True,
-    help="Images of each identity; larger folders are capped at this.",
+    help="Images of each identity; larger folders are capped at this.  "
+    f"[default: {_DEFAULT.images}; with --privacy {PRIVATE_SIZES['images']}]",
 )
-@click.option("--rounds", type=click.IntRange(1, 1000), default=12, show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 1000),
+    help=f"[default: {_DEFAULT.rounds}; with --privacy {PRIVATE_SIZES['rounds']}]",
+)
 @click.option(
     "--method", type=click.Choice(["fedpalm", "fedavg"]), default="fedpalm", show_default=True
 )
@@ -53,6 +57,13 @@ _DEFAULT = DemoSettings()
     default="secagg",
     show_default=True,
     help="secagg: the coordinator opens sums over the sites, and no site's update.",
+)
+@click.option(
+    "--privacy",
+    type=click.Choice(["none", "subject"]),
+    default="none",
+    show_default=True,
+    help="subject: differential privacy for every person, from a warm start on drawn palms.",
 )
 @click.option(
     "--out",
@@ -66,11 +77,12 @@ def commands(
     data: str,
     sites: int,
     identities: int | None,
-    images: int,
-    rounds: int,
+    images: int | None,
+    rounds: int | None,
     method: str,
     seed: int,
     masking: str,
+    privacy: str,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -83,7 +95,7 @@ def commands(
     """
     from .story import tell
 
-    settings = resolve(data, sites, identities, images, rounds, method, seed, masking)
+    settings = resolve(data, sites, identities, images, rounds, method, seed, masking, privacy)
     workspace = Workspace(out or default_folder(settings))
     console = err()
     try:
@@ -109,19 +121,21 @@ def resolve(
     data: str,
     sites: int,
     identities: int | None,
-    images: int,
-    rounds: int,
+    images: int | None,
+    rounds: int | None,
     method: str,
     seed: int,
     masking: str,
+    privacy: str = "none",
 ) -> DemoSettings:
     """Settings from options; a folder's own size decides what was left out."""
     from .people import largest_fit
 
     if data != SYNTHETIC:
         data = str(Path(data).expanduser().absolute())
+    usual = _usual(privacy)
     if identities is None:
-        identities = _DEFAULT.identities
+        identities = usual["identities"]
         if data != SYNTHETIC:
             identities = min(identities, largest_fit(data, sites))
     return parse_settings(
@@ -130,29 +144,38 @@ def resolve(
             "data": data,
             "sites": sites,
             "identities": identities,
-            "images": images,
-            "rounds": rounds,
+            "images": images or usual["images"],
+            "rounds": rounds or usual["rounds"],
             "method": method,
             "seed": seed,
             "masking": masking,
+            "privacy": privacy,
         },
         "demo options",
     )
 
 
+def _usual(privacy: str) -> dict[str, int]:
+    """Sizes where nothing is said."""
+    usual = {key: getattr(_DEFAULT, key) for key in ("sites", *PRIVATE_SIZES)}
+    return usual if privacy == "none" else usual | PRIVATE_SIZES
+
+
 def default_folder(settings: DemoSettings) -> Path:
     """``runs/<name>``: settings that are not the default give the name its parts."""
-    default = DemoSettings()
+    usual = _usual(settings.privacy)
     source = "synthetic" if settings.data == SYNTHETIC else Path(settings.data).stem.lower()
     parts: list[str] = [settings.method, source]
     for key, unit in (("sites", "sites"), ("identities", "ids"), ("images", "images"),
                       ("rounds", "rounds")):  # fmt: skip
         value = getattr(settings, key)
-        if value != getattr(default, key):
+        if value != usual[key]:
             parts.append(f"{value}{unit}")
     parts.append(f"seed{settings.seed}")
-    if settings.masking != default.masking:
+    if not settings.masked:
         parts.append("unmasked")
+    if settings.private:
+        parts.append("private")
     return Path("runs") / "-".join(parts)
 
 

@@ -14,13 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
+
 from ...benchmark.simulate import LOCAL, RoundMetrics, SimulationResult, simulate
 from ...data.loading import Trial
 from ...data.splits import SiteSplit
 from ...evaluation.pairs import ScoreSet
 from ...evaluation.report import evaluate_scores
 from ...layout import FloatVector
-from ...methods.base import SiteMethod
+from ...methods.base import SiteMethod, Tensors
 from ...methods.template import model_template
 from ...plan import Plan
 from .figures import Curve, Estimate, Point
@@ -38,10 +40,11 @@ from .settings import FEDERATION, DemoSettings
 from .workspace import Workspace
 
 
-def bound_plan(settings: DemoSettings) -> Plan:
+def bound_plan(settings: DemoSettings, warm_start: Tensors | None = None) -> Plan:
     """The demo's plan with roster and model, as the coordinator binds it."""
     draft = settings.draft()
     template = model_template(draft.method, draft.training, draft.seed)
+    initial = template.initial if warm_start is None else template.layout.flatten(warm_start)
     return Plan.model_validate(
         {
             "federation": FEDERATION,
@@ -49,9 +52,14 @@ def bound_plan(settings: DemoSettings) -> Plan:
             "roster": sorted(settings.site_names),
             "layout": template.layout.to_json(),
             "expert_layout": template.expert_layout.to_json(),
-            "initial_model": hashlib.sha256(template.initial.astype("<f4").tobytes()).hexdigest(),
+            "initial_model": hashlib.sha256(initial.astype("<f4").tobytes()).hexdigest(),
         }
     )
+
+
+def warm_start(workspace: Workspace, settings: DemoSettings) -> Tensors | None:
+    """The initial model of a private demo, once it is trained."""
+    return safetensors.numpy.load_file(workspace.initial_model) if settings.private else None
 
 
 def checkpoints(rounds: int) -> list[int]:
@@ -61,7 +69,11 @@ def checkpoints(rounds: int) -> list[int]:
 
 
 def compare(workspace: Workspace, settings: DemoSettings, method: str) -> None:
-    """Train ``method`` in this process and write its result."""
+    """Train ``method`` in this process and write its result.
+
+    Of a private demo: FedAvg with the same noise from seeds, and alone without any, as nothing leaves;
+    both from the same warm start.
+    """
     splits = {site: split_of(workspace, site) for site in settings.site_names}
     sites = {site: training_images(split) for site, split in splits.items()}
     trial = open_trial(list(splits.values()))
@@ -74,7 +86,10 @@ def compare(workspace: Workspace, settings: DemoSettings, method: str) -> None:
             points.append(Point(round=number, eer=_open_eer(method, methods, shared, trial)))
         _say({"round": number, "rounds": settings.rounds})
 
-    result = simulate(bound_plan(settings), method, sites, on_round)
+    begin = warm_start(workspace, settings)
+    asked = settings.model_copy(update={"privacy": "none"}) if method == LOCAL else settings
+    plan = bound_plan(asked, None if method == LOCAL else begin)
+    result = simulate(plan, method, sites, on_round, initial=begin)
     found = _open_results(method, result, trial, settings.seed)
     found["closed"] = _closed_results(result, splits, settings.seed)
     found["convergence"] = [point.model_dump() for point in points]

@@ -13,7 +13,7 @@ from ...errors import ChildFailedError, NotFoundError, RoundAbortedError, StateE
 from .figures import LABELS
 from .narrator import Narrator
 from .roles import Argv, Operator, SitePerson
-from .settings import DemoSettings, plan_toml
+from .settings import WARM_START, DemoSettings, plan_toml
 from .supervisor import Supervisor
 from .tail import Tail
 from .wording import size
@@ -22,6 +22,7 @@ from .workspace import Workspace, write_durably
 _POLL_S = 0.25
 _READY_S = 60.0
 _CONSENT_S = 120.0
+_MODEL_S = 1200.0
 _BACKGROUND_NICE = 10
 
 
@@ -52,7 +53,11 @@ class Federation:
         workspace, note = self.workspace, self.narrator.note
         if not workspace.done("plan"):
             write_durably(workspace.plan, plan_toml(self.settings.draft()).encode())
-        workspace.once("plan", self._initial_model)
+        if self.settings.private and not workspace.done("plan"):
+            write_durably(workspace.policy, self.settings.policy_toml().encode())
+            note("the operator trains a warm start on drawn palms of nobody: it costs no privacy")
+        with workspace.timed("initial model"):
+            workspace.once("plan", self._initial_model)
         self.payload_bytes = 4 * (workspace.steps["plan"]["parameters"] + 1)
         if not workspace.done("found"):
             note("the operator founds the federation: its CA, coordinator and operator identity")
@@ -72,12 +77,13 @@ class Federation:
                 continue
             invitation = self.workspace.invitation(person.name)
             images = self.workspace.images(person.name)
-            joined = person.join(invitation, images)
+            policy = self.workspace.policy if self.settings.private else None
+            joined = person.join(invitation, images, policy)
             if joined["state"] == "waiting":
                 shown = str(joined["fingerprint"])
                 self.narrator.note(f"{person.name} made its keys and asks with {shown[:9]} \u2026")
                 self.operator.approve(person.name, shown)
-                joined = person.join(invitation, images)
+                joined = person.join(invitation, images, policy)
             if joined["state"] != "member":
                 raise StateError(f"{person.name} is not a member after its approval: {joined}")
             self.workspace.record(step)
@@ -97,8 +103,12 @@ class Federation:
 
     def _initial_model(self) -> Any:
         plan, out = self.workspace.plan, self.workspace.initial_model
-        argv: Argv = [sys.executable, "-m", "fedpalm", "model", "init", plan, "--out", out]
-        return self.supervisor.run_json("model", argv, timeout_s=120)
+        made = ["init"]
+        if self.settings.private:
+            sizes = [part for key, size in WARM_START.items() for part in (f"--{key}", str(size))]
+            made = ["pretrain", *sizes]
+        argv: Argv = [sys.executable, "-m", "fedpalm", "model", *made, plan, "--out", out]
+        return self.supervisor.run_json("model", argv, timeout_s=_MODEL_S)
 
     def _found(self) -> bool:
         if not (self.workspace.coordinator / "coordinator.toml").exists():

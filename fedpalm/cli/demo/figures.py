@@ -43,6 +43,16 @@ class Egress(Settings):
     bytes: int
 
 
+class Budget(Settings):
+    """What a site's log says that differential privacy has cost, for each person."""
+
+    spent: float
+    budget: float
+    delta: float
+    people: int
+    steps: int
+
+
 class SiteReport(Settings):
     """One site: what it held, how well its closed set is verified, and what left it."""
 
@@ -52,6 +62,7 @@ class SiteReport(Settings):
     images: int
     closed: dict[str, Estimate]
     egress: tuple[Egress, ...]
+    budget: Budget | None = None
 
 
 class OpenReport(Settings):
@@ -63,6 +74,8 @@ class OpenReport(Settings):
     local_by_site: dict[str, Estimate]
     curves: dict[str, Curve]
     convergence: dict[str, tuple[Point, ...]]
+    warm_start: Estimate | None = None
+    """Of the model that a private demo begins at: it has seen nobody's images."""
 
 
 class Report(Settings):

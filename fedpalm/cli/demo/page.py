@@ -18,6 +18,7 @@ from .wording import (
     interval,
     never,
     percent,
+    privacy,
     size,
     who_reads_updates,
 )
@@ -41,6 +42,7 @@ def page(report: Report, plots: Mapping[str, str], sample_png: bytes | None) -> 
         _open_set(report, plots),
         _closed_set(report),
         _egress(report),
+        _privacy(report),
         _how(report),
         _files(report),
     )
@@ -194,6 +196,33 @@ def _egress(report: Report) -> str:
     )
 
 
+def _privacy(report: Report) -> str:
+    sentences = privacy(report)
+    if not sentences:
+        return ""
+    rows = [
+        [
+            escape(site.site),
+            f"{one.spent:.3f}",
+            f"{one.budget:g}",
+            f"{one.delta:g}",
+            f"{one.people:,}",
+            f"{one.steps:,}",
+        ]
+        for site in report.sites
+        if (one := site.budget) is not None
+    ]
+    first, *others = (escape(one) for one in sentences)
+    return (
+        "<section>\n<h2>What differential privacy cost</h2>\n"
+        f"<p>{first}</p>\n"
+        + _table(
+            ["Site", "Epsilon spent", "Budget", "Delta", "People declared", "Steps charged"], rows
+        )
+        + f'<p class="note">{" ".join(others)}</p>\n</section>\n'
+    )
+
+
 def _how(report: Report) -> str:
     settings = report.settings
     names = {**LABELS, "local": "training alone"}
@@ -239,10 +268,17 @@ def _limits(report: Report) -> str:
         items += [
             "The sites took each other\u2019s masking keys as the coordinator first showed them. "
             "Between institutions people compare them: fedpalm-participant peers.",
+        ]
+    if report.settings.masked and not report.settings.private:
+        items.append(
             "The plan says reproducible = true, which derives the rounding of updates from the plan: "
             "the same command gives the same model on the same machine, as long as no round is "
-            "lost to an interruption. Another plan, with masking or without, rounds otherwise.",
-        ]
+            "lost to an interruption. Another plan, with masking or without, rounds otherwise."
+        )
+    if report.settings.private:
+        items.append(
+            "Noise and draws are secret and never the same again: the same command gives another model."
+        )
     if report.settings.data == SYNTHETIC:
         items.insert(
             0,

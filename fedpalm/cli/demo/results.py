@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,14 @@ import safetensors.numpy
 
 from ... import __version__
 from ...errors import StateError
-from ...evaluation.report import VerificationReport
+from ...evaluation.report import VerificationReport, evaluate_scores
 from ...methods.base import SiteImages
 from ...methods.site import build_site_method
 from ...plan import Plan
 from .comparison import checkpoints
-from .figures import Curve, Egress, Estimate, OpenReport, Point, Report, SiteReport
+from .figures import Budget, Curve, Egress, Estimate, OpenReport, Point, Report, SiteReport
 from .people import open_trial, split_of
-from .scoring import CONFIDENCE, curve_of, eer_only, estimate_of
+from .scoring import CONFIDENCE, RESAMPLES, Embed, curve_of, eer_only, estimate_of, scores_of
 from .settings import DemoSettings
 from .workspace import Workspace
 
@@ -34,17 +35,29 @@ _PACKAGES = ("torch", "numpy", "scikit-learn", "grpcio", "cryptography")
 def converge(workspace: Workspace, plan: Plan) -> list[dict[str, Any]]:
     """Open-set EER of the coordinator's stored models, each by itself, without any site's experts."""
     settings = workspace.load()
-    nobody = SiteImages(np.empty((0, 1, 128, 128), np.float32), np.empty(0, np.int64), 1)
     trial = open_trial([split_of(workspace, site) for site in settings.site_names])
     points = []
     for number in checkpoints(settings.rounds):
-        tensors = safetensors.numpy.load_file(workspace.model(number))
-        shared = plan.model_layout.flatten(tensors)
-        # A fresh observer holds no expert, so TEIM is off: the global model and nothing else.
-        observer = build_site_method(plan, _OBSERVER, nobody)
-        embed = functools.partial(observer.open_templates, shared=shared)
+        embed = _by_itself(plan, workspace.model(number))
         points.append(Point(round=number, eer=eer_only(trial, embed)).model_dump())
     return points
+
+
+def score_warm_start(workspace: Workspace, plan: Plan) -> dict[str, Any]:
+    """The open set by the initial model, which has seen nobody's images."""
+    settings = workspace.load()
+    trial = open_trial([split_of(workspace, site) for site in settings.site_names])
+    scores = scores_of(trial, _by_itself(plan, workspace.initial_model))
+    report = evaluate_scores(scores, seed=settings.seed, resamples=RESAMPLES)
+    return estimate_of(report).model_dump()
+
+
+def _by_itself(plan: Plan, model: Path) -> Embed:
+    """Open-set templates of a stored model: a fresh observer holds no expert, so TEIM is off."""
+    nobody = SiteImages(np.empty((0, 1, 128, 128), np.float32), np.empty(0, np.int64), 1)
+    shared = plan.model_layout.flatten(safetensors.numpy.load_file(model))
+    observer = build_site_method(plan, _OBSERVER, nobody)
+    return functools.partial(observer.open_templates, shared=shared)
 
 
 def build_report(
@@ -104,6 +117,18 @@ def _site(
         images=sum(len(part) for part in parts),
         closed=closed,
         egress=tuple(Egress(kind=kind, **total) for kind, total in totals.items()),
+        budget=_budget(workspace.steps[f"budget {site}"]) if settings.private else None,
+    )
+
+
+def _budget(told: Mapping[str, Any]) -> Budget:
+    (account,) = told["accounts"]
+    return Budget(
+        spent=account["epsilon_spent"],
+        budget=account["epsilon_budget"],
+        delta=account["delta"],
+        people=told["people"],
+        steps=account["steps"],
     )
 
 
@@ -128,6 +153,7 @@ def _open_set(
             name: tuple(Point(**point) for point in other["convergence"])
             for name, other in others.items()
         },
+        warm_start=Estimate(**steps["warm start"]) if settings.private else None,
     )
 
 

@@ -91,12 +91,13 @@ class SitePerson:
     home: Path
     supervisor: Supervisor
 
-    def join(self, invitation: Path, images: Path) -> dict[str, Any]:
+    def join(self, invitation: Path, images: Path, policy: Path | None = None) -> dict[str, Any]:
         """Ask to join, or fetch the answer: ``state`` is waiting (with the fingerprint) or member."""
+        limits: Argv = [] if policy is None else ["--policy", policy]
         return dict(
             self.supervisor.run_json(
                 f"{self.name}-person",
-                self._argv("join", invitation, "--data", images, "--no-wait"),
+                self._argv("join", invitation, "--data", images, *limits, "--no-wait"),
                 timeout_s=COMMAND_TIMEOUT_S,
                 also_fine=(StateError.exit_code,),
             )
@@ -119,6 +120,9 @@ class SitePerson:
 
     def egress(self) -> Any:
         return self._say("egress", "--verify")
+
+    def budget(self) -> Any:
+        return self._say("budget")
 
     def evaluate(self, *arguments: str | Path) -> Any:
         return self._say("evaluate", *arguments, timeout_s=EVALUATION_TIMEOUT_S)

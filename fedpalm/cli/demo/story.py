@@ -10,14 +10,14 @@ from typing import Any
 from ...data.palms import contact_sheet
 from ...data.records import by_identity
 from ...plan import Plan
-from .comparison import bound_plan, checkpoints
+from .comparison import bound_plan, checkpoints, warm_start
 from .federation import Federation
 from .figures import Report
 from .narrator import Narrator
 from .page import page
 from .people import choose_people, split_of, write_open_lists, write_people
 from .plots import write_plots
-from .results import build_report, converge
+from .results import build_report, converge, score_warm_start
 from .roles import SitePerson
 from .settings import SYNTHETIC, DemoSettings
 from .supervisor import Supervisor
@@ -47,10 +47,10 @@ def tell(settings: DemoSettings, workspace: Workspace, narrator: Narrator, comma
                 "people",
                 lambda: write_people(workspace, settings, people or choose_people(settings)),
             )
-            plan = bound_plan(settings)
             with Supervisor(workspace.logs) as supervisor:
                 federation = Federation(settings, workspace, supervisor, narrator)
                 federation.prepare()
+                plan = bound_plan(settings, warm_start(workspace, settings))
                 federation.start_comparisons()
                 _federate(federation, settings, workspace, plan)
                 with workspace.timed("waiting for comparisons"):
@@ -87,7 +87,11 @@ def _federate(
         _evaluate(federation, settings, workspace)
         federation.export(run_id, checkpoints(settings.rounds))
         workspace.once("convergence", lambda: converge(workspace, plan))
+        if settings.private:
+            workspace.once("warm start", lambda: score_warm_start(workspace, plan))
     for person in federation.people:
+        if settings.private:
+            workspace.once(f"budget {person.name}", person.budget)
         workspace.once(f"egress {person.name}", functools.partial(_egress, person))
     workspace.record("logged")
     federation.stop_coordinator()

@@ -15,6 +15,7 @@ from .wording import (
     interval,
     never,
     percent,
+    privacy,
     size,
     who_reads_updates,
 )
@@ -31,6 +32,7 @@ def summary(report: Report, workspace: Workspace) -> RenderableType:
         _egress(report),
         _never(report),
         Text(who_reads_updates(report)),
+        *_privacy(report),
         Text(),
         _files(report, workspace),
     )
@@ -66,6 +68,20 @@ def _egress(report: Report) -> Table:
             *(f"{row[at].count} x, {size(row[at].bytes)}" if at in row else "-" for at in labels),
         )
     return table
+
+
+def _privacy(report: Report) -> list[RenderableType]:
+    sentences = privacy(report)
+    if not sentences:
+        return []
+    table = _table("What differential privacy cost each site (from its own signed log)")
+    for name in ("", "epsilon spent", "budget", "delta", "people declared", "steps charged"):
+        table.add_column(name, justify="right" if name else "left")
+    for site in report.sites:
+        if (one := site.budget) is not None:
+            cells = (f"{one.spent:.3f}", f"{one.budget:g}", f"{one.delta:g}")
+            table.add_row(site.site, *cells, str(one.people), str(one.steps))
+    return [Text(), table, Text(" ".join(sentences).replace("\u00a0", " "))]
 
 
 def _never(report: Report) -> Text:

@@ -109,6 +109,32 @@ def who_reads_updates(report: Report) -> str:
     )
 
 
+def privacy(report: Report) -> tuple[str, ...]:
+    """What differential privacy cost and what it promises, in sentences; nothing without it."""
+    budgets = [site.budget for site in report.sites if site.budget is not None]
+    if not budgets:
+        return ()
+    most, any_of_them = max(one.spent for one in budgets), budgets[0]
+    sentences = [
+        "Trained with differential privacy for every person (add/remove), noise added at each site: "
+        f"epsilon {most:.2f} of {any_of_them.budget:g} at delta {any_of_them.delta:g} is spent at the "
+        "site that spent most, charged in its log before its training began.",
+        "Everything began at a warm start, trained on drawn palms of nobody, and only the expert was "
+        "trained on.",
+    ]
+    start = report.open_set.warm_start
+    if start is not None:
+        sentences.append(
+            f"The warm start by itself has an open-set equal error rate of {percent(start.eer, 1)} "
+            f"({interval(start)})."
+        )
+    sentences.append(
+        "What it is compared with was simulated: FedAvg with the same noise, drawn from seeds, and no "
+        "federation without any noise, since nothing leaves."
+    )
+    return tuple(sentences)
+
+
 def finding(report: Report) -> str:
     """The result in a few sentences, whichever way it went; nothing is claimed inside an interval."""
     estimates = report.open_set.estimates

@@ -43,6 +43,11 @@ class Workspace:
         return self.root / "models" / "initial.safetensors"
 
     @property
+    def policy(self) -> Path:
+        """Of every site, where the demo is private."""
+        return self.root / "policy.toml"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 
