@@ -6,6 +6,7 @@ import click
 
 from fedpalm import __version__
 
+from .audit import audit
 from .budget import budget
 from .data import evaluate, preflight
 from .egress import egress
@@ -31,7 +32,7 @@ for _command in (
     *(join, request, install, renew),
     *(run, status),
     *(review, approve, refuse, policy),
-    *(manifests, egress, exchange, peers, budget),
+    *(manifests, egress, exchange, peers, budget, audit),
     *(evaluate, preflight),
 ):
     main.add_command(_command)
