@@ -91,8 +91,6 @@ class PersonOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
         """Noise and division; Opacus would clip here, which is done."""
-        if closure is not None:
-            raise TypeError("a closure's gradient is nobody's: give it to add()")
         self._refuse_stray_gradients()
         self.add_noise()
         self.scale_grad()
@@ -102,7 +100,9 @@ class PersonOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """Move the parameters by what was added since the last step, noised."""
-        super().step(closure)
+        if closure is not None:
+            raise TypeError("a closure's gradient is nobody's: give it to add()")
+        super().step()
         self.zero_grad(set_to_none=True)
         self._added.clear()
 
