@@ -7,7 +7,7 @@ PACKAGES := coordinator participant fedpalm
 PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-dp
+.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-dp bench-dp-accounting
 
 env: $(STAMP)
 
@@ -68,6 +68,10 @@ bench-train: env
 # Open-set error rates by epsilon, cold and warm started; under half an hour on two cores.
 bench-dp: env
 	$(BIN)/fedpalm bench dp $(ARGS)
+
+# Both accountants over a grid of mechanisms; some ten minutes.
+bench-dp-accounting: env
+	$(BIN)/fedpalm bench dp-accounting --out docs/results $(ARGS)
 
 bench-round: env
 	$(BIN)/fedpalm bench round $(ARGS)

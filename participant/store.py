@@ -285,7 +285,9 @@ class SiteStore:
 
         It is that of the run which the plan continues, under exactly the plan that it names; if this
         site did not train in that run, of the one before it. It may be one round ahead of the model:
-        what was trained for an attempt that was not committed is not undone, as within a run.
+        what was trained for an attempt that was not committed is not undone, as within a run. A plan with
+        differential privacy does not go on from state that was trained without, or for another unit:
+        no noise would cover what it tells.
 
         Raises:
             IntegrityError: the file is missing or is not what was committed.
@@ -300,6 +302,7 @@ class SiteStore:
                 earlier is None
                 or earlier.hash.hex() != named.plan_hash
                 or earlier.draft.method != plan.draft.method
+                or plan.draft.privacy.unit not in ("none", earlier.draft.privacy.unit)
             ):
                 return None
             state = self.load_state(named.run)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from .bench_accounting import accounting_command
 from .bench_dp import dp_command
 from .bench_palm import palm_command
 from .bench_peers import peers_secagg_command
@@ -63,3 +64,4 @@ commands.add_command(table_command)
 commands.add_command(plot_command)
 commands.add_command(train_command)
 commands.add_command(dp_command)
+commands.add_command(accounting_command)

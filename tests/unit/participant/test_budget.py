@@ -176,6 +176,36 @@ def test_rounds_count_on_over_the_runs_that_are_continued(world):
     assert site.gate.budget.account("subject").epsilon == _epsilon(2)
 
 
+def test_private_state_that_no_noise_covers_is_not_gone_on_from(world):
+    """A run without differential privacy, then one by image, then one by person: each starts afresh."""
+    world.policy = POLICY + 'privacy_unit = "record"\n'
+    plans = [make_plan(), make_private_plan(privacy={"unit": "record"}), make_private_plan()]
+    again = make_private_plan(rounds=2)
+    site, _ = world.site("north")
+    before, found = None, []
+    for number, plan in enumerate([*plans, again], 1):
+        run_id = f"toy-{number}"
+        if before is not None:
+            continues = Continues(
+                run=f"toy-{number - 1}",
+                plan_hash=before.hash.hex(),
+                rounds_done=number - 1,
+                model=before.initial_model,
+            )
+            plan = plan.model_copy(update={"continues": continues})
+        world.agreed(site, plan, run_id)
+        found.append(site.store.load_continued_state(plan) is not None)
+        if plan.draft.privacy.unit == "none":
+            site.trainer.resume(run_id, plan)
+            _, state = site.trainer.train(run_id, plan, 1, initial_vector(), site.gate.budget)
+            site.store.commit_round(run_id, 1, state, UPDATE)
+        else:
+            _train(site, plan, 1, run_id)
+        site.store.end_run(run_id, "aborted", None, "amended")
+        before = plan
+    assert found == [False, False, False, True]
+
+
 # --- the guard ------------------------------------------------------------------------------------
 
 
