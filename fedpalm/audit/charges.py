@@ -30,7 +30,7 @@ TOLERANCE = 0.02
 ROUNDING = 1e-6
 """Two machines' floating point; far below what any accountant claims to know."""
 PRIVATE_RNG = "chacha20"
-EXACT_FIGURES = 24
+EXACT_FIGURES = 12
 """In a longer account as many figures, evenly spread, are computed again; the others must lie between."""
 
 
