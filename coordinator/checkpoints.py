@@ -6,7 +6,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from fedpalm.errors import ForkError, RolledBackError, StaleRoundError, StateError
+from fedpalm.errors import (
+    ForkError,
+    ProtocolError,
+    RolledBackError,
+    StaleRoundError,
+    StateError,
+)
 from fedpalm.ledger.checkpoint import Checkpoint, GivenCheckpoint
 from fedpalm.ledger.witness import Witness
 from fedpalm.rounds.events import CheckpointGiven, RoundRef
@@ -122,6 +128,12 @@ class CheckpointDesk:
     def _witness(self, said: Checkpoint, given: GivenCheckpoint) -> None:
         newest = self._checkpoints.newest(said.site, said.key_id)
         if newest is None:
+            if given.proof:
+                raise ProtocolError(
+                    f"the first checkpoint of site {said.site} came with a proof from one that is not here",
+                    safe="nothing was stored",
+                    next_step="send what comes before it as well",
+                )
             return
         held = Checkpoint.read(newest.signed)
         try:

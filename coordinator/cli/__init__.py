@@ -7,6 +7,7 @@ import click
 from fedpalm import __version__
 
 from .amend import amend
+from .audit import audit
 from .ca import ca, renew
 from .exchange import exchange
 from .export import export
@@ -31,6 +32,6 @@ def main() -> None:
 plan.add_command(amend)
 for _command in (
     init, serve, ca, renew, invite, sites, plan, start, status, watch, abort, resume, export,
-    exchange,
+    exchange, audit,
 ):  # fmt: skip
     main.add_command(_command)

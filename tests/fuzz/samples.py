@@ -13,12 +13,14 @@ from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.layout import Layout, TensorSpec
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.ledger.chain import Head, append
+from fedpalm.ledger.checkpoint import Checkpoint
 from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.hybrid import HybridKey
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.keys import new_signing_key, new_tls_key
 from fedpalm.pki.request import create_request
+from fedpalm.pki.signing import key_id
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
@@ -111,6 +113,21 @@ def countersignature() -> SignedStatement:
         attempt=1,
         manifest_hash=manifest().hash.hex(),
         site="north",
+    )
+    return said.sign(north())
+
+
+def checkpoint() -> SignedStatement:
+    said = Checkpoint(
+        federation=FEDERATION,
+        site="north",
+        key_id=key_id(north().signing_key.public_key()).hex(),
+        size=7,
+        root="3" * 64,
+        run=RUN,
+        round=1,
+        attempt=1,
+        time_ms=1,
     )
     return said.sign(north())
 

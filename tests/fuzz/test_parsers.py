@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from fedpalm.errors import FedPalmError
 from fedpalm.exchange.consent import SignedConsent
 from fedpalm.exchange.sealing import SealedExpert
+from fedpalm.ledger.checkpoint import Checkpoint
 from fedpalm.ledger.entries import Entry
 from fedpalm.pki.bundle import chain_from_pem
 from fedpalm.pki.identity import Identity
@@ -126,6 +127,7 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], Callable[[], bytes]]] = {
             (RoundManifest, lambda: samples.manifest().statement),
             (Countersignature, lambda: samples.countersignature().statement),
             (PayloadReceipt, lambda: samples.receipt().statement),
+            (Checkpoint, lambda: samples.checkpoint().statement),
         )
     },
     "consent": (SignedConsent.from_bytes, lambda: samples.consent().to_bytes()),
@@ -144,7 +146,7 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], Callable[[], bytes]]] = {
 
 JSON = [
     *("signed statement", "PlanOffer", "PlanAnswer", "RoundManifest", "Countersignature"),
-    *("PayloadReceipt", "consent", "log entry", "plan"),
+    *("PayloadReceipt", "Checkpoint", "consent", "log entry", "plan"),
 ]
 
 

@@ -26,15 +26,18 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from coordinator.enrolment import EnrolmentService
+from fedpalm.ledger.checkpoint import Checkpoint, GivenCheckpoint
 from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.identity import Identity, Role, coordinator_dns_name
 from fedpalm.pki.keys import new_signing_key, new_tls_key
 from fedpalm.pki.request import create_request
+from fedpalm.pki.signing import key_id
 from fedpalm.plan import Plan
 from fedpalm.transport.ending import Ending
 from fedpalm.transport.enrolment import build_enrolment_server
 from fedpalm.transport.server import GatedServer
+from fedpalm.wire import checkpoints
 from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as f
 from fedpalm.wire.v1 import masking_pb2 as k
@@ -166,14 +169,16 @@ async def _begin(running: RunningCoordinator) -> tuple[dict[str, list[Message]],
     """Bring a run to a round that waits; good messages for each method; and what ends it."""
     plan = Plan.model_validate(
         {
-            **rehearsal_plan(2, 5).model_dump(mode="json"),
+            **rehearsal_plan(
+                2, 5, reproducible=False, training={"privacy": {"unit": "subject"}}
+            ).model_dump(mode="json"),
             "federation": "simulated",
             "roster": ["north", "south"],
         }
     )
     async with running.operator() as operator:
         run_id = await operator.start(plan)
-    listening, told = [], {}
+    listening, told, callers = [], {}, {}
     for name in ("north", "south"):
         site = running.site(name)
         opened = await site.__aenter__()
@@ -183,7 +188,13 @@ async def _begin(running: RunningCoordinator) -> tuple[dict[str, list[Message]],
         await opened.answer(run_id, plan, "approve", 1)
         await opened.join(run_id, plan)
         listening.append((site, stream))
-        told[name] = instructions
+        told[name], callers[name] = instructions, opened
+    for name, instructions in told.items():
+        async for one in instructions:
+            if one.WhichOneof("kind") == "prepare":
+                given = _checkpoint(running.people[name], one.prepare.ref)
+                await callers[name].call("GiveCheckpoint", given)
+                break
     async for one in told["south"]:
         if one.WhichOneof("kind") == "train":
             break
@@ -250,6 +261,10 @@ def _samples(
             )
         ],
         "Federation/FetchCountersignatures": [order.ref],
+        "Federation/GiveCheckpoint": [_checkpoint(north, order.ref)],
+        "Federation/FetchCheckpoints": [
+            f.FetchCheckpointsRequest(ref=order.ref, site_id="north", newest=[bytes(32)])
+        ],
         "Federation/ListReceipts": [f.ListReceiptsRequest(run_id=run_id)],
         "Federation/SendMasking": [
             f.SendMaskingRequest(header=f.MaskingHeader(ref=order.ref, site_id="north", step=1)),
@@ -283,6 +298,22 @@ def _samples(
         "Operator/AbortRun": [o.AbortRunRequest(run_id="another-run", reason="fuzz")],
         "Operator/ExportModel": [o.ExportModelRequest(run_id=run_id)],
     }
+
+
+def _checkpoint(site: TlsIdentity, ref: f.RoundRef) -> f.GiveCheckpointRequest:
+    said = Checkpoint(
+        federation="simulated",
+        site=site.identity.name,
+        key_id=key_id(site.signing_key.public_key()).hex(),
+        size=7,
+        root="3" * 64,
+        run=ref.run_id,
+        round=ref.round,
+        attempt=ref.attempt,
+        time_ms=1,
+    )
+    given = checkpoints.to_wire(GivenCheckpoint(said.sign(site)))
+    return f.GiveCheckpointRequest(ref=ref, site_id=site.identity.name, given=[given])
 
 
 def _keys() -> k.MaskingKeys:

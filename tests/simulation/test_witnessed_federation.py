@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from coordinator.cli import main
 from fedpalm.errors import (
     ForkError,
     RolledBackError,
@@ -362,3 +366,59 @@ async def test_a_plan_without_differential_privacy_asks_for_nothing(tmp_path):
         assert kinds.isdisjoint({EntryKind.CHECKPOINT, EntryKind.BUDGET_RESERVED})
     finally:
         await whole.stop_all()
+
+
+# --- what the operator sees -----------------------------------------------------------------------
+
+
+def audited(whole: WholeFederation) -> dict[str, Any]:
+    result = CliRunner().invoke(main, ["audit", "--home", str(whole.home.root), "--json"])
+    assert result.exit_code == 0, result.output
+    return {one["site"]: one for one in json.loads(result.stdout)["sites"]}
+
+
+@in_loop
+async def test_the_operator_sees_who_witnessed_every_log(tmp_path):
+    async with federation(tmp_path) as whole:
+        nothing = audited(whole)["west"]
+        assert (nothing["newest"], nothing["witnessed"], nothing["behind"]) == (None, None, [])
+        whole.start()
+        await whole.ended()
+        found = audited(whole)
+        last, _ = whole.manifests()[-1]
+        for name in SITES:
+            one = found[name]
+            entries = log_of(whole, name)
+            tree = MerkleTree(stored for _, _, stored in entries)
+            assert one["newest"]["root"] == tree.root(one["newest"]["size"]).hex()
+            assert one["newest"]["round"] == 0
+            assert one["witnessed"]["checkpoint"] == last.checkpoints[name]
+            assert one["witnessed"]["by"] == ["coordinator", *sorted(set(SITES) - {name})]
+            assert (one["witnessed"]["of"], one["witnessed"]["enough"]) == (3, True)
+            assert (one["refused"], one["behind"]) == ([], [])
+        text = CliRunner().invoke(main, ["audit", "--home", str(whole.home.root)])
+        assert "3 of 3" in text.output
+
+
+@in_loop
+async def test_the_operator_sees_who_is_behind(tmp_path):
+    async with federation(tmp_path, rounds=2, join_deadline_s=0.6) as whole:
+        whole.bend = lambda site, method, reply: (
+            None
+            if (site, method) == ("west", "Instructions")
+            and reply.WhichOneof("kind") == "prepare"
+            and reply.prepare.ref.round == 2
+            else reply
+        )
+        whole.start()
+        await whole.until(lambda: len(whole.manifests()) == 2)
+        await whole.ended()
+        found = audited(whole)
+        assert found["west"]["behind"] == [
+            "gave no checkpoint in time for round 2, attempt 1 of run toy-1"
+        ]
+        # Of three witnesses of which one may lie, two are too few.
+        assert found["east"]["witnessed"]["by"] == ["coordinator", "north"]
+        assert found["east"]["behind"] == ["witnessed by 2 of 3, too few"]
+        text = CliRunner().invoke(main, ["audit", "--home", str(whole.home.root)])
+        assert "west: gave no checkpoint in time" in text.output

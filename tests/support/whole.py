@@ -151,6 +151,8 @@ class WholeFederation:
         self.settings = CoordinatorSettings(
             federation=FEDERATION, listen="127.0.0.1:0", heartbeat_s=5
         )
+        lines = (f'federation = "{FEDERATION}"', 'listen = "127.0.0.1:0"', "heartbeat_s = 5")
+        self.home.config.write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.bend: Bend = lambda site, method, reply: reply
         self.cut_before: set[tuple[str, str]] = set()
         self.cut_after: set[tuple[str, str]] = set()

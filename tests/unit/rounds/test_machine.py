@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,8 @@ from fedpalm.rounds.events import (
     Aggregate,
     Aggregated,
     AggregationFailed,
+    AskCheckpoints,
+    CheckpointGiven,
     CloseRound,
     CohortPersisted,
     Effects,
@@ -531,3 +534,69 @@ def test_after_the_shares_were_asked_for_nobody_is_asked_to_train() -> None:
 def test_nobody_is_asked_for_shares_without_masking() -> None:
     with pytest.raises(IllegalTransitionError, match="is not masked"):
         step(collecting("a", "b"), SharesAsked())
+
+
+# --- under differential privacy -------------------------------------------------------------------
+
+WITNESSED = replace(TERMS, witnessed=True)
+
+
+def asked(effects: Effects) -> list[str]:
+    return [site for one in effects if isinstance(one, AskCheckpoints) for site in one.sites]
+
+
+def test_whoever_is_there_or_comes_is_asked_for_a_checkpoint_until_it_has_given_one() -> None:
+    current, effects = open_round(WITNESSED, REF, "m0", frozenset("ab"), at_ms=100)
+    assert effects == (StartTimer(REF, TimerKind.JOIN, 1_100), AskCheckpoints(REF, ("a", "b")))
+    current, effects = drive(current, SiteJoined("c"))
+    assert asked(effects) == ["c"]
+    current, effects = drive(current, SiteLeft("c"), SiteJoined("c"))
+    assert asked(effects) == ["c"]
+    current, effects = drive(current, CheckpointGiven("c"), SiteLeft("c"), SiteJoined("c"))
+    assert asked(effects) == []
+
+
+def test_the_cohort_is_of_those_that_are_there_and_gave_a_checkpoint() -> None:
+    current, _ = open_round(WITNESSED, REF, "m0", ALL, at_ms=100)
+    assert current.state is RoundState.OPEN
+    given = (CheckpointGiven(site) for site in "bda")
+    current, effects = drive(current, *given, SiteLeft("d"), JoinDeadline())
+    assert effects == (PersistCohort(REF, ("a", "b")),)
+    assert current.prepared == frozenset("abd")
+
+
+def test_the_last_checkpoint_seals_the_cohort() -> None:
+    current, _ = open_round(WITNESSED, REF, "m0", ALL, at_ms=100)
+    current, effects = drive(current, *(CheckpointGiven(site) for site in "bdca"))
+    assert effects == (PersistCohort(REF, ("a", "b", "c", "d")),)
+
+
+def test_too_few_checkpoints_at_the_deadline_abort_the_attempt() -> None:
+    current, _ = open_round(WITNESSED, REF, "m0", ALL, at_ms=100)
+    current, effects = drive(current, CheckpointGiven("a"), JoinDeadline())
+    reason = "1 of 4 sites gave a checkpoint in time, quorum 2"
+    assert effects == (CloseRound(REF, False, "m0", reason),)
+
+
+def test_an_expelled_site_gives_another_checkpoint_when_it_is_back() -> None:
+    current, _ = open_round(WITNESSED, REF, "m0", ALL, at_ms=100)
+    current, _ = drive(current, CheckpointGiven("a"), SiteExpelled("a", "revoked", at_ms=200))
+    current, effects = drive(current, SiteJoined("a"))
+    assert asked(effects) == ["a"]
+    assert current.prepared == frozenset()
+
+
+def test_checkpoints_survive_a_restart() -> None:
+    current, _ = open_round(WITNESSED, REF, "m0", ALL, at_ms=100)
+    current, _ = drive(current, CheckpointGiven("a"))
+    back = Round.from_json(json.loads(json.dumps(current.to_json())), WITNESSED)
+    current, effects = drive(back, Restarted(200, 50), SiteJoined("a"))
+    assert asked(effects) == []
+    assert current.ready == frozenset("a")
+
+
+def test_without_differential_privacy_a_checkpoint_is_an_error() -> None:
+    with pytest.raises(IllegalTransitionError, match="no differential privacy"):
+        drive(opened(), CheckpointGiven("a"))
+    with pytest.raises(NotOnRosterError):
+        drive(open_round(WITNESSED, REF, "m0", ALL, at_ms=100)[0], CheckpointGiven("z"))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fedpalm.errors import (
     FedPalmError,
@@ -19,8 +20,8 @@ from fedpalm.errors import (
     WrongRoleError,
 )
 from fedpalm.pki.identity import Role
-from fedpalm.pki.statement import SignedStatement
-from fedpalm.plan import Plan
+from fedpalm.pki.statement import MAX_STATEMENT_BYTES, SignedStatement
+from fedpalm.plan import MAX_SITES, Plan
 from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
 from fedpalm.rounds.manifest import (
     Countersignature,
@@ -232,3 +233,59 @@ def test_a_receipt_names_a_place_that_there_can_be(place: str) -> None:
     good = PayloadReceipt.read(statements()[2][1])
     with pytest.raises(ValueError):
         PayloadReceipt.model_validate({**good.model_dump(), "place": place})
+
+
+# --- under differential privacy -------------------------------------------------------------------
+
+PRIVATE_PLAN = rehearsal_plan(
+    sites=3, rounds=5, reproducible=False, training={"privacy": {"unit": "subject"}}
+)
+
+
+def private(**changes: Any) -> RoundManifest:
+    start = ManifestHead.start(PRIVATE_PLAN, RUN)
+    values = {"plan_hash": PRIVATE_PLAN.hash.hex(), "model_hash": PRIVATE_PLAN.initial_model}
+    return manifest(start, **{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    "checkpoints",
+    [
+        {},
+        made_up_keys(PRIVATE_PLAN.roster[1:]),
+        made_up_keys([*PRIVATE_PLAN.roster, "site-999"]),
+        made_up_keys(["site-997", "site-998", "site-999"]),
+    ],
+)
+def test_a_manifest_names_a_checkpoint_of_each_site_of_its_cohort(checkpoints: Any) -> None:
+    start = ManifestHead.start(PRIVATE_PLAN, RUN)
+    good = private(checkpoints=made_up_keys(PRIVATE_PLAN.roster))
+    assert follow(start, good, PRIVATE_PLAN, RUN) == ManifestHead.after(good)
+    with pytest.raises(ProtocolError, match="names checkpoints"):
+        follow(start, private(checkpoints=checkpoints), PRIVATE_PLAN, RUN)
+
+
+def test_without_differential_privacy_it_names_none() -> None:
+    with pytest.raises(ProtocolError, match="names checkpoints"):
+        follow(START, manifest(checkpoints=made_up_keys(PLAN.roster)), PLAN, RUN)
+
+
+def test_the_largest_manifest_fits_a_statement() -> None:
+    roster = [f"{number:03}{'x' * 51}" for number in range(MAX_SITES)]
+    keys = made_up_keys(roster)
+    largest = manifest(
+        federation="f" * 63,
+        run="r" * 63,
+        seq=2**31 - 1,
+        round=2**31 - 1,
+        attempt=2**31 - 1,
+        cohort=roster,
+        signing_keys=keys,
+        checkpoints=keys,
+        sealed_ms=2**53 - 1,
+    )
+    assert len(largest.to_bytes()) <= MAX_STATEMENT_BYTES
+    values = PLAN.model_dump(mode="json")
+    assert Plan.model_validate({**values, "roster": roster}).roster == tuple(roster)
+    with pytest.raises(ValidationError):
+        Plan.model_validate({**values, "roster": ["0", "x" * 55]})
