@@ -23,7 +23,8 @@ def refuse_private_content(
 
     A layout says what a tensor is called, not what is in it. So each part of the delta, and of the
     model that the coordinator could compute from it, is compared with every private tensor of as many
-    values; a tensor of one repeated value tells nothing and is left out.
+    values; a tensor of one repeated value tells nothing and is left out, and so is a part that the round
+    did not move: what the coordinator could compute from it is what it sent.
 
     Args:
         delta, shared: (P,) float32 of ``layout``.
@@ -41,7 +42,7 @@ def refuse_private_content(
     for spec in layout.tensors:
         part, base = delta[at : at + spec.size], shared[at : at + spec.size]
         at += spec.size
-        for name, secret in by_size.get(spec.size, ()):
+        for name, secret in by_size.get(spec.size, ()) if part.any() else ():
             if _same(part, None, secret) or _same(part, base, secret):
                 raise EgressRefusedError(
                     f"egress gate: {spec.name} of this update holds the values of the private "
