@@ -30,6 +30,7 @@ from fedpalm.privacy.accounting import (
 
 from .ledger_mark import read_mark, restored, write_mark
 from .log import SiteLog
+from .plan_book import PlanBook
 from .policy import PolicyFile, require_allowed
 from .release import refused
 from .store import SiteStore
@@ -172,6 +173,7 @@ class BudgetBook:
         Raises:
             BudgetError: the budget does not allow the round, or the log lacks what was spent.
             AccountingError: nobody can say what it costs.
+            PlanNotApprovedError: this site has not approved the plan, or no longer does.
             PolicyError: the policy forbids the plan, or cannot be read.
         """
         known = self._newest(run_id, round_number)
@@ -197,7 +199,7 @@ class BudgetBook:
             )
         if known is not None and known["state"] == RESERVED:
             seq = int(known["seq"])
-            require_allowed(self._policy.current, plan)
+            self._require_agreed(run_id, plan)
             self._require_within(plan, self.account(plan.draft.privacy.unit), 0, round_number)
         else:
             seq = self._charge(run_id, plan, round_number)
@@ -305,8 +307,7 @@ class BudgetBook:
     # --- inside -----------------------------------------------------------------------------------
 
     def _charge(self, run_id: str, plan: Plan, round_number: int) -> int:
-        policy = self._policy.current
-        require_allowed(policy, plan)
+        self._require_agreed(run_id, plan)
         unit = plan.draft.privacy.unit
         while True:
             spent = self.account(unit)
@@ -332,6 +333,12 @@ class BudgetBook:
                     break
         self._mark()
         return entry.seq
+
+    def _require_agreed(self, run_id: str, plan: Plan) -> None:
+        """Raises PlanNotApprovedError, PolicyError: this site does not train under this plan now."""
+        if PlanBook(self._store).approved(run_id).hash != plan.hash:
+            raise StateError(f"the plan of {run_id} is not the one that this site approved")
+        require_allowed(self._policy.current, plan)
 
     def _require_within(self, plan: Plan, spent: Account, rounds: int, round_number: int) -> float:
         epsilon = charged_epsilon([*spent.charges, *[charge_of(plan)] * rounds], spent.delta)

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from fedpalm.errors import BudgetError, EgressRefusedError, PolicyError, StateError
+from fedpalm.errors import (
+    BudgetError,
+    EgressRefusedError,
+    PlanNotApprovedError,
+    PolicyError,
+    StateError,
+)
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.plan import Continues, Plan
 from fedpalm.privacy.accounting import Charge, charged_epsilon
@@ -254,6 +260,17 @@ def test_without_a_delta_and_the_number_of_people_nothing_is_charged_or_trained(
     with pytest.raises(PolicyError, match=rf"\n{key}: "):
         _train(site, plan)
     assert not _kinds(site)
+    assert not site.methods[0].trained
+
+
+def test_nothing_is_charged_or_trained_under_a_plan_that_is_not_approved_any_more(world):
+    site, plan = _agreed(world), make_private_plan()
+    site.gate.budget.reserve(RUN, plan, 1)
+    site.desk.plans.refuse(RUN, "changed our mind")
+    for number in (1, 2):
+        with pytest.raises(PlanNotApprovedError):
+            _train(site, plan, number)
+    assert _kinds(site) == ["budget_reserved"]
     assert not site.methods[0].trained
 
 
