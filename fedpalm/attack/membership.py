@@ -25,7 +25,7 @@ from ..plan import PrivacySettings, TrainingSettings
 from ..privacy.accounting import Charge, charged_epsilon
 
 Vector = npt.NDArray[np.float64]
-METHOD, FMR = "fedpalm", 0.05
+METHOD, FMR = "fedavg", 0.05
 PRIVATE = PrivacySettings(
     unit="subject",
     noise_multiplier=1.0,

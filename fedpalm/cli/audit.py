@@ -17,6 +17,7 @@ from ..audit.findings import Exit
 from ..audit.trust import read_trust
 from ..audit.verify import Audit, verify_bundle
 from ..errors import ConfigError
+from .audit_attack import attack_command
 from .console import command_errors, emit, home_option, json_option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -169,3 +170,6 @@ def report_command(
         raise ConfigError(f"{out}: {error.strerror}", next_step="choose another --out") from error
     emit({**audit.to_json(), "report": str(out)}, as_json, Group(verdict(audit), Text(str(out))))
     raise SystemExit(int(audit.exit))
+
+
+commands.add_command(attack_command)
