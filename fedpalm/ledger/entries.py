@@ -20,6 +20,7 @@ from .bodies import MAX_INTEGER, Body, EntryKind, check_body
 VERSION = 1
 SIGNATURE_DOMAIN = "ledger-entry/v1"
 MAX_ENTRY_BYTES = 8 * 1024
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _FIELDS = {"version", "seq", "previous_hash", "kind", "time_ms", "body", "key_id", "signature"}
 
 
@@ -116,4 +117,4 @@ class Entry:
 def _canonical(values: dict[str, Any]) -> bytes:
     """RFC 8785 of an entry that was checked: integers below 2**53, and texts that no rule lets be anything
     but printable ASCII. There it is what the standard library writes, several times faster."""
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _ENCODER.encode(values).encode()
