@@ -131,6 +131,8 @@ class BudgetBook:
     def rounds_that_fit(self, plan: Plan, most: int) -> int:
         """How many further rounds of a plan the budget allows, looking no further than ``most``."""
         budget, low, high = self._limits()[1], 0, most
+        if self.forecast(plan, most) <= budget:
+            return most
         while low < high:
             middle = (low + high + 1) // 2
             if self.forecast(plan, middle) <= budget:
