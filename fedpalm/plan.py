@@ -269,6 +269,11 @@ class Plan(Settings):
             raise ValueError(
                 f"quorum {self.draft.quorum} of {len(self.roster)} sites cannot be met"
             )
+        if self.quorum > len(self.roster):
+            raise ValueError(
+                f"colluders {self.draft.colluders} of {len(self.roster)} sites: with differential privacy "
+                "nobody could vouch for a log; set fewer"
+            )
         if not self.model_layout.only("open_set."):
             raise ValueError("a round shares open_set.* tensors and nothing else")
         experts = bool(self.expert_layout)
@@ -294,6 +299,18 @@ class Plan(Settings):
     def witnessed(self) -> bool:
         """Every site gives a checkpoint of its log for each attempt: under differential privacy."""
         return self.draft.privacy.unit != "none"
+
+    @property
+    def quorum(self) -> int:
+        """Sites that a cohort has, that countersign it, and whose updates a round needs: so many at least.
+
+        With differential privacy no fewer than what makes two histories of a log impossible: of the n
+        witnesses of a site, which are the other n - 1 of the roster and the coordinator, more than
+        (n + colluders) / 2 have signed before anything leaves.
+        """
+        if not self.witnessed:
+            return self.draft.quorum
+        return max(self.draft.quorum, (len(self.roster) + self.draft.colluders) // 2 + 1)
 
     @property
     def rounds_before(self) -> int:

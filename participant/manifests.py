@@ -267,10 +267,10 @@ class ManifestBook:
         manifest = self.newest_accepted(place)
         self.check_asked(manifest, plan)
         signers = self.countersigned_by(manifest)
-        if len(signers) < plan.draft.quorum or self._site not in signers:
+        if len(signers) < plan.quorum or self._site not in signers:
             raise refused(
                 f"{len(signers)} sites have signed the manifest of {place}, the plan's quorum is "
-                f"{plan.draft.quorum}"
+                f"{plan.quorum}"
             )
         return manifest
 

@@ -94,9 +94,9 @@ def violations(policy: Policy, plan: Plan) -> list[str]:
         found.append("privacy: this policy requires differential privacy; the plan has none")
     if draft.privacy.unit != "none":
         found += _privacy_violations(policy, plan)
-    if draft.quorum < policy.min_cohort:
+    if plan.quorum < policy.min_cohort:
         found.append(
-            f"min_cohort: the plan lets {draft.quorum} sites make a round; this policy asks for "
+            f"min_cohort: the plan lets {plan.quorum} sites make a round; this policy asks for "
             f"{policy.min_cohort}"
         )
     rounds = total_rounds(plan)

@@ -116,13 +116,13 @@ def _parties(plan: Plan, site: str) -> _Part:
     lines = (
         f"{len(plan.roster)} sites of federation {plan.federation}: this site ({site}), "
         f"{', '.join(others)}; and the coordinator, which holds no images.",
-        f"A round counts with {plan.draft.quorum} or more of them.",
+        f"A round counts with {plan.quorum} or more of them.",
     )
     return Section("Who takes part", lines), {
         "federation": plan.federation,
         "site": site,
         "roster": list(plan.roster),
-        "minimum_cohort": plan.draft.quorum,
+        "minimum_cohort": plan.quorum,
     }
 
 

@@ -291,7 +291,7 @@ class RunWorker:
         Raises:
             ForkError: a site has signed another one.
         """
-        quorum, delay_s = plan.draft.quorum, COUNTERSIGNATURE_POLL_S
+        quorum, delay_s = plan.quorum, COUNTERSIGNATURE_POLL_S
         while target == self._target:
             self._changed.clear()
             await self._take_countersignatures(link, target.place, manifest)

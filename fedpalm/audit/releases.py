@@ -120,7 +120,7 @@ def check_updates(
         found.findings += [_uncharged(where, one) for one in wrong]
         if attempt is None:
             continue
-        quorum = known.plan.draft.quorum
+        quorum = known.plan.quorum
         if len(attempt.signers) < quorum or site not in attempt.signers:
             found.findings.append(
                 _unwitnessed(

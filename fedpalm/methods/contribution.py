@@ -31,10 +31,10 @@ def masking_terms(plan: Plan) -> SecAggTerms | None:
     """
     if plan.draft.masking != "secagg":
         return None
-    terms = SecAggTerms(plan.roster, plan.draft.colluders, plan.draft.quorum)
-    if plan.draft.quorum < terms.quorum:
+    terms = SecAggTerms(plan.roster, plan.draft.colluders, plan.quorum)
+    if plan.quorum < terms.quorum:
         raise ConfigError(
-            f"quorum {plan.draft.quorum}: masking among {terms.sites} sites with "
+            f"quorum {plan.quorum}: masking among {terms.sites} sites with "
             f"{terms.colluders} colluders needs {terms.quorum}",
             next_step=f"set quorum = {terms.quorum} or more in the plan",
         )

@@ -150,10 +150,10 @@ def follow(head: ManifestHead, manifest: RoundManifest, plan: Plan, run_id: str)
         )
     if unknown := sorted(set(manifest.cohort) - set(plan.roster)):
         raise NotOnRosterError(f"{where}: not on the roster: {', '.join(unknown[:5])}", safe=_SAFE)
-    if len(manifest.cohort) < plan.draft.quorum:
+    if len(manifest.cohort) < plan.quorum:
         raise ProtocolError(
             f"{where}: a cohort of {len(manifest.cohort)}, the plan's minimum is "
-            f"{plan.draft.quorum}",
+            f"{plan.quorum}",
             safe=_SAFE,
         )
     return ManifestHead.after(manifest)

@@ -67,7 +67,7 @@ class RunTerms:
             max_attempts=draft.max_attempts,
             round=RoundTerms(
                 roster=frozenset(plan.roster),
-                quorum=draft.quorum,
+                quorum=plan.quorum,
                 join_deadline_ms=round(draft.join_deadline_s * 1000),
                 round_deadline_ms=round(draft.round_deadline_s * 1000),
                 masked=draft.masking != "none",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +25,7 @@ from fedpalm.ledger.checkpoint import Checkpoint, GivenCheckpoint
 from fedpalm.ledger.merkle import MerkleTree, verify_consistency
 from fedpalm.privacy.accounting import Charge
 from fedpalm.rounds.events import RoundRef
+from fedpalm.rounds.machine import Round, RoundState
 from fedpalm.rounds.run import RunState
 from fedpalm.wire import checkpoints
 from fedpalm.wire.statements import from_wire
@@ -34,7 +34,7 @@ from participant.log import SiteLog
 from participant.store import SiteStore
 from tests.support.aio import in_loop
 from tests.support.participant import SITES, Site, make_plan
-from tests.support.whole import RUN, WholeFederation, private_plan
+from tests.support.whole import RUN, WholeFederation, private_plan, without_prepare
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,14 @@ async def federation(root: Path, **plan: object) -> AsyncIterator[WholeFederatio
         yield whole
     finally:
         await whole.stop_all()
+
+
+def two_gave(current: Round) -> bool:
+    return current.state is RoundState.OPEN and len(current.prepared) == 2
+
+
+def two_delivered(current: Round) -> bool:
+    return current.state is RoundState.COLLECTING and len(current.delivered) == 2
 
 
 def log_of(whole: WholeFederation, name: str) -> list[tuple[EntryKind, dict[str, object], bytes]]:
@@ -141,62 +149,54 @@ async def test_a_closing_checkpoint_ends_a_run(tmp_path):
 
 @in_loop
 async def test_a_site_that_gives_no_checkpoint_is_not_in_the_cohort(tmp_path):
-    async with federation(tmp_path, join_deadline_s=1.0) as whole:
-
-        def deaf(site, method, reply):
-            if (
-                method == "Instructions"
-                and site == "west"
-                and reply.WhichOneof("kind") == "prepare"
-            ):
-                return None
-            return reply
-
-        whole.bend = deaf
+    async with federation(tmp_path) as whole:
+        whole.bend = without_prepare("west")
         whole.start()
-        await whole.ended()
+        await whole.ended(overdue=two_gave)
         assert whole.run.state is RunState.COMPLETED
         assert {tuple(manifest.cohort) for manifest, _ in whole.manifests()} == {("east", "north")}
 
 
 @in_loop
 async def test_a_site_without_budget_is_not_in_the_cohort(tmp_path):
-    async with federation(tmp_path, join_deadline_s=1.0) as whole:
+    async with federation(tmp_path) as whole:
         policy = whole.world.home("west").policy
         policy.write_text(policy.read_text().replace("max_epsilon = 100.0", "max_epsilon = 0.3"))
         whole.start()
-        await whole.ended()
+        await whole.ended(overdue=lambda one: two_gave(one) and whole.told("west", "budget"))
         cohorts = [tuple(manifest.cohort) for manifest, _ in whole.manifests()]
         assert cohorts == [SITES, ("east", "north")]
-        assert whole.told("west", "budget")
-        assert EntryKind.BUDGET_RESERVED in {kind for kind, _, _ in log_of(whole, "west")}
+        reserved = [
+            body["round"]
+            for kind, body, _ in log_of(whole, "west")
+            if kind is EntryKind.BUDGET_RESERVED
+        ]
+        assert reserved == [1]
 
 
 @in_loop
 async def test_too_few_checkpoints_abort_the_attempt(tmp_path):
-    async with federation(tmp_path, join_deadline_s=0.5, max_attempts=1) as whole:
+    async with federation(tmp_path, max_attempts=1) as whole:
         whole.bend = lambda site, method, reply: (
-            None
-            if method == "Instructions" and site != "east" and reply.WhichOneof("kind") == "prepare"
-            else reply
+            reply if site == "east" else without_prepare(site)(site, method, reply)
         )
         whole.start()
-        await whole.until(lambda: whole.run.state is RunState.PAUSED)
+        await whole.until(lambda: whole.run.current.prepared == {"east"})
+        whole.ring()
+        assert whole.run.state is RunState.PAUSED
         assert "1 of 3 sites gave a checkpoint in time" in whole.run.reason
         assert whole.manifests() == []
 
 
 @in_loop
 async def test_a_site_that_was_away_catches_up_over_what_it_missed(tmp_path):
-    async with federation(tmp_path, rounds=4, join_deadline_s=0.6) as whole:
-        whole.start()
-        await whole.until(lambda: len(whole.manifests()) == 1)
-        await whole.until(lambda: whole.run.current.ref.round == 2)
-        await whole.stop("west")
-        await whole.until(lambda: len(whole.manifests()) >= 3)
+    async with federation(tmp_path, rounds=4) as whole:
+        await whole.round_without(2, "west")
+        await whole.until(lambda: whole.run.current.ref.round == 3)
         whole.start("west")
         await whole.ended()
         check_witnessed(whole)
+        assert whole.manifests()[1][0].cohort == ["east", "north"]
         last, _ = whole.manifests()[-1]
         assert last.cohort == list(SITES)
         assert whole.countersigners(last) == set(SITES)
@@ -239,29 +239,33 @@ async def test_a_coordinator_that_dies_after_a_call_goes_on(tmp_path, method):
 
 @in_loop
 async def test_a_home_from_a_backup_says_so_and_stops(tmp_path):
-    async with federation(tmp_path, rounds=4, join_deadline_s=0.6) as whole:
-        whole.start()
-        await whole.until(lambda: whole.run.current.ref.round == 2)
-        await whole.stop("west")
+    async with federation(tmp_path, rounds=4) as whole:
+        await whole.round_without(2, "west")
         whole.backup("west", tmp_path / "backup")
+        await whole.until(lambda: whole.run.current.ref.round == 3)
         whole.start("west")
-        await whole.until(lambda: "west" in whole.run.present)
-        await whole.until(lambda: whole.run.current.ref.round == 4)
-        task = whole.tasks["west"]
+        await whole.until(lambda: len(whole.manifests()) == 3)
         await whole.stop("west")
-        assert task.cancelled()
         whole.restore("west", tmp_path / "backup")
         whole.start("west")
+        task = whole.tasks.pop("west")
+
+        def stopped() -> bool:
+            if whole.run.current.ref.round == 3 and two_delivered(whole.run.current):
+                whole.ring()
+            return task.done()
+
+        await whole.until(stopped)
         with pytest.raises(RolledBackError, match="does not know a checkpoint") as error:
-            await asyncio.wait_for(whole.tasks.pop("west"), 10)
+            task.result()
         assert "newest copy of the whole home" in error.value.next_step
-        await whole.ended()
+        await whole.ended(overdue=two_gave)
         assert whole.run.state is RunState.COMPLETED
 
 
 @in_loop
 async def test_a_checkpoint_that_the_coordinator_withholds_stops_that_site_alone(tmp_path):
-    async with federation(tmp_path, round_deadline_s=1.0) as whole:
+    async with federation(tmp_path) as whole:
 
         def withhold(site, method, reply):
             if (site, method) == ("north", "FetchCheckpoints") and len(whole.manifests()) == 1:
@@ -271,7 +275,9 @@ async def test_a_checkpoint_that_the_coordinator_withholds_stops_that_site_alone
 
         whole.bend = withhold
         whole.start()
-        await whole.ended()
+        await whole.ended(
+            overdue=lambda one: two_delivered(one) and whole.told("north", "east did not come")
+        )
         assert whole.told("north", "of site east did not come")
         (first, _), (last, _) = whole.manifests()
         assert whole.countersigners(first) == {"east", "west"}
@@ -286,7 +292,7 @@ async def test_a_checkpoint_that_the_coordinator_withholds_stops_that_site_alone
 
 @in_loop
 async def test_a_forked_log_that_the_coordinator_relays_is_not_countersigned(tmp_path):
-    async with federation(tmp_path, rounds=3, round_deadline_s=1.0, max_attempts=1) as whole:
+    async with federation(tmp_path, rounds=3, max_attempts=1) as whole:
         west = Site(whole.world.home("west")).live.current
 
         def fork(site, method, reply):
@@ -301,7 +307,7 @@ async def test_a_forked_log_that_the_coordinator_relays_is_not_countersigned(tmp
 
         whole.bend = fork
         whole.start()
-        await whole.ended()
+        await whole.ended(overdue=lambda one: one.ref.round > 1 and two_delivered(one))
         second = whole.manifests()[1][0]
         assert whole.countersigners(second) == {"east", "west"}
         assert whole.told("north", "not shown to go on from what it was")
@@ -314,7 +320,7 @@ async def test_a_forked_log_that_the_coordinator_relays_is_not_countersigned(tmp
 
 @in_loop
 async def test_the_coordinator_leaves_a_forked_log_out_and_keeps_the_evidence(tmp_path):
-    async with federation(tmp_path, rounds=2, join_deadline_s=1.0) as whole:
+    async with federation(tmp_path, rounds=2) as whole:
 
         def deaf(site, method, reply):
             kind = reply.WhichOneof("kind") if method == "Instructions" else ""
@@ -344,7 +350,7 @@ async def test_the_coordinator_leaves_a_forked_log_out_and_keeps_the_evidence(tm
             give(RUN, RoundRef(2, 1), "east", [replayed])
         records = whole.coordinator.runs.checkpoints
         assert [one.hash for one in records.conflicts("west")] == [shorter.hash, other.hash]
-        await whole.ended()
+        await whole.ended(overdue=two_gave)
         assert [manifest.cohort for manifest, _ in whole.manifests()] == [
             list(SITES),
             ["east", "north"],
@@ -402,23 +408,43 @@ async def test_the_operator_sees_who_witnessed_every_log(tmp_path):
 
 @in_loop
 async def test_the_operator_sees_who_is_behind(tmp_path):
-    async with federation(tmp_path, rounds=2, join_deadline_s=0.6) as whole:
-        whole.bend = lambda site, method, reply: (
-            None
-            if (site, method) == ("west", "Instructions")
-            and reply.WhichOneof("kind") == "prepare"
-            and reply.prepare.ref.round == 2
-            else reply
-        )
+    async with federation(tmp_path, rounds=2, colluders=0) as whole:
+        whole.bend = without_prepare("west", 2)
         whole.start()
-        await whole.until(lambda: len(whole.manifests()) == 2)
-        await whole.ended()
+        await whole.ended(overdue=lambda one: one.ref.round == 2 and two_gave(one))
         found = audited(whole)
         assert found["west"]["behind"] == [
             "gave no checkpoint in time for round 2, attempt 1 of run toy-1"
         ]
-        # Of three witnesses of which one may lie, two are too few.
         assert found["east"]["witnessed"]["by"] == ["coordinator", "north"]
-        assert found["east"]["behind"] == ["witnessed by 2 of 3, too few"]
+        assert (found["east"]["witnessed"]["enough"], found["east"]["behind"]) == (True, [])
+        assert found["west"]["witnessed"]["round"] == 1
         text = CliRunner().invoke(main, ["audit", "--home", str(whole.home.root)])
         assert "west: gave no checkpoint in time" in text.output
+
+
+@in_loop
+async def test_no_update_leaves_before_enough_witnesses_have_signed(tmp_path):
+    """One of three may lie, so all three sign, whatever quorum the plan's author wrote."""
+    async with federation(tmp_path, colluders=1, max_attempts=1) as whole:
+        assert whole.plan.draft.quorum == 2
+        whole.bend = lambda site, method, reply: (
+            None
+            if (site, method) == ("north", "FetchCheckpoints")
+            and Checkpoint.read(checkpoints.from_wire(reply).signed).round == 2
+            else reply
+        )
+        whole.start()
+        await whole.until(lambda: len(whole.manifests()) == 2)
+        second, _ = whole.manifests()[1]
+        await whole.until(lambda: whole.countersigners(second) == {"east", "west"})
+        await whole.until(lambda: whole.told("north", "did not come"))
+        whole.ring()
+        assert whole.run.reason.startswith("round 2 failed")
+        for name in SITES:
+            sent = [
+                body["round"]
+                for kind, body, _ in log_of(whole, name)
+                if kind is EntryKind.EGRESS and body["payload"] == "update"
+            ]
+            assert sent == [1]

@@ -25,7 +25,7 @@ from fedpalm.wire.v1 import federation_pb2 as pb
 from tests.simulation.federation import RUN, SimulatedFederation, identity, rehearsal_plan
 from tests.support.agreement import countersignature
 
-PRIVATE = {"reproducible": False, "training": {"privacy": {"unit": "subject"}}}
+PRIVATE = {"reproducible": False, "colluders": 0, "training": {"privacy": {"unit": "subject"}}}
 PLAN = rehearsal_plan(3, 2, **PRIVATE)
 A, B, C = PLAN.roster
 SMALL_PLAN = rehearsal_plan(2, 2, **PRIVATE)

@@ -26,6 +26,8 @@ from fedpalm.errors import UnavailableError
 from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan, PlanDraft
+from fedpalm.rounds.events import RoundRef, TimerKind
+from fedpalm.rounds.machine import Round
 from fedpalm.rounds.manifest import RoundManifest
 from fedpalm.rounds.run import Start
 from fedpalm.transport.peer import KEY_EXCHANGE_GROUP, TLS_VERSION
@@ -57,8 +59,9 @@ def private_plan(rounds: int = 2, sites: tuple[str, ...] = SITES, **draft: Any) 
                 "method": "fedavg",
                 "rounds": rounds,
                 "quorum": 2,
-                "join_deadline_s": 30,
-                "round_deadline_s": 30,
+                "colluders": 0,
+                "join_deadline_s": 3600,
+                "round_deadline_s": 3600,
                 "training": {"privacy": {"unit": "subject"}},
                 **draft,
             }
@@ -69,6 +72,17 @@ def private_plan(rounds: int = 2, sites: tuple[str, ...] = SITES, **draft: Any) 
 
 Bend = Callable[[str, str, Any], Any]
 """Site, method and what the coordinator answers (of a stream, each item); None: that does not come."""
+
+
+def without_prepare(name: str, *rounds: int) -> Bend:
+    """This site is not asked for checkpoints for these rounds, or for any."""
+
+    def bend(site: str, method: str, reply: Any) -> Any:
+        if (site, method) != (name, "Instructions") or reply.WhichOneof("kind") != "prepare":
+            return reply
+        return reply if rounds and reply.prepare.ref.round not in rounds else None
+
+    return bend
 
 
 class _Names:
@@ -159,6 +173,7 @@ class WholeFederation:
         self.crash_after: set[str] = set()
         self.life = 0
         self.past: list[Store] = []
+        self.timer: tuple[RoundRef, TimerKind] | None = None
         self.sites: dict[str, Site] = {}
         self.tasks: dict[str, asyncio.Task[Outcome]] = {}
         with Store.open(self.home.store) as store:
@@ -180,12 +195,25 @@ class WholeFederation:
             self.home, self.settings, self.identity, self.store, SystemClock()
         )
         self.service = FederationService(self.coordinator)
+        driver = self.coordinator.driver
+        set_timer = driver.set_timer
+
+        def noted(run_id: str, ref: RoundRef, kind: TimerKind, at_ms: int) -> None:
+            self.timer = (ref, kind)
+            set_timer(run_id, ref, kind, at_ms)
+
+        driver.set_timer = noted  # type: ignore[method-assign]
         self.coordinator.start()
         if run_id not in self.conductor.run_ids():
             model = initial_vector().astype("<f4").tobytes()
             self.coordinator.spool.model(self.plan.initial_model).write_bytes(model)
             self.conductor.create(run_id, self.plan)
             self.conductor.feed(run_id, Start(self.coordinator.now_ms()))
+
+    def ring(self) -> None:
+        """The deadline that is waited for is over."""
+        assert self.timer is not None
+        self.conductor.timer_rang(RUN, *self.timer)
 
     def kill(self) -> None:
         """kill -9, and start again: memory and connections are gone."""
@@ -254,6 +282,18 @@ class WholeFederation:
         for store in (*self.past, self.store):
             store.close()
 
+    async def round_without(self, number: int, name: str) -> None:
+        """Start everybody; a site hears nothing of this round and is stopped, and the cohort is sealed."""
+        self.bend = without_prepare(name, number)
+        self.start()
+        others = set(self.plan.roster) - {name}
+        await self.until(
+            lambda: self.run.current.ref.round == number and self.run.current.prepared == others
+        )
+        await self.stop(name)
+        self.bend = lambda site, method, reply: reply
+        self.ring()
+
     async def until(self, condition: Callable[[], object]) -> None:
         """Until it holds; an agent that failed meanwhile fails the test."""
         while not condition():
@@ -262,9 +302,20 @@ class WholeFederation:
                     task.result()
             await asyncio.sleep(0.005)
 
-    async def ended(self) -> None:
-        """Until the run is over and every agent has ended with it."""
-        await self.until(lambda: self.run.over)
+    async def ended(self, overdue: Callable[[Round], object] = lambda current: False) -> None:
+        """Until the run is over and every agent has ended with it.
+
+        Args:
+            overdue: the deadline of an attempt is over as soon as this holds.
+        """
+
+        def over() -> bool:
+            current = self.run.current
+            if not self.run.over and current is not None and overdue(current):
+                self.ring()
+            return bool(self.run.over)
+
+        await self.until(over)
         await asyncio.gather(*self.tasks.values())
 
     def told(self, name: str, text: str) -> bool:

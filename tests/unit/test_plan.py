@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fedpalm.errors import ConfigError
+from fedpalm.ledger.witness import enough_witnesses
 from fedpalm.plan import Plan, PlanDraft
 from fedpalm.settings import parse_settings
 
@@ -137,3 +138,18 @@ def test_a_shape_is_a_few_whole_numbers(shape: object) -> None:
 def test_bytes_that_are_no_plan_are_refused(data: bytes) -> None:
     with pytest.raises(ConfigError):
         Plan.from_bytes(data)
+
+
+def test_with_differential_privacy_the_quorum_is_what_makes_two_histories_impossible() -> None:
+    private = {"training": {"privacy": {"unit": "subject"}}}
+    for sites in range(2, 12):
+        roster = tuple("abcdefghijkl"[:sites])
+        for colluders in range(sites):
+            plan = parse(roster=roster, **draft(**private, colluders=colluders))
+            # So many have signed beside the site itself, of which one is the coordinator.
+            assert enough_witnesses(plan.quorum, sites, colluders)
+            assert plan.quorum == 2 or not enough_witnesses(plan.quorum - 1, sites, colluders)
+        assert parse(roster=roster, **draft(colluders=1)).quorum == 2
+    assert parse(**draft(**private, quorum=3)).quorum == 3
+    with pytest.raises(ConfigError, match="nobody could vouch"):
+        parse(**draft(**private, colluders=3))
