@@ -36,11 +36,13 @@ def site_findings(
     path: Path, method: MethodName = "fedpalm", backbone: BackboneName = "compnet"
 ) -> list[Finding]:
     """All tests of one method."""
-    probe = _SiteProbe(path, method, backbone)
+    probe = SiteProbe(path, method, backbone)
     return [*probe.influence(), probe.nothing_beside(), probe.public()]
 
 
-class _SiteProbe:
+class SiteProbe:
+    """The tests of one method on one backbone."""
+
     def __init__(self, path: Path, method: MethodName, backbone: BackboneName) -> None:
         self._path, self._method, self._backbone = path, method, backbone
         self._name = f"{method}, {backbone}"
