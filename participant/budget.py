@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from fedpalm.errors import BudgetError, StateError
+from fedpalm.errors import BudgetError, ProtocolError, StateError
 from fedpalm.ledger.bodies import Body, EntryKind
 from fedpalm.ledger.chain import Head
 from fedpalm.ledger.entries import Entry
@@ -283,9 +283,18 @@ class BudgetBook:
         Args:
             root: of the Merkle tree over the ``size`` entries of that log.
             bodies: those of its entries that charge, and are not taken over yet.
+        Raises:
+            ProtocolError: one of them is for a mechanism that is not known here.
         """
         steps: dict[tuple[str | int, ...], int] = {}
         for body in bodies:
+            known = (body["mechanism"], body["relation"], body["sampler"])
+            if known != (MECHANISM, RELATION, SAMPLER) or body["unit"] not in UNITS:
+                raise ProtocolError(
+                    f"the log charges {body['mechanism']} by {body['unit']}, which is not known here",
+                    safe="nothing was charged",
+                    next_step="use the program version that wrote it, or a newer one",
+                )
             kind = tuple(body[name] for name in MECHANISM_FIELDS)
             steps[kind] = steps.get(kind, 0) + int(body["steps"])
         origin: Body = {"key_id": key_id.hex(), "root": root.hex(), "size": size}

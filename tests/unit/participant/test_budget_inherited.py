@@ -19,6 +19,7 @@ from fedpalm.ledger.bodies import EntryKind
 from fedpalm.ledger.merkle import root
 from fedpalm.pki.signing import key_id
 from fedpalm.privacy.accounting import Charge, charged_epsilon
+from participant.budget import mechanism
 from participant.inheritance import read_copy, take_over, write_copy
 from participant.store import NewUpdate
 from tests.support.participant import Site, World, initial_vector, make_private_plan
@@ -145,6 +146,16 @@ def test_another_history_under_the_same_key_is_refused(tmp_path):
     _take_over(new, tmp_path / "one")
     with pytest.raises(ForkError, match="differs in its first"):
         _take_over(new, tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "other", [{"unit": "village"}, {"mechanism": "laplace"}, {"relation": "replace-one"}]
+)
+def test_a_mechanism_that_is_not_known_is_not_taken_for_another(tmp_path, other):
+    _, new = _home(tmp_path / "new")
+    body = {**mechanism(make_private_plan()), **other}
+    with pytest.raises(ProtocolError, match="not known here"):
+        new.gate.budget.inherit(b"k" * 32, b"r" * 32, 1, [body])
 
 
 def test_a_home_does_not_inherit_itself(spent):
