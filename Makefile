@@ -7,7 +7,7 @@ PACKAGES := coordinator participant fedpalm
 PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-dp bench-dp-accounting
+.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg fuzz-audit bench-audit bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-audit-attack bench-dp bench-dp-accounting bench-dp-cost
 
 env: $(STAMP)
 
@@ -36,6 +36,13 @@ soak-hostile: env
 
 fuzz-secagg: env
 	SECAGG_FUZZ_STEPS=100000 $(BIN)/python -m pytest tests/machines/test_secagg_machine.py -s --timeout 0 $(ARGS)
+
+# At least 10,000 forged bundles; prints how many of each kind were caught as what. Some ten minutes.
+fuzz-audit: env
+	FEDPALM_AUDIT_FORGERIES=10080 $(BIN)/python -m pytest tests/unit/audit/test_forgeries.py -s --timeout 0 $(ARGS)
+
+bench-audit: env
+	$(BIN)/fedpalm bench audit $(ARGS)
 
 check: env
 	$(BIN)/ruff check .
@@ -72,6 +79,14 @@ bench-dp: env
 # Both accountants over a grid of mechanisms; some ten minutes.
 bench-dp-accounting: env
 	$(BIN)/fedpalm bench dp-accounting --out docs/results $(ARGS)
+
+# A private step by person against Opacus's own by record, in one run.
+bench-dp-cost: env
+	$(BIN)/fedpalm bench dp-cost $(ARGS)
+
+# Twenty honest audits and every injected fault, with the table of docs/results/audit-attack.md.
+bench-audit-attack: env
+	$(BIN)/python scripts/bench_audit_attack.py $(ARGS)
 
 bench-round: env
 	$(BIN)/fedpalm bench round $(ARGS)
