@@ -114,6 +114,6 @@ def check_state(training: TrainingSettings, places: str, tensors: Tensors) -> No
         return
     raise StateError(
         f"{what}, and this plan goes on from it",
-        safe="nothing was trained, and no budget spent",
+        safe="nothing was trained",
         next_step="start a new run from the global model: it is public",
     )
