@@ -152,8 +152,7 @@ def follow(head: ManifestHead, manifest: RoundManifest, plan: Plan, run_id: str)
         raise NotOnRosterError(f"{where}: not on the roster: {', '.join(unknown[:5])}", safe=_SAFE)
     if len(manifest.cohort) < plan.quorum:
         raise ProtocolError(
-            f"{where}: a cohort of {len(manifest.cohort)}, the plan's minimum is "
-            f"{plan.quorum}",
+            f"{where}: a cohort of {len(manifest.cohort)}, the plan's minimum is {plan.quorum}",
             safe=_SAFE,
         )
     return ManifestHead.after(manifest)
