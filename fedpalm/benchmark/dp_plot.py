@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ from .plot_style import RC
 
 _COLORS = {"cold": "#0072b2", "warm": "#d55e00"}  # Okabe and Ito 2008
 _RC: Any = RC
+_ORDINARY = "ordinary"
 _LABELS = {"cold": "begins at random", "warm": "begins at the public warm start"}
 
 
 def plot_utility(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """EER with intervals by epsilon, a line a start, as ``path`` (its suffix decides)."""
-    epsilons = sorted({float(one["epsilon"]) for one in results})
+    found = {one["epsilon"] for one in results}
+    epsilons = sorted(found - {_ORDINARY}, key=float) + [_ORDINARY] * (_ORDINARY in found)
     place = {epsilon: at for at, epsilon in enumerate(epsilons)}
     with mpl.rc_context(_RC):
         figure = Figure(figsize=(7.0, 4.2), layout="constrained")
@@ -32,7 +33,7 @@ def plot_utility(results: Sequence[Mapping[str, Any]], path: Path) -> None:
             rates = [one["mean"]["eer"] for one in mine]
             ends = [one["mean"]["interval"] for one in mine]
             axes.errorbar(
-                [place[float(one["epsilon"])] + shift for one in mine],
+                [place[one["epsilon"]] + shift for one in mine],
                 rates,
                 yerr=[
                     [max(0.0, rate - low) for rate, (low, _) in zip(rates, ends, strict=True)],
@@ -42,7 +43,7 @@ def plot_utility(results: Sequence[Mapping[str, Any]], path: Path) -> None:
                 marker="o",
                 markersize=5,
                 capsize=3,
-                linewidth=1.8,
+                linestyle="none",
                 label=_LABELS[start],
             )
         axes.set_xticks(range(len(epsilons)), [_name(one) for one in epsilons])
@@ -56,7 +57,6 @@ def plot_utility(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure.savefig(path, dpi=160, facecolor="white")
 
 
-def _name(epsilon: float) -> str:
-    if epsilon == 0:
-        return "0\n(nobody's data)"
-    return "no noise" if math.isinf(epsilon) else f"{epsilon:g}"
+def _name(epsilon: str) -> str:
+    names = {"0.0": "0\n(nobody's data)", "inf": "no noise", _ORDINARY: "no privacy\n(ordinary)"}
+    return names.get(epsilon) or f"{float(epsilon):g}"

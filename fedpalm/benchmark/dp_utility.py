@@ -2,8 +2,9 @@
 
 Every cell of the table is one simulated run of the same plan: same people, rounds, steps and clipping,
 other noise. ``inf`` is that plan with next to no noise, so the difference to it is the noise's alone;
-``0`` is the start, which has seen nobody. Noise is drawn from seeds: the figures can be had again, and
-the models are private to nobody (docs/results/dp.md).
+``0`` is the start, which has seen nobody; ``ordinary`` is what sites would do if nobody asked for privacy:
+heads of their own, contrast between people, whole epochs. Noise is drawn from seeds: the figures can be
+had again, and the models are private to nobody (docs/results/dp.md).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from .palm.scoring import difference, figures
 from .simulate import simulate
 
 Start = Literal["cold", "warm"]
-STARTS: tuple[Start, ...] = ("cold", "warm")
+STARTS: tuple[Start, ...] = ("warm", "cold")
 NO_NOISE = 1e-6
 """The noise multiplier of ``inf``: a plan has to name one above 0."""
 VERSION = 1
@@ -60,12 +61,19 @@ class UtilityConfig(Settings):
     images: int = Field(4, ge=2, le=20)
     """Of everybody: half of them train or are the gallery, the others are probes."""
     seed: int = Field(0, ge=0, lt=2**32)
-    rounds: int = Field(3, ge=1, le=1000)
+    rounds: int = Field(2, ge=1, le=1000)
     epsilons: tuple[float, ...] = (0.0, 1.0, 4.0, 8.0, math.inf)
+    ordinary: bool = True
+    """With a run without differential privacy too."""
     delta: float = Field(1e-3, gt=0, lt=1)
+    cold_learning_rate: float = Field(3e-3, gt=0, le=1)
+    """Of a start at random; ``training.learning_rate`` is that of a warm start, which has less to learn."""
     training: TrainingSettings = TrainingSettings(
+        learning_rate=3e-4,
         dropout=0.0,
-        privacy=PrivacySettings(unit="subject", sampling_rate=0.2, steps=8, records=1),
+        privacy=PrivacySettings(
+            unit="subject", sampling_rate=0.125, steps=4, records=1, trains="expert"
+        ),
     )
     public: PublicPalms = PublicPalms()
     resamples: int = Field(500, ge=20, le=100_000)
@@ -89,17 +97,31 @@ class Cell:
     config: UtilityConfig
     start: Start
     epsilon: float
+    ordinary: bool = False
 
     @cached_property
     def name(self) -> str:
         """Of its result file: changes with everything that can change the result."""
-        values = self.config.model_dump(exclude={"epsilons", "public"}) | {
+        left_out = {"epsilons", "ordinary", "public", "cold_learning_rate"}
+        values = self.config.model_dump(exclude=left_out) | {
+            "learning_rate": self.learning_rate,
             "version": VERSION,
             "public": provenance(self.config.public),
             "start": self.start,
-            "epsilon": repr(self.epsilon),
+            "epsilon": self.label,
         }
         return domain_hash("bench-dp/v1", canonical_json(values)).hex()[:20]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the private runs of this start."""
+        config = self.config
+        return config.training.learning_rate if self.start == "warm" else config.cold_learning_rate
+
+    @property
+    def label(self) -> str:
+        """The epsilon, or ``ordinary``."""
+        return "ordinary" if self.ordinary else repr(self.epsilon)
 
     @cached_property
     def noise_multiplier(self) -> float:
@@ -114,10 +136,13 @@ class Cell:
     def draft(self) -> PlanDraft:
         """The plan that real sites would be asked to approve."""
         config = self.config
-        training = config.training.model_dump()
-        training["privacy"] |= {"population": config.people}
-        if self.epsilon > 0:
-            training["privacy"] |= {"noise_multiplier": self.noise_multiplier}
+        training = config.training.model_dump() | {"learning_rate": self.learning_rate}
+        if self.ordinary:
+            training = TrainingSettings(backbone=config.training.backbone).model_dump()
+        else:
+            training["privacy"] |= {"population": config.people}
+            if self.epsilon > 0:
+                training["privacy"] |= {"noise_multiplier": self.noise_multiplier}
         return PlanDraft(
             name="dp-utility",
             method=config.method,
@@ -131,7 +156,12 @@ class Cell:
 
 def cells_of(config: UtilityConfig) -> list[Cell]:
     """All of a table's."""
-    return [Cell(config, start, epsilon) for start in STARTS for epsilon in config.epsilons]
+    found = []
+    for start in STARTS:
+        found += [Cell(config, start, epsilon) for epsilon in config.epsilons]
+        if config.ordinary:
+            found.append(Cell(config, start, math.inf, ordinary=True))
+    return found
 
 
 def measure(
@@ -156,7 +186,7 @@ def measure(
         for done in as_completed(running):
             found, cell = done.result(), running[done]
             tell(
-                f"{cell.start}, epsilon {cell.epsilon:g}: EER {found['mean']['eer']:.4f} "
+                f"{cell.start}, epsilon {cell.label}: EER {found['mean']['eer']:.4f} "
                 f"in {found['seconds']:.0f} s"
             )
     results = [_stored(folder, cell) for cell in cells_of(config)]
@@ -192,9 +222,11 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     found = figures(scored, "open", config.seed, config.resamples)
     result = {
         "start": cell.start,
-        "epsilon": repr(cell.epsilon),
+        "epsilon": cell.label,
         "charged": _charged(cell),
-        "noise_multiplier": draft.privacy.noise_multiplier if cell.epsilon > 0 else None,
+        "noise_multiplier": None
+        if cell.ordinary or cell.epsilon == 0
+        else draft.privacy.noise_multiplier,
         "randomness": "seeded: not private",
         "mean": found["mean"],
         "sites": found["sites"],
@@ -204,7 +236,7 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
             for by_site in metrics
         ],
         "seconds": round(time.perf_counter() - begun, 1),
-        "config": json.loads(config.model_dump_json(exclude={"epsilons"})),
+        "config": json.loads(config.model_dump_json(exclude={"epsilons", "ordinary"})),
     }
     with whole(folder / f"{cell.name}.json") as partial:
         partial.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")

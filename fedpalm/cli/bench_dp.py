@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..settings import parse_settings
 from .console import command_errors, emit, err, json_option
 from .demo.narrator import Narrator
 
+NAMES = {"0.0": "0: the start itself", "inf": "no noise", "ordinary": "ordinary training"}
 TARGET = 0.02
 """How much higher the EER of a warm start with epsilon 8 may be than without noise."""
 
@@ -118,20 +118,12 @@ def tables(found: Mapping[str, Any]) -> Group:
 def row(one: Mapping[str, Any], above: Mapping[str, Any]) -> Sequence[str]:
     """One run as cells."""
     low, high = one["mean"]["interval"]
-    epsilon = float(one["epsilon"])
-    name = (
-        "0 (the start itself)"
-        if epsilon == 0
-        else "none"
-        if math.isinf(epsilon)
-        else f"{epsilon:g}"
-    )
     noise = one["noise_multiplier"]
     difference = above.get(one["epsilon"])
     return (
         one["start"],
-        name,
-        "" if noise is None or math.isinf(epsilon) else f"{noise:.3f}",
+        NAMES.get(one["epsilon"], one["epsilon"]),
+        "" if noise is None else f"{noise:g}",
         f"{points(one['mean']['eer'])} ({points(low)} to {points(high)})",
         ""
         if difference is None

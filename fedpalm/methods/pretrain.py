@@ -34,10 +34,10 @@ class PublicPalms(Settings):
     """The drawn palms that a warm start is trained on, and for how long."""
 
     sensors: int = Field(16, ge=1, le=9999)
-    people: int = Field(25, ge=2, le=9999)
+    people: int = Field(20, ge=2, le=9999)
     """For each sensor."""
-    images: int = Field(4, ge=2, le=9999)
-    rounds: int = Field(8, ge=1, le=1000)
+    images: int = Field(3, ge=2, le=9999)
+    rounds: int = Field(5, ge=1, le=1000)
     """Each of two epochs over views that are drawn anew."""
     seed: int = Field(PUBLIC_SEED, ge=PUBLIC_SEED, lt=2**63)
     difficulty: float = Field(PRESETS["default"].difficulty, ge=0, le=3)

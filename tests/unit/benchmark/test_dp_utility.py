@@ -62,7 +62,9 @@ def results(folder):
 
 def test_a_table_has_every_start_with_every_epsilon(results):
     assert [(one["start"], one["epsilon"]) for one in results] == [
-        (start, epsilon) for start in ("cold", "warm") for epsilon in ("0.0", "8.0", "inf")
+        (start, epsilon)
+        for start in ("warm", "cold")
+        for epsilon in ("0.0", "8.0", "inf", "ordinary")
     ]
 
 
