@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
+from fedpalm.errors import ConfigError
 from fedpalm.ledger.checkpoint import Checkpoint
 
+from ..checkpoint_records import CheckpointRecords
 from ..config import Home
 from ..standing import Standing, standings
 from .local import store_of
@@ -20,10 +23,15 @@ from .view import when
 
 
 @click.command()
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also write each site's newest signed checkpoint into this folder, for an auditor.",
+)
 @home_option("the coordinator")
 @json_option
 @command_errors
-def audit(home: Path, as_json: bool) -> None:
+def audit(out: Path | None, home: Path, as_json: bool) -> None:
     """List the newest checkpoint of each site's log, who witnessed it, and who is behind.
 
     Under differential privacy every site gives a checkpoint before each attempt, and the other sites
@@ -33,8 +41,26 @@ def audit(home: Path, as_json: bool) -> None:
     place = Home(home)
     with store_of(place) as store:
         found = standings(store)
+        if out is not None:
+            write_checkpoints(CheckpointRecords(store), [one.site for one in found], out)
     rows = [_json(one) for one in found]
     emit({"federation": place.settings().federation, "sites": rows}, as_json, _shown(found))
+
+
+def write_checkpoints(records: CheckpointRecords, sites: Iterable[str], folder: Path) -> None:
+    """``SITE.checkpoint`` of each site that gave one, as ``fedpalm audit verify --checkpoint`` takes it.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for site in sites:
+            newest = records.newest_of(site)
+            if newest is not None:
+                (folder / f"{site}.checkpoint").write_bytes(newest.signed.to_bytes())
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}") from error
 
 
 def _json(one: Standing) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from coordinator.checkpoint_records import CheckpointRecords
+from coordinator.cli.audit import write_checkpoints
+from coordinator.store import Store
 from fedpalm.audit.findings import Exit
 from fedpalm.audit.trust import Trust
 from fedpalm.audit.verify import NO_PRIVACY, verify_bundle
@@ -18,6 +21,7 @@ from fedpalm.errors import ChainBrokenError, ConfigError
 from fedpalm.pki.bundle import pem_of
 from fedpalm.privacy.accounting import epsilon_pld
 from participant.audit import export_bundle
+from participant.budget import charge_of
 from participant.cli.audit import audit
 from tests.support.aio import in_loop
 from tests.support.participant import SITES, Site, World, make_plan
@@ -27,7 +31,9 @@ from tests.support.whole import WholeFederation, private_plan
 
 @pytest.fixture(autouse=True)
 def one_accountant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other one brings opacus, and takes seconds for every figure."""
+    """The other one brings opacus; what this one finds is remembered, before any round has a deadline."""
+    for rounds in (1, 2):
+        epsilon_pld([charge_of(private_plan())] * rounds, 1e-5)
     monkeypatch.setattr("participant.budget.charged_epsilon", epsilon_pld)
 
 
@@ -66,6 +72,22 @@ async def test_the_bundles_of_a_private_run_hold_each_by_the_others_word(tmp_pat
         given = {one.round: one.size for one in found.checkpoints.own.values()}
         assert found.vouched == given[2] > given[1]
         assert found.outside == 2
+
+
+@in_loop
+async def test_the_coordinators_closing_checkpoint_vouches_for_what_came_after_the_last_round(
+    tmp_path: Path,
+):
+    whole = await trained(tmp_path / "all", rounds=1)
+    path, trust = bundle_of(whole, "west", tmp_path), Trust(whole.world.authority.anchors)
+    alone = verify_bundle(path, trust)
+    with Store.open(whole.home.store) as store:
+        write_checkpoints(CheckpointRecords(store), SITES, tmp_path / "held")
+    found = verify_bundle(path, trust, outside=[tmp_path / "held" / "west.checkpoint"])
+    assert found.exit is Exit.OK
+    (closing,) = [one for one in found.checkpoints.own.values() if one.round == 0]
+    assert found.vouched == closing.size > alone.vouched
+    assert max(one.entry.seq for one in found.releases.released) < closing.size
 
 
 @in_loop
