@@ -149,9 +149,12 @@ class RunWorker:
         Raises:
             BudgetError: the budget does not allow the round; this site is not in the attempt's cohort.
             RolledBackError: this home is a copy from before a checkpoint that it signed.
+            PlanNotApprovedError, ForkError: this site takes no part (any more); nothing is charged.
         """
         place = _place(order.ref)
-        plan = self._joined(place.run).plan
+        self._joined(place.run)
+        plan = PlanBook(self._store).approved(place.run)
+        self._manifests.refuse_forked(place.run)
         closing = RoundRef(order.ref.round, order.ref.attempt) == CLOSING
         in_plan = 1 <= order.ref.round <= plan.draft.rounds and order.ref.attempt >= 1
         if not plan.witnessed or not (closing or in_plan):

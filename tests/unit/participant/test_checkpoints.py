@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -9,12 +10,15 @@ import pytest
 
 from fedpalm.errors import (
     EgressRefusedError,
+    FedPalmError,
     ForkError,
     IdentityError,
     IntegrityError,
+    PlanNotApprovedError,
     ProtocolError,
     RolledBackError,
     StaleRoundError,
+    StateError,
     UnwitnessedError,
 )
 from fedpalm.ledger.bodies import EntryKind
@@ -23,7 +27,10 @@ from fedpalm.ledger.merkle import MerkleTree
 from fedpalm.pki.signing import key_id
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.privacy.accounting import Charge
+from fedpalm.wire.v1 import federation_pb2 as wire
+from participant.ending import ExitAfter
 from participant.outgoing import PayloadKind, Place
+from participant.rounds import RunWorker
 from participant.store import SiteStore
 from tests.support.participant import FEDERATION, SITES, Crash, Site, World
 from tests.support.rounds import RUN, Chain
@@ -211,6 +218,62 @@ def test_only_stored_checkpoints_of_this_site_leave(site, others):
         for one in entries(site, EntryKind.EGRESS)
         if one.body["payload"] == PayloadKind.GIVE_CHECKPOINT
     ] == []
+
+
+class Sent:
+    """A link that notes what is given, and answers with an error if it has one."""
+
+    def __init__(self, error: FedPalmError | None = None) -> None:
+        self.given: list[Sequence[GivenCheckpoint]] = []
+        self.error = error
+
+    async def give_checkpoints(self, place: Place, given: Sequence[GivenCheckpoint]) -> None:
+        self.given.append(given)
+        if self.error is not None:
+            raise self.error
+
+
+def asked(site: Site, link: Sent, number: int = 1, attempt: int = 1) -> None:
+    """The coordinator asks this site for a checkpoint."""
+    ref = wire.RoundRef(run_id=RUN, round=number, attempt=attempt)
+    order = wire.Instruction(prepare=wire.PrepareRound(ref=ref))
+    worker = RunWorker(site.config, site.store, site.gate, site.trainer, site, ExitAfter.NEVER)
+    assert asyncio.run(worker.follow(link, order))  # type: ignore[arg-type]
+
+
+def test_a_site_that_is_asked_charges_the_round_and_gives(site):
+    link = Sent()
+    asked(site, link)
+    assert [len(given) for given in link.given] == [1]
+    assert len(entries(site, EntryKind.BUDGET_RESERVED)) == 1
+
+
+@pytest.mark.parametrize("place", [(4, 1), (1, 0), (0, 1)])
+def test_a_round_that_the_plan_does_not_have_is_not_charged(site, place):
+    link = Sent()
+    with pytest.raises(StateError, match="has none"):
+        asked(site, link, *place)
+    assert (link.given, entries(site, EntryKind.BUDGET_RESERVED)) == ([], [])
+
+
+def test_the_end_of_a_run_is_not_charged(site):
+    link = Sent()
+    asked(site, link, 0, 0)
+    assert len(link.given) == 1
+    assert entries(site, EntryKind.BUDGET_RESERVED) == []
+
+
+def test_a_site_that_takes_its_approval_back_is_charged_nothing(site):
+    site.desk.plans.refuse(RUN, "enough")
+    link = Sent()
+    with pytest.raises(PlanNotApprovedError):
+        asked(site, link)
+    assert (link.given, entries(site, EntryKind.BUDGET_RESERVED)) == ([], [])
+
+
+def test_a_coordinator_that_calls_a_log_rolled_back_does_not_end_the_agent(site):
+    asked(site, Sent(RolledBackError("so it says")))
+    assert any("so it says" in line for line in site.lines)
 
 
 # --- the others' ----------------------------------------------------------------------------------
