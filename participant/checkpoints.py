@@ -73,11 +73,6 @@ class CheckpointBook:
         found = (self.newest(site) for site in sites if site != self._site)
         return [one.hash for one in found if one is not None]
 
-    def sites(self) -> list[str]:
-        """Every site that a checkpoint is held of, sorted."""
-        rows = self._store.rows("SELECT DISTINCT site FROM checkpoints ORDER BY site")
-        return [str(row["site"]) for row in rows]
-
     def first_unsigned(self, run_id: str) -> int:
         """Position of the first manifest that this site has not countersigned, nor any after it."""
         row = self._store.row(

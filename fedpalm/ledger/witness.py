@@ -86,6 +86,7 @@ RESTORE_STEP = (
     "new keys, and take over there what is known to be spent: fedpalm-participant budget inherit FILE"
 )
 COMPARE_STEP = (
-    "compare both checkpoints with that site and the others by telephone: its log was rewritten, its "
-    "home runs twice, or somebody between you alters what it says"
+    "compare both checkpoints (fedpalm-participant manifests, fedpalm-coordinator audit) with that site "
+    "and the others by telephone: its log was rewritten, its home runs twice, or somebody between you "
+    "alters what it says"
 )

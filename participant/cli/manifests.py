@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.errors import NotFoundError
+from fedpalm.ledger.checkpoint import Checkpoint
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.rounds.agreement import PlanOffer
 from fedpalm.rounds.manifest import Countersignature, RoundManifest
@@ -67,8 +68,17 @@ def manifest_chain(desk: Desk, run_id: str | None) -> dict[str, Any]:
                 "model_hash": one.model_hash,
                 "hash": one.hash.hex(),
                 "countersigned_by": book.countersigned_by(one),
+                "checkpoints": dict(one.checkpoints),
             }
             for one in said
+        ],
+        "contradicted_logs": [
+            {
+                "site": Checkpoint.read(seen.held).site,
+                "held": str(Checkpoint.read(seen.held)),
+                "other": str(Checkpoint.read(seen.other)),
+            }
+            for seen in book.checkpoints.conflicts()
         ],
         "forks": [_described(seen) for seen in forks if seen.run_id == run_id],
     }
@@ -117,4 +127,8 @@ def _shown(found: dict[str, Any]) -> Group:
         f"{seen['other']}"
         for seen in found["forks"]
     ]
-    return Group(table, *newest, *forks)
+    logs = [
+        f"LOG OF {one['site']}: {one['held']} AGAINST {one['other']}"
+        for one in found["contradicted_logs"]
+    ]
+    return Group(table, *newest, *forks, *logs)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
+from click.testing import CliRunner
 
 from fedpalm.errors import (
     EgressRefusedError,
@@ -28,6 +29,7 @@ from fedpalm.pki.signing import key_id
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.privacy.accounting import Charge
 from fedpalm.wire.v1 import federation_pb2 as wire
+from participant.cli.manifests import manifest_chain, manifests
 from participant.ending import ExitAfter
 from participant.outgoing import PayloadKind, Place
 from participant.rounds import RunWorker
@@ -367,6 +369,28 @@ def test_a_fork_is_kept_as_evidence_once(site, others):
     newest = book(site).newest("west")
     assert newest is not None
     assert newest.hash == held.signed.hash
+
+
+def test_the_command_shows_both_sides_of_a_log_that_contradicts_itself(site, private, others):
+    (own,) = prepare(site)
+    given = {name: one.give() for name, one in others.items()}
+    for one in given.values():
+        book(site).take(one, PLAN.roster, FIRST)
+    Chain(private, PLAN).ask(site, checkpoints=hashes(own, given))
+    others["west"].entries[2] = b"rewritten"
+    forked = others["west"].give(Place(RUN, 1, 2))
+    with pytest.raises(ForkError):
+        book(site).take(forked, PLAN.roster, Place(RUN, 1, 2))
+    shown = manifest_chain(site.desk, RUN)
+    assert shown["manifests"][0]["checkpoints"] == hashes(own, given)
+    (seen,) = shown["contradicted_logs"]
+    assert seen == {
+        "site": "west",
+        "held": str(Checkpoint.read(given["west"].signed)),
+        "other": str(Checkpoint.read(forked.signed)),
+    }
+    text = CliRunner().invoke(manifests, ["--home", str(site.home.database.parent)])
+    assert "LOG OF west" in text.output
 
 
 def test_a_log_that_was_rolled_back_is_refused(site, others):
