@@ -100,6 +100,9 @@ class Entry:
             raise ProtocolError(f"ledger entry: malformed: {error}") from error
         if entry.to_bytes() != data:
             raise ProtocolError("ledger entry: not in canonical form")
+        # What was signed is the same without the signature: a text that can stand nowhere else in it.
+        signature = f'"signature":"{entry.signature.hex()}",'.encode()
+        entry.__dict__["signed_bytes"] = data.replace(signature, b"", 1)
         return entry
 
     def _values(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from fedpalm.canonical import canonical_json
 from fedpalm.ledger.bodies import FORMS, EntryKind
 from fedpalm.ledger.chain import Head, append
+from fedpalm.ledger.entries import Entry
 from fedpalm.pki.keys import new_signing_key
 
 KEY = new_signing_key()
@@ -33,3 +34,5 @@ def test_every_form_of_every_kind_is_written_as_rfc_8785_writes_it(kind: EntryKi
         assert data == canonical_json(json.loads(data))
         without = {k: v for k, v in json.loads(data).items() if k != "signature"}
         assert entry.signed_bytes == canonical_json(without)
+        assert Entry.from_bytes(data).signed_bytes == entry.signed_bytes
+        assert Entry.from_bytes(data) == entry
