@@ -9,9 +9,9 @@ import click
 from rich.table import Table
 
 from .bench_accounting import accounting_command
+from .bench_audit import audit_command
 from .bench_dp import dp_command
 from .bench_dp_cost import dp_cost_command
-from .bench_audit import audit_command
 from .bench_palm import palm_command
 from .bench_peers import peers_secagg_command
 from .bench_plot import plot_command

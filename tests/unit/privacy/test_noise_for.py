@@ -32,5 +32,5 @@ def test_delta_is_a_probability():
 
 def test_what_no_noise_can_pay_for_is_refused():
     # The PRV figure is never below its error bound of 0.01.
-    with pytest.raises(AccountingError, match="cannot be had for epsilon 0.005"):
+    with pytest.raises(AccountingError, match=r"cannot be had for epsilon 0\.005"):
         noise_for(0.005, 1e-3, 1.0, 10)
