@@ -6,6 +6,7 @@ counts of people, metrics, state or reasons is read here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from fedpalm.audit.bundle import Contents, PlanRecord, write_bundle
 from fedpalm.errors import ConfigError
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.ledger.chain import Head
+from fedpalm.ledger.entries import Entry
 from fedpalm.pki.statement import SignedStatement
 
 from .desk import Desk
@@ -23,6 +25,7 @@ from .files import sync_folder
 from .plan_book import PlanBook
 from .store import SiteStore
 
+MAX_REPORT_BYTES = 4 * 1024 * 1024
 _PAGE = 1000
 
 
@@ -68,6 +71,33 @@ def export_bundle(desk: Desk, out: Path) -> Exported:
         out.unlink(missing_ok=True)
         raise
     return Exported(out, head, out.stat().st_size)
+
+
+def record_report(desk: Desk, report: Path) -> Entry:
+    """Note in the log that an audit was made here, its result, and the SHA-256 of its report.
+
+    Args:
+        report: what ``fedpalm audit verify --json`` or ``fedpalm audit attack --json`` printed.
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        data = report.read_bytes()
+        said = json.loads(data) if len(data) <= MAX_REPORT_BYTES else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{report}: {error}") from error
+    if not isinstance(said, dict) or not {"result", "findings"} <= set(said):
+        raise ConfigError(
+            f"{report}: not the JSON of an audit",
+            next_step="make it with: fedpalm audit attack --json, or fedpalm audit verify --json",
+        )
+    body = {
+        "audit": "verify" if "entries" in said else "attack",
+        "result": str(said["result"]),
+        "report_hash": hashlib.sha256(data).hexdigest(),
+    }
+    with desk.store.transaction() as db:
+        return desk.log.append(db, EntryKind.AUDIT, body)
 
 
 def _entries(store: SiteStore, size: int) -> Iterator[bytes]:

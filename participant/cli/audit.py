@@ -1,4 +1,4 @@
-"""``audit``: what this site hands to an auditor."""
+"""``audit``: what this site hands to an auditor, and results that it keeps in its log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 
-from ..audit import export_bundle
+from ..audit import export_bundle, record_report
 from .site import open_site
 
 
@@ -42,3 +42,15 @@ def export(out: Path, home: Path, as_json: bool) -> None:
             },
             as_json,
         )
+
+
+@audit.command("record")
+@click.argument("report", type=click.Path(dir_okay=False, path_type=Path))
+@home_option("the site")
+@json_option
+@command_errors
+def record(report: Path, home: Path, as_json: bool) -> None:
+    """Note an audit's result and the hash of its JSON report in the log; later reports then refer to it."""
+    with open_site(home) as (config, desk):
+        entry = record_report(desk, report)
+        emit({"site": config.site, "entry": entry.seq, **entry.body}, as_json)

@@ -15,12 +15,13 @@ from coordinator.checkpoint_records import CheckpointRecords
 from coordinator.cli.audit import write_checkpoints
 from coordinator.store import Store
 from fedpalm.audit.findings import Exit
+from fedpalm.audit.report import read_attack
 from fedpalm.audit.trust import Trust
 from fedpalm.audit.verify import NO_PRIVACY, verify_bundle
 from fedpalm.errors import ChainBrokenError, ConfigError
 from fedpalm.pki.bundle import pem_of
 from fedpalm.privacy.accounting import epsilon_pld
-from participant.audit import export_bundle
+from participant.audit import export_bundle, record_report
 from participant.budget import charge_of
 from participant.cli.audit import audit
 from tests.support.aio import in_loop
@@ -177,3 +178,24 @@ def test_the_command_writes_a_bundle_that_the_other_command_verifies(world: Worl
     verified = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert json.loads(verified.stdout)["result"] == "ok"
+
+
+def test_a_recorded_audit_is_known_again_by_its_report(world: World, tmp_path: Path):
+    site, _ = world.site("north")
+    report = tmp_path / "attack.json"
+    report.write_text(json.dumps({"result": "passed", "findings": []}))
+    entry = record_report(site.desk, report)
+    assert (entry.body["audit"], entry.body["result"]) == ("attack", "passed")
+    path = export_bundle(site.desk, tmp_path / "north.bundle").path
+    found = verify_bundle(path, Trust(world.authority.anchors))
+    assert found.exit is Exit.OK
+    assert read_attack(report, found).entry == entry.seq
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_another_file_is_not_recorded(world: World, tmp_path: Path, content: str):
+    site, _ = world.site("north")
+    (tmp_path / "other.json").write_text(content)
+    with pytest.raises(ConfigError):
+        record_report(site.desk, tmp_path / "other.json")
+    assert list(site.log.entries()) == []
