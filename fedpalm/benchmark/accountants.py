@@ -37,7 +37,7 @@ EDGES: tuple[tuple[Charges, float], ...] = (
     ((Charge(0.01, 0.5, 1000),), 1e-5),
     ((Charge(1.0, 0.1, 100),), 1e-14),
     ((Charge(1.0, 0.1, 100),), 1e-15),
-    ((Charge(100.0, 0.01, 100_000_000),), 1e-5),
+    ((Charge(20.0, 0.01, 100_000_000),), 1e-5),
     ((Charge(1000.0, 1e-6, 1),), 1e-5),
 )
 """At the borders of what floating point and memory allow."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from math import isfinite
+from math import isfinite, log
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ PRV_EPSILON_ERROR = 0.01
 """Added to the PRV figure, so that it is an upper bound (Gopi et al. 2021, arXiv:2106.02848)."""
 MAX_PRV_CELLS = 2**25
 """Of the discretised loss; about 3 GiB of memory."""
+MAX_PRV_TERMS = 20_000
+"""Of Opacus's series for Renyi divergences, some sigma^2 log(1/q): about a quarter of a minute."""
 MAX_EPSILON = 200.0
 """By Renyi divergences, which are cheap: above it nothing is promised, and nothing accounted for."""
 MAX_AGREED_EPSILON = 50.0
@@ -127,6 +129,14 @@ def _prv(charges: Charges, delta: float) -> float:
     if not charges:
         return 0.0
     _require_bounded(charges, delta)
+    for one in charges:
+        if one.noise_multiplier**2 * -log(one.sampling_rate) > MAX_PRV_TERMS:
+            raise _unknown(
+                "opacus",
+                charges,
+                delta,
+                "with so much noise on so few it takes hours; use less of it",
+            )
     from opacus.accountants import PRVAccountant
 
     class Bounded(PRVAccountant):  # type: ignore[misc, unused-ignore]

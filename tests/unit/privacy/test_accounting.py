@@ -184,6 +184,11 @@ def test_what_one_accountant_cannot_tell_is_not_charged_by_the_other_alone(monke
         charged_epsilon(charges, DELTA)
 
 
+def test_so_much_noise_that_opacus_would_take_hours_is_refused_at_once():
+    with pytest.raises(AccountingError, match="takes hours"):
+        charged_epsilon([Charge(1000.0, 1e-3, 1)], DELTA)
+
+
 def test_the_module_and_pld_need_neither_torch_nor_opacus():
     code = (
         "import sys\n"
