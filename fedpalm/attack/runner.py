@@ -71,8 +71,8 @@ def thorough() -> Extent:
     methods = [name for name in get_args(MethodName) if name not in _NOT_PRIVATE]
     return Extent(
         CanaryAudit(canaries=20_000, each=400),
-        (*((name, "compnet") for name in methods), ("fedpalm", "ccnet")),
-        (MembershipTrial(), MembershipTrial(privacy=NOT_PRIVATE)),
+        (*((name, "compnet") for name in methods), ("fedavg", "ccnet")),
+        (MembershipTrial(), MembershipTrial(privacy=NOT_PRIVATE, rounds=4)),
     )
 
 
