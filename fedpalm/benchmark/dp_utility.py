@@ -246,10 +246,12 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
 _KEPT = ("open.loss", "update.max_abs")
 
 
-def against(results: Sequence[Mapping[str, Any]], start: Start) -> dict[str, dict[str, Any]]:
-    """By epsilon: how much higher the EER is than without noise, same start, paired interval."""
+def against(
+    results: Sequence[Mapping[str, Any]], start: Start, base: str
+) -> dict[str, dict[str, Any]]:
+    """By epsilon: how much higher the EER is than that of ``base``, same start, paired interval."""
     mine = {one["epsilon"]: one for one in results if one["start"] == start}
-    free = mine.get("inf")
+    free = mine.get(base)
     if free is None:
         return {}
     return {
@@ -258,7 +260,7 @@ def against(results: Sequence[Mapping[str, Any]], start: Start) -> dict[str, dic
             "interval": difference(np.array(one["draws"]) - np.array(free["draws"])),
         }
         for epsilon, one in mine.items()
-        if epsilon != "inf"
+        if epsilon != base
     }
 
 
