@@ -161,6 +161,12 @@ def _privacy_violations(policy: Policy, plan: Plan) -> list[str]:
             f"delta: {policy.delta:g} is not below 1 / people = {1 / policy.people:g}, so that it would "
             "allow to give somebody away: set a smaller delta"
         )
+    population = plan.draft.privacy.population
+    if policy.delta is not None and policy.delta * population >= 1:
+        found.append(
+            f"delta: {policy.delta:g} is not below 1 / {population:,}, the people that the plan declares, "
+            "and an auditor would not accept it: set a smaller delta"
+        )
     return found
 
 

@@ -175,6 +175,13 @@ def test_a_private_plan_needs_a_delta_below_one_over_people(limits, said):
     assert not violations(Policy(**{**PRIVATE, **limits}), make_plan())
 
 
+def test_delta_is_below_one_over_the_people_that_the_plan_declares():
+    plan = make_private_plan(privacy={"population": 10**6})
+    (found,) = violations(Policy(**PRIVATE), plan)
+    assert found.startswith("delta: 1e-05 is not below 1 / 1,000,000")
+    assert not violations(Policy(**{**PRIVATE, "delta": 1e-7}), plan)
+
+
 def test_a_plan_that_protects_single_images_needs_the_sites_word():
     record, subject = make_private_plan(privacy={"unit": "record"}), make_private_plan()
     (found,) = violations(Policy(**PRIVATE), record)
