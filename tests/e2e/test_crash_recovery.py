@@ -8,7 +8,7 @@ from typing import Any
 
 from .harness import RealFederation
 
-ROUNDS = 8
+ROUNDS = 6
 
 
 def _ended(federation: RealFederation) -> Callable[[], Any]:

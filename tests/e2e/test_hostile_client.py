@@ -196,6 +196,10 @@ AS_BIRCH: dict[str, Callable[[Stage], Any]] = {
         site_id="birch",
         countersignature=to_wire(s.cedar.signed_countersignature(s.present)),
     ),
+    "GiveCheckpoint": lambda s: wire.GiveCheckpointRequest(ref=ref_of(s.present), site_id="birch"),
+    "FetchCheckpoints": lambda s: wire.FetchCheckpointsRequest(
+        ref=ref_of(s.present), site_id="birch"
+    ),
     "SendMasking": lambda s: wire.SendMaskingRequest(
         header=wire.MaskingHeader(ref=ref_of(s.present), site_id="birch", step=1)
     ),

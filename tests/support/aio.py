@@ -9,7 +9,7 @@ from typing import ParamSpec
 
 P = ParamSpec("P")
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 def in_loop(test: Callable[P, Coroutine[None, None, None]]) -> Callable[P, None]:

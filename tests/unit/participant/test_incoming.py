@@ -26,6 +26,7 @@ def _instruction(kind: str, run: str = "toy-1", exchange: str = "x-1") -> wire.I
     exchange_ref = wire.ExchangeRef(run_id=run, exchange_id=exchange)
     messages = {
         "run_offer": wire.RunOffer(run_id=run),
+        "prepare": wire.PrepareRound(ref=round_ref),
         "train": wire.TrainRound(ref=round_ref),
         "round_closed": wire.RoundClosed(ref=round_ref, reason=HOSTILE),
         "run_ended": wire.RunEnded(run_id=run, model_hash=bytes(32), reason=HOSTILE),
