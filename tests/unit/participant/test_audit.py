@@ -93,7 +93,7 @@ async def test_the_coordinators_closing_checkpoint_vouches_for_what_came_after_t
 
 @in_loop
 async def test_the_bundle_of_a_masked_private_run_holds(tmp_path: Path):
-    whole = await trained(tmp_path / "all", rounds=1, masking="secagg", quorum=3)
+    whole = await trained(tmp_path / "all", rounds=1, masking="secagg", quorum=3, colluders=1)
     path = bundle_of(whole, "north", tmp_path)
     found = verify_bundle(path, Trust(whole.world.authority.anchors))
     assert found.exit is Exit.OK, [str(one) for one in found.findings]
