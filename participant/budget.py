@@ -26,6 +26,7 @@ from fedpalm.privacy.accounting import (
     accountant_name,
     charged_epsilon,
     coalesce,
+    mechanism,
 )
 
 from .ledger_mark import read_mark, restored, write_mark
@@ -61,21 +62,6 @@ def charge_of(plan: Plan) -> Charge:
     """One round of a plan."""
     privacy = plan.draft.privacy
     return Charge(privacy.noise_multiplier, privacy.sampling_rate, privacy.steps)
-
-
-def mechanism(plan: Plan) -> dict[str, str | int]:
-    """The fields of a ledger entry that say what a round of a plan is charged for."""
-    privacy = plan.draft.privacy
-    return {
-        "mechanism": MECHANISM,
-        "unit": privacy.unit,
-        "relation": RELATION,
-        "sampler": SAMPLER,
-        "noise_multiplier": repr(privacy.noise_multiplier),
-        "clip_norm": repr(privacy.clip_norm),
-        "sampling_rate": repr(privacy.sampling_rate),
-        "steps": privacy.steps,
-    }
 
 
 MECHANISM_FIELDS = (

@@ -21,6 +21,7 @@ from ..privacy.accounting import (
     Charges,
     coalesce,
     epsilon_pld,
+    mechanism,
 )
 from .findings import Exit, Finding
 from .log import Log
@@ -78,18 +79,7 @@ class Account:
 
 def plan_mechanism(plan: Plan) -> dict[str, str | int]:
     """What a charge under this plan must say, word for word."""
-    privacy = plan.draft.privacy
-    return {
-        "mechanism": MECHANISM,
-        "unit": privacy.unit,
-        "relation": RELATION,
-        "sampler": SAMPLER,
-        "noise_multiplier": repr(privacy.noise_multiplier),
-        "clip_norm": repr(privacy.clip_norm),
-        "sampling_rate": repr(privacy.sampling_rate),
-        "steps": privacy.steps,
-        "rng": PRIVATE_RNG,
-    }
+    return {**mechanism(plan), "rng": PRIVATE_RNG}
 
 
 def read_account(log: Log, plans: Plans, *, exact: int = EXACT_FIGURES) -> Account:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AccountingError, ConfigError
+from ..plan import Plan
 
 RELATION = "add-remove"
 SAMPLER = "poisson"
@@ -35,6 +36,21 @@ MAX_EPSILON = 200.0
 """By Renyi divergences, which are cheap: above it nothing is promised, and nothing accounted for."""
 MAX_AGREED_EPSILON = 50.0
 """Up to here the two are held to 0.02 of each other (docs/results/dp-accounting.md)."""
+
+
+def mechanism(plan: Plan) -> dict[str, str | int]:
+    """The fields of a ledger entry that say what a round of a plan is charged for."""
+    privacy = plan.draft.privacy
+    return {
+        "mechanism": MECHANISM,
+        "unit": privacy.unit,
+        "relation": RELATION,
+        "sampler": SAMPLER,
+        "noise_multiplier": repr(privacy.noise_multiplier),
+        "clip_norm": repr(privacy.clip_norm),
+        "sampling_rate": repr(privacy.sampling_rate),
+        "steps": privacy.steps,
+    }
 
 
 @dataclass(frozen=True, order=True)
