@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -124,17 +124,30 @@ class _Wire:
             check_limits(request)
         return getattr(self._whole.service, method)
 
+    async def _answer(self, handled: Awaitable[Any]) -> Any:
+        """What the coordinator answers, if it lives to do so: a killed one has no store to write to."""
+        try:
+            reply = await handled
+        except Exception:
+            if self._life == self._whole.life:
+                raise
+        if self._life != self._whole.life:
+            raise UnavailableError("the coordinator is gone")
+        return reply
+
     async def unary(self, method: str, request: Message, *, deadline_s: float) -> Any:
-        reply = await self._method(method, request)(request, self._context)
+        reply = await self._answer(self._method(method, request)(request, self._context))
         self._whole.after(self._name, method)
         return self._whole.bend(self._name, method, reply)
 
     async def stream(self, method: str, request: Message, *, idle_s: float) -> AsyncIterator[Any]:
         replies = self._method(method, request)(request, self._context)
         async with aclosing(replies):
-            async for reply in replies:
-                if self._life != self._whole.life:
-                    raise UnavailableError("the coordinator is gone")
+            while True:
+                try:
+                    reply = await self._answer(anext(replies))
+                except StopAsyncIteration:
+                    return
                 check_limits(reply)
                 if (bent := self._whole.bend(self._name, method, reply)) is not None:
                     yield bent
@@ -142,7 +155,7 @@ class _Wire:
     async def upload(
         self, method: str, requests: AsyncIterator[Message], *, deadline_s: float
     ) -> Any:
-        reply = await self._method(method, None)(requests, self._context)
+        reply = await self._answer(self._method(method, None)(requests, self._context))
         self._whole.after(self._name, method)
         return reply
 
@@ -172,7 +185,6 @@ class WholeFederation:
         self.cut_after: set[tuple[str, str]] = set()
         self.crash_after: set[str] = set()
         self.life = 0
-        self.past: list[Store] = []
         self.timer: tuple[RoundRef, TimerKind] | None = None
         self.sites: dict[str, Site] = {}
         self.tasks: dict[str, asyncio.Task[Outcome]] = {}
@@ -221,7 +233,7 @@ class WholeFederation:
         for timer in driver._timers.values():
             timer.cancel()
         driver.sessions.end_all()
-        self.past.append(self.store)
+        self.store.close()
         self.boot()
 
     @property
@@ -279,8 +291,7 @@ class WholeFederation:
         for name in list(self.tasks):
             await self.stop(name)
         await self.coordinator.driver.stop()
-        for store in (*self.past, self.store):
-            store.close()
+        self.store.close()
 
     async def round_without(self, number: int, name: str) -> None:
         """Start everybody; a site hears nothing of this round and is stopped, and the cohort is sealed."""
