@@ -309,6 +309,47 @@ def test_delta_is_below_one_in_the_declared_population(refused):
     assert "is not below 1 / 200" in refused(Exit.UNCHARGED, rounds(World(delta=0.005)))
 
 
+def by_hand(world: World) -> tuple[dict, dict]:
+    """A first round by the book; the place of the second, and the update that it will train."""
+    world.join()
+    first = world.round(1)
+    place = {"run": RUN, "round": 2, "attempt": 1}
+    update = {
+        "size": int(first.body["bytes"]),
+        "payload_hash": digest("update", RUN, 2),
+        "layout_hash": first.body["layout_hash"],
+    }
+    return place, update
+
+
+def commit(world: World, reserved) -> None:
+    body = {"run": RUN, "round": 2, "reservation": reserved.seq}
+    world.log(EntryKind.BUDGET_COMMITTED, {**body, "update_hash": digest("update", RUN, 2)})
+
+
+def test_a_charge_that_is_committed_after_the_update_left_pays_for_nothing(refused):
+    world = World()
+    place, update = by_hand(world)
+    reserved = world.reserve(2)
+    manifest = world.manifest(place, world.checkpoint(place), world.plan.roster)
+    world.countersign(manifest, world.plan.roster)
+    world.send("update", update.pop("size"), place, **update)
+    commit(world, reserved)
+    world.close()
+    assert "no committed reservation pays for" in refused(Exit.UNCHARGED, world)
+
+
+def test_a_charge_that_nobody_witnessed_before_the_training_is_caught(refused):
+    world = World()
+    place, update = by_hand(world)
+    manifest = world.manifest(place, world.checkpoint(place), world.plan.roster)
+    world.countersign(manifest, world.plan.roster)
+    commit(world, world.reserve(2))
+    world.send("update", update.pop("size"), place, **update)
+    world.close()
+    assert "is in no checkpoint of its attempt" in refused(Exit.UNWITNESSED, world)
+
+
 # --- what left ----------------------------------------------------------------------------------------
 
 
@@ -346,6 +387,26 @@ def test_an_update_outside_any_plan_is_caught(refused):
     world.send("update", 132, {})
     world.send("update", 132, {"run": "other-1", "round": 1, "attempt": 1})
     assert refused(Exit.UNCHARGED, world).count("outside any plan") == 2
+
+
+def test_an_update_that_left_before_its_manifest_was_accepted_is_caught(refused):
+    world = World()
+    place, update = by_hand(world)
+    reserved, given = world.reserve(2), world.checkpoint(place)
+    commit(world, reserved)
+    world.send("update", update.pop("size"), place, **update)
+    world.countersign(world.manifest(place, given, world.plan.roster), world.plan.roster)
+    world.close()
+    assert "no manifest asked for" in refused(Exit.UNCHARGED, world)
+
+
+def test_an_update_for_a_cohort_that_the_site_is_not_in_is_caught(refused):
+    others = ("site-b", "site-c", "site-d")
+    world = World(make_plan(unit="none"))
+    world.join()
+    world.round(1, cohort=others, signers=others)
+    words = refused(Exit.UNCHARGED, world)
+    assert "in whose cohort the site, with this key, was not" in words
 
 
 def test_an_update_after_the_approval_was_taken_back_is_caught(refused):

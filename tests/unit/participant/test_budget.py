@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,7 @@ from fedpalm.plan import Continues, Plan
 from fedpalm.privacy.accounting import Charge, charged_epsilon
 from participant.budget import RNG, BudgetBook, charge_of, mechanism
 from participant.config import Home
+from participant.manifests import ManifestBook
 from participant.store import NewUpdate
 from tests.support.participant import (
     Crash,
@@ -346,6 +348,21 @@ def test_a_charge_that_was_only_reserved_or_belongs_to_another_round_pays_for_no
         site.store.commit_round(RUN, 1, {}, UPDATE, pay=partial(site.gate.budget.committed, RUN, 2))
     assert site.store.update(RUN, 1) is None
     assert "budget_committed" not in _kinds(site)
+
+
+def test_an_update_that_came_to_be_stored_without_its_charge_stays_here(world, monkeypatch):
+    site, plan = _agreed(world), make_private_plan()
+    _train(site, plan)
+    asked = SimpleNamespace(model_hash=UPDATE.model_hash.hex())
+    monkeypatch.setattr(ManifestBook, "agreed", lambda book, place, plan: asked)
+    with site.store.transaction() as db:
+        db.execute("UPDATE updates SET payload_hash = ?", (b"x" * 32,))
+    with pytest.raises(EgressRefusedError, match="no charge in the log"):
+        site.gate.release_update(RUN, 1, 1)
+    assert EntryKind.EGRESS not in {entry.kind for entry in site.log.entries()}
+    with site.store.transaction() as db:
+        db.execute("UPDATE updates SET payload_hash = ?", (UPDATE.payload_hash,))
+    assert site.gate.release_update(RUN, 1, 1).payload_hash == UPDATE.payload_hash
 
 
 def test_the_gate_lets_out_the_update_that_was_paid_for_and_no_other(world):

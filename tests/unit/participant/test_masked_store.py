@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from fedpalm.errors import (
     ContributionReuseError,
+    EgressRefusedError,
     KeyFileError,
     PlanNotApprovedError,
     StaleRoundError,
@@ -26,6 +27,7 @@ from fedpalm.rounds.manifest import RoundManifest
 from fedpalm.secagg import site as core
 from fedpalm.secagg.memory import ContributionMemory
 from fedpalm.secagg.site import AttemptFacts, SiteAttempt, Stage
+from participant.budget import BudgetBook
 from participant.cli.status import _MASKING_STEPS, status
 from participant.ending import ExitAfter
 from participant.ledger_mark import LEDGER_MARK
@@ -33,6 +35,7 @@ from participant.masked_store import BEFORE
 from participant.masking_memory import MEMORY
 from participant.outgoing import Place
 from participant.plan_book import PlanState
+from participant.release import refused
 from tests.support.aio import in_loop
 from tests.support.masked_rounds import MaskedCoordinator, masked_plan
 from tests.support.participant import SITES, Site, World
@@ -133,6 +136,40 @@ def _vectors(site: Site) -> list[Path]:
 
 def _is_gone(site: Site, place: Place = PLACE) -> bool:
     return not _secrets(site) and not _vectors(site) and site.gate.masked.row(place).stage == "dead"
+
+
+def test_a_secret_file_is_overwritten_before_its_name_goes(world, tmp_path):
+    site = _play(world).until(Stage.KEYED).site
+    (name,) = _secrets(site)
+    kept = tmp_path / "the same file"
+    kept.hardlink_to(site.home.masking / name)
+    assert any(kept.read_bytes())
+    site.gate.masked.kill(RUN)
+    assert _is_gone(site)
+    assert not any(kept.read_bytes())
+
+
+def test_no_stage_of_an_attempt_is_kept_or_sent_without_the_charge_for_its_update(
+    world, monkeypatch
+):
+    play, asked = _play(world), []
+
+    def uncharged(book, plan, run_id, round_number, update):
+        asked.append((run_id, round_number, update))
+        raise refused("no charge")
+
+    update = play.site.store.update(RUN, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(BudgetBook, "require_committed", uncharged)
+        with pytest.raises(EgressRefusedError, match="no charge"):
+            play.until(Stage.KEYED)
+    assert _secrets(play.site) == [] and play.site.gate.masked.row(PLACE) is None
+    play.until(Stage.MASKED)
+    with monkeypatch.context() as patch:
+        patch.setattr(BudgetBook, "require_committed", uncharged)
+        with pytest.raises(EgressRefusedError, match="no charge"):
+            play.site.gate.release_masked(PLACE)
+    assert asked == [(RUN, 1, update.payload_hash)] * 2
 
 
 # --- an attempt whose run goes no further here ----------------------------------------------------

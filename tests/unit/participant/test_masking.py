@@ -20,8 +20,10 @@ from fedpalm.errors import (
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.methods.contribution import masking_terms
 from fedpalm.plan import Continues
+from fedpalm.rounds.manifest import Countersignature
 from fedpalm.secagg.messages import SiteKeys, signed
 from fedpalm.secagg.unmasking import Step
+from fedpalm.wire.statements import from_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 from participant import rounds
 from participant.ending import Ended, ExitAfter
@@ -321,6 +323,62 @@ def test_masking_keys_of_a_site_that_has_not_countersigned_are_not_used(world):
     _worker(site)._require_countersigned(PLACE, [one for one in said if one.site != "east"])
     with pytest.raises(MaskingMessageError, match="east gave masking keys without"):
         _worker(site)._require_countersigned(PLACE, said)
+
+
+@in_loop
+async def test_a_site_from_which_a_countersignature_is_kept_sends_no_shares(world):
+    roster = ("east", "north", "south", "west")
+
+    class Withholding(MaskedCoordinator):
+        async def FetchCountersignatures(self, site, request):
+            async for signed in super().FetchCountersignatures(site, request):
+                if (site, opened(signed).site) != ("west", "east"):
+                    yield signed
+
+    def opened(said):
+        return Countersignature.read(from_wire(said))
+
+    coordinator = Withholding(world, masked_plan(sites=roster))
+    coordinator.expected = roster
+    sites = {name: world.site(name)[0] for name in roster}
+    tasks = [asyncio.create_task(site.run(coordinator)) for site in sites.values()]
+    async with asyncio.timeout(20):
+        while not any("east gave masking keys without" in line for line in sites["west"].lines):
+            await asyncio.sleep(0.01)
+        while len([key for key in coordinator.sent if key[3] == "boxes"]) < 3:
+            await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert ("west", 1, 1, "keys") in coordinator.sent
+    assert ("west", 1, 1, "boxes") not in coordinator.sent
+    again = Site(sites["west"].home)
+    assert again.gate.masked.row(PLACE).stage == "dead"
+    assert _secrets(again) == []
+    again.store.close()
+
+
+@in_loop
+async def test_what_an_attempt_kept_is_gone_once_it_is_over_and_not_at_the_end_of_the_run(world):
+    """Looked at when a site signs the next manifest, before it masks anything again."""
+    left, looked = {}, []
+
+    class Looking(MaskedCoordinator):
+        def Countersign(self, site, request):
+            place = (request.ref.round, request.ref.attempt)
+            home = world.home(site)
+            looked.append(place)
+            left[site, place] = [
+                *(path.name for path in home.masking.glob("*.secret")),
+                *(path.name for path in home.state.glob("*.masked")),
+            ]
+            return super().Countersign(site, request)
+
+    coordinator, sites = Looking(world, masked_plan(2)), _sites(world)
+    coordinator.abort_at = {(1, 1): Step.AGREEMENTS}
+    assert all(one.completed for one in await _run_all(sites, coordinator))
+    assert set(looked) == {(1, 1), (1, 2), (2, 1)}
+    assert not any(left.values()), left
 
 
 def test_under_a_policy_of_confirmed_peers_there_are_no_keys_before_all_of_them_are(world):
