@@ -331,9 +331,9 @@ async def test_a_site_from_which_a_countersignature_is_kept_sends_no_shares(worl
 
     class Withholding(MaskedCoordinator):
         async def FetchCountersignatures(self, site, request):
-            async for signed in super().FetchCountersignatures(site, request):
-                if (site, opened(signed).site) != ("west", "east"):
-                    yield signed
+            async for said in super().FetchCountersignatures(site, request):
+                if (site, opened(said).site) != ("west", "east"):
+                    yield said
 
     def opened(said):
         return Countersignature.read(from_wire(said))
