@@ -32,6 +32,8 @@ MAX_PRV_CELLS = 2**25
 """Of the discretised loss; about 3 GiB of memory."""
 MAX_PRV_TERMS = 20_000
 """Of Opacus's series for Renyi divergences, some sigma^2 log(1/q): about a quarter of a minute."""
+MAX_STEPS = 1_000_000
+"""Of an account: with ten times as many neither accountant comes to an end in minutes."""
 MAX_EPSILON = 200.0
 """By Renyi divergences, which are cheap: above it nothing is promised, and nothing accounted for."""
 MAX_AGREED_EPSILON = 50.0
@@ -199,6 +201,8 @@ def _require_bounded(charges: Charges, delta: float) -> None:
     from dp_accounting import NeighboringRelation
     from dp_accounting.rdp import RdpAccountant
 
+    if sum(one.steps for one in charges) > MAX_STEPS:
+        raise _unknown("fedpalm", charges, delta, f"an account has at most {MAX_STEPS:,} steps")
     accountant = RdpAccountant(range(2, 65), NeighboringRelation.ADD_OR_REMOVE_ONE)
     with np.errstate(all="ignore"):
         epsilon = accountant.compose(_event(charges)).get_epsilon(delta)

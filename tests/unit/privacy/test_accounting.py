@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fedpalm.errors import AccountingError, ConfigError
 from fedpalm.privacy import accounting
 from fedpalm.privacy.accounting import (
+    MAX_STEPS,
     Charge,
     charged_epsilon,
     coalesce,
@@ -187,6 +188,13 @@ def test_what_one_accountant_cannot_tell_is_not_charged_by_the_other_alone(monke
 def test_so_much_noise_that_opacus_would_take_hours_is_refused_at_once():
     with pytest.raises(AccountingError, match="takes hours"):
         charged_epsilon([Charge(1000.0, 1e-3, 1)], DELTA)
+
+
+@pytest.mark.parametrize("epsilon", [epsilon_pld, epsilon_prv])
+def test_an_account_of_more_steps_than_can_be_accounted_for_is_refused_at_once(epsilon):
+    charges = [Charge(20.0, 0.01, MAX_STEPS), Charge(20.0, 0.02, 1)]
+    with pytest.raises(AccountingError, match="an account has at most 1,000,000 steps"):
+        epsilon(charges, 1e-5)
 
 
 def test_the_module_and_pld_need_neither_torch_nor_opacus():
