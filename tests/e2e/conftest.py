@@ -40,9 +40,9 @@ def plan_and_model(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 
 @pytest.fixture
 def palm_lists(tmp_path: Path) -> list[Path]:
-    """Two sites' image lists: eight identities each, four images an identity."""
+    """Two sites' image lists: four identities each, four images an identity."""
     sites = synthetic_palms(
-        tmp_path / "palms", sites=2, identities_per_site=8, images_per_identity=4, seed=3
+        tmp_path / "palms", sites=2, identities_per_site=4, images_per_identity=4, seed=3
     )
     lists = []
     for number, records in enumerate(sites, 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PATIENCE_S = 240.0
+from tests.support.commands import PATIENCE_S, environment, run_program
+
 AGREEABLE = "auto_approve = true\n"
 """A policy under which a site approves any plan within the default limits by itself."""
 
@@ -21,13 +21,7 @@ def run_cli(
     module: str, *arguments: str | Path, ok: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end; with ``ok`` a non-zero exit fails the test with its output."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env=_environment(),
-    )
+    done = run_program(module, *arguments)
     if ok:
         assert done.returncode == 0, f"{module} {arguments}: {done.stdout}\n{done.stderr}"
     return done
@@ -36,10 +30,6 @@ def run_cli(
 def run_json(module: str, *arguments: str | Path) -> Any:
     """Run one command with --json and parse what it prints."""
     return json.loads(run_cli(module, *arguments, "--json").stdout)
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 @dataclass
@@ -112,7 +102,7 @@ class RealFederation:
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            env=_environment(),
+            env=environment(),
         )
         log.close()
 

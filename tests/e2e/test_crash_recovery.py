@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from coordinator.run_records import RunRecords
+from coordinator.store import Store
+from fedpalm.benchmark.simulate import simulate
+from participant.config import Home
+from participant.images import training_images
+
 from .harness import RealFederation
 
-ROUNDS = 6
+ROUNDS = 4
 
 
 def _ended(federation: RealFederation) -> Callable[[], Any]:
@@ -42,20 +49,26 @@ def _start(federation: RealFederation, lists: list[Path], plan: Path, model: Pat
     federation.operator("start")
 
 
+def _expected(federation: RealFederation) -> str:
+    """Hash of the model that the same plan makes of the same images in one process, undisturbed."""
+    with Store.open(federation.coordinator_home / "store.sqlite3") as store:
+        (stored,) = RunRecords(store).load()
+    images = {}
+    for site in federation.sites:
+        data = Home(federation.site_home(site)).load().data
+        assert data is not None
+        images[site] = training_images(data, site)
+    result = simulate(stored.plan, "fedpalm", images)
+    return hashlib.sha256(result.shared.astype("<f4").tobytes()).hexdigest()
+
+
 def test_kill_9_of_the_coordinator_and_a_site_changes_no_bit_of_the_model(
     federation: Callable[..., RealFederation],
     plan_and_model: Callable[..., tuple[Path, Path]],
     palm_lists: list[Path],
 ) -> None:
-    plan, model = plan_and_model("fedpalm", ROUNDS)
-
-    calm = federation("calm", "site-1", "site-2")
-    _start(calm, palm_lists, plan, model)
-    undisturbed = calm.wait_for(_ended(calm), "the undisturbed run")
-    calm.stop()
-
     stormy = federation("stormy", "site-1", "site-2")
-    _start(stormy, palm_lists, plan, model)
+    _start(stormy, palm_lists, *plan_and_model("fedpalm", ROUNDS))
     stormy.wait_for(_under_way(stormy, 2), "round 2")
     stormy.kill("site-2")  # the quorum is both sites: from here on the run waits for this one
     stormy.kill("coordinator")
@@ -65,4 +78,4 @@ def test_kill_9_of_the_coordinator_and_a_site_changes_no_bit_of_the_model(
     disturbed = stormy.wait_for(_ended(stormy), "the disturbed run")
 
     assert disturbed["round"] == ROUNDS
-    assert disturbed["model_hash"] == undisturbed["model_hash"]
+    assert disturbed["model_hash"] == _expected(stormy)

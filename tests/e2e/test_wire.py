@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file
 
@@ -22,6 +23,8 @@ from .wire_tap import WireTap
 NEEDLE_VALUES = 6
 STRIDE = 499
 PROBE = 256
+BLOCK = 4096
+STEP = BLOCK - PROBE + 1
 ROUNDS = 3
 
 
@@ -67,13 +70,19 @@ def _updates(tap: WireTap, sites: int, model: Path) -> list[np.ndarray]:
 
 
 def _resembles(update: np.ndarray, probes: list[np.ndarray]) -> bool:
-    """Whether a probe, scaled and rounded, lies anywhere in the update (correlation above 0.99)."""
-    sums = np.concatenate([[0.0], np.cumsum(update**2)])
-    norms = np.sqrt(np.maximum(sums[PROBE:] - sums[:-PROBE], 1e-30))
-    spectrum = np.fft.rfft(update)
+    """Whether a probe, scaled and rounded, lies anywhere in the update (correlation above 0.99).
+
+    Overlap-save: correlations with blocks that share all but their first STEP values with the next.
+    """
+    places = update.size - PROBE + 1
+    padded = np.zeros(-(-places // STEP) * STEP + PROBE - 1)
+    padded[: update.size] = update
+    sums = np.concatenate([[0.0], np.cumsum(padded**2)])
+    norms = np.sqrt(np.maximum(sums[PROBE:] - sums[:-PROBE], 1e-30)).reshape(-1, STEP)
+    spectra = np.fft.rfft(sliding_window_view(padded, BLOCK)[::STEP])
     for probe in probes:
-        turned = np.fft.rfft(probe.astype(np.float64), update.size)
-        match = np.fft.irfft(spectrum * turned.conj(), update.size)[: norms.size]
+        turned = np.fft.rfft(probe.astype(np.float64), BLOCK).conj()
+        match = np.fft.irfft(spectra * turned, BLOCK)[:, :STEP]
         if (np.abs(match) > 0.99 * norms * np.linalg.norm(probe)).any():
             return True
     return False

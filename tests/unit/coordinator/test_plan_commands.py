@@ -6,8 +6,6 @@ import asyncio
 import hashlib
 import io
 import json
-import os
-import sys
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from fedpalm.plan import Plan
 from fedpalm.wire.v1 import operator_pb2 as o
 from tests.simulation.federation import encoded_update, rehearsal_plan
 from tests.support.aio import in_loop
+from tests.support.commands import run_program
 from tests.support.coordinator import Site, World
 from tests.support.servicer import live_identity
 
@@ -63,14 +62,9 @@ class Desk:
 
     async def say(self, *words: object) -> tuple[int, list[dict[str, Any]]]:
         """Exit code of a command, and what it printed, a JSON value a line."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "coordinator", *map(str, words)),
-            *("--home", str(self.home), "--json"),
-            stdout=asyncio.subprocess.PIPE,
-            env=dict(os.environ),
-        )
-        printed, _ = await process.communicate()
-        return process.returncode or 0, [json.loads(line) for line in printed.splitlines()]
+        arguments = (*words, "--home", self.home, "--json")
+        done = await asyncio.to_thread(run_program, "coordinator", *arguments)
+        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
     async def ask(self, *words: object) -> dict[str, Any]:
         code, printed = await self.say(*words)

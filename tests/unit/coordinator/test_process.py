@@ -35,6 +35,7 @@ from fedpalm.transport.channel import Connection, EnrolmentConnection
 from fedpalm.wire.membership import issued_from_wire
 from fedpalm.wire.v1 import federation_pb2 as f
 from fedpalm.wire.v1 import membership_pb2 as m
+from tests.support.commands import run_program
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -42,7 +43,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60)
+    return run_program("coordinator", *arguments)
 
 
 @pytest.fixture(scope="module")
