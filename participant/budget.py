@@ -308,6 +308,7 @@ class BudgetBook:
         unit = plan.draft.privacy.unit
         while True:
             spent = self.account(unit)
+            self._require_delta_of(spent)
             epsilon = self._require_within(plan, spent, 1, round_number)
             body: Body = {
                 "run": run_id,
@@ -336,6 +337,18 @@ class BudgetBook:
         if PlanBook(self._store).approved(run_id).hash != plan.hash:
             raise StateError(f"the plan of {run_id} is not the one that this site approved")
         require_allowed(self._policy.current, plan)
+
+    def _require_delta_of(self, spent: Account) -> None:
+        """Raises BudgetError: earlier charges were for another delta, so they have no sum with new ones."""
+        for one in self.entries(*CHARGES):
+            before = float(one.body["delta"])
+            if one.body["unit"] == spent.unit and before != spent.delta:
+                raise BudgetError(
+                    f"policy.toml says delta {spent.delta:g}, and what this site has spent was charged at "
+                    f"{before:g}: an account has one delta, or its epsilon means nothing",
+                    safe="nothing was drawn, trained or charged",
+                    next_step=f"set delta = {before:g} in policy.toml again",
+                )
 
     def _require_within(self, plan: Plan, spent: Account, rounds: int, round_number: int) -> float:
         epsilon = charged_epsilon([*spent.charges, *[charge_of(plan)] * rounds], spent.delta)

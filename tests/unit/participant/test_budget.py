@@ -115,6 +115,18 @@ def test_a_round_is_reserved_trained_and_committed_and_the_log_says_what_it_cost
     }
 
 
+def test_an_account_keeps_the_delta_of_its_first_charge(world):
+    site, plan = _agreed(world), make_private_plan()
+    site.gate.budget.reserve(RUN, plan, 1)
+    site.home.policy.write_text(POLICY.replace(f"delta = {DELTA}", "delta = 1e-6"))
+    with pytest.raises(BudgetError, match="delta 1e-06, .* charged at 1e-05") as error:
+        site.gate.budget.reserve(RUN, plan, 2)
+    assert "set delta = 1e-05 in policy.toml again" in error.value.next_step
+    assert _kinds(site) == ["budget_reserved"]
+    site.home.policy.write_text(POLICY)
+    site.gate.budget.reserve(RUN, plan, 2)
+
+
 def test_the_log_names_the_random_source_that_trains():
     from fedpalm.privacy.randomness import SecretRandom
 
