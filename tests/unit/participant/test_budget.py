@@ -119,7 +119,7 @@ def test_an_account_keeps_the_delta_of_its_first_charge(world):
     site, plan = _agreed(world), make_private_plan()
     site.gate.budget.reserve(RUN, plan, 1)
     site.home.policy.write_text(POLICY.replace(f"delta = {DELTA}", "delta = 1e-6"))
-    with pytest.raises(BudgetError, match="delta 1e-06, .* charged at 1e-05") as error:
+    with pytest.raises(BudgetError, match=r"delta 1e-06, .* charged at 1e-05") as error:
         site.gate.budget.reserve(RUN, plan, 2)
     assert "set delta = 1e-05 in policy.toml again" in error.value.next_step
     assert _kinds(site) == ["budget_reserved"]
