@@ -84,8 +84,6 @@ class TrainingSettings(Settings):
     teim_from_start: bool = False
     """TEIM acts in the first third too (the paper's FedPalm*)."""
     closed_set_fusion: bool = True
-    closed_set_pull: float = Field(0.0, ge=0, le=1)
-    """How far the closed-set model goes to the global one before each round; 0 is FedPalm as written."""
     fedprox_mu: float = Field(0.01, ge=0, le=100)
     moon_mu: float = Field(1.0, ge=0, le=100)
     moon_temperature: float = Field(0.5, gt=0, le=10)

@@ -61,7 +61,7 @@ class Load:
     @property
     def training(self) -> TrainingSettings:
         """FedPalm as written, which is what the plain loop trains."""
-        return TrainingSettings(backbone="compnet", closed_set_pull=0.0, threads=self.threads)
+        return TrainingSettings(backbone="compnet", threads=self.threads)
 
     @property
     def passes(self) -> int:

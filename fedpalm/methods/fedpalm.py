@@ -83,7 +83,6 @@ class FedPalmSite(PairSite):
             interacting=warm or self.training.teim_from_start,
             frozen=warm and bool(self.expert_layout.tensors),
         )
-        self._pull_closed()
         self._unchanging = self._features_of_frozen(views)
         self._chosen: dict[str, Counter[str]] = {"open": Counter(), "closed": Counter()}
 
@@ -171,17 +170,6 @@ class FedPalmSite(PairSite):
     def _embed(self, learner: Learner, anchor: str, features: Features) -> Tensor:
         """Of one (model, anchor) pair: (B, D) embeddings, not normalised."""
         return learner.model.embed(self._enhance(learner, anchor, features, Counter()))
-
-    def _pull_closed(self) -> None:
-        """Move what learns of the closed-set model towards the global one (ours; 0 is the paper)."""
-        towards = self.training.closed_set_pull
-        if towards == 0:
-            return
-        theirs = dict(self.learner.model.named_parameters())
-        with torch.no_grad():
-            for name, parameter in self.own.model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.lerp_(theirs[name], towards)
 
     def _set_progress(self, *, interacting: bool, frozen: bool) -> None:
         """Line 20: from R/3 on TEIM is on, and the closed-set expert frozen."""

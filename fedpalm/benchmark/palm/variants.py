@@ -34,8 +34,6 @@ def _fedpalm(label: str, about: str, exchange: Exchange = "deployment", **more: 
     return Variant("fedpalm", label, about, exchange=exchange, **more)
 
 
-_GENTLE = {"teim_alpha": 0.9, "teim_beta": 0.1}
-_PULL = {"closed_set_pull": 0.5}
 _NORM = {"expert_norm": "site"}
 _NORMALISER = {"template_normaliser": "federation"}
 
@@ -76,10 +74,10 @@ VARIANTS: dict[str, Variant] = {
     ),
     "fedpalm+": _fedpalm(
         "FedPalm+",
-        "ours: normalised maps and templates, gentle TEIM, personal model pulled; no expert travels",
+        "ours: maps normalised by site, templates over all sites; no expert travels",
         "never",
         personal=True,
-        training=_GENTLE | _PULL | _NORM | _NORMALISER,
+        training=_NORM | _NORMALISER,
     ),
     "fedpalm-norm": _fedpalm(
         "FedPalm, norm", "FedPalm with FedBN's maps", "never", personal=True, training=_NORM

@@ -52,7 +52,7 @@ def test_two_rounds_move_the_shared_model_and_give_unit_templates(method):
 
 
 NORMALISED = TRAINING.model_copy(
-    update={"expert_norm": "site", "template_normaliser": "federation", "closed_set_pull": 0.5}
+    update={"expert_norm": "site", "template_normaliser": "federation"}
 )
 
 
