@@ -14,7 +14,7 @@ from fedpalm.errors import (
     StateError,
 )
 from fedpalm.ledger.checkpoint import Checkpoint, GivenCheckpoint
-from fedpalm.ledger.witness import Witness
+from fedpalm.ledger.witness import check_follows
 from fedpalm.rounds.events import CheckpointGiven, RoundRef
 from fedpalm.rounds.machine import Round, RoundState
 from fedpalm.rounds.manifest import RoundManifest
@@ -137,7 +137,7 @@ class CheckpointDesk:
             return
         held = Checkpoint.read(newest.signed)
         try:
-            Witness([held]).take(said, given.proof)
+            check_follows(held, said, given.proof)
         except (ForkError, RolledBackError) as error:
             log.warning("%s: %s", said.site, error.what)
             self._records.write(ConflictRow(held, said, given.signed, self._loop.now_ms()))

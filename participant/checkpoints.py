@@ -24,7 +24,7 @@ from fedpalm.errors import (
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.ledger.checkpoint import Checkpoint, GivenCheckpoint
 from fedpalm.ledger.merkle import HASH_BYTES, MerkleTree
-from fedpalm.ledger.witness import RESTORE_STEP, Witness
+from fedpalm.ledger.witness import RESTORE_STEP, check_follows
 from fedpalm.pki.live import LiveIdentity
 from fedpalm.pki.signing import key_id
 from fedpalm.pki.statement import SignedStatement
@@ -242,7 +242,8 @@ class CheckpointBook:
                 said.log,
             ).fetchone()
             try:
-                Witness([_read(held)] if held else []).take(said, given.proof)
+                if held is not None:
+                    check_follows(_read(held), said, given.proof)
             except (ForkError, RolledBackError) as error:
                 contradiction = error
                 self._keep(db, SignedStatement.from_bytes(held["signed"]), signed, said.site)

@@ -1,7 +1,7 @@
 """The Merkle tree over a log (RFC 9162, section 2.1): one hash says what all of its entries are.
 
 A leaf is an entry as it is stored (``Entry.to_bytes``). A consistency proof shows that a later tree only
-adds leaves to an earlier one; an inclusion proof shows that a tree has a leaf, without the others.
+adds leaves to an earlier one.
 """
 
 from __future__ import annotations
@@ -67,27 +67,6 @@ class MerkleTree:
         size = self._checked(len(self) if size is None else size)
         return self._hash(0, size) if size else EMPTY_ROOT
 
-    def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
-        """That leaf ``index`` is in the tree of this size (RFC 9162, 2.1.3.1).
-
-        Raises:
-            ProofError: it is not.
-        """
-        size = self._checked(len(self) if size is None else size)
-        if not 0 <= index < size:
-            raise ProofError(f"a tree of {size} leaves has no leaf {index}")
-        proof: list[bytes] = []
-        start, end = 0, size
-        while end - start > 1:
-            middle = start + _split(end - start)
-            if index < middle:
-                proof.append(self._hash(middle, end))
-                end = middle
-            else:
-                proof.append(self._hash(start, middle))
-                start = middle
-        return proof[::-1]
-
     def consistency_proof(self, first: int, second: int | None = None) -> list[bytes]:
         """That the tree of size ``second`` begins with that of size ``first`` (RFC 9162, 2.1.4.1).
 
@@ -134,32 +113,6 @@ class MerkleTree:
 def _split(width: int) -> int:
     """The largest power of two below ``width``."""
     return 1 << ((width - 1).bit_length() - 1)
-
-
-def verify_inclusion(
-    leaf: bytes, index: int, size: int, tree_root: bytes, proof: Sequence[bytes]
-) -> None:
-    """Check that the tree of this size and root has ``leaf`` at ``index`` (RFC 9162, 2.1.3.2).
-
-    Raises:
-        ProofError: the proof does not show it.
-    """
-    if not 0 <= index < size:
-        raise ProofError(f"a tree of {size} leaves has no leaf {index}")
-    _check_form(proof)
-    at, last, found = index, size - 1, leaf_hash(leaf)
-    for sibling in proof:
-        if last == 0:
-            raise ProofError(f"leaf {index} of {size}: the proof is too long")
-        if at & 1 or at == last:
-            found = _node(sibling, found)
-            while not at & 1 and at:
-                at, last = at >> 1, last >> 1
-        else:
-            found = _node(found, sibling)
-        at, last = at >> 1, last >> 1
-    if last != 0 or found != tree_root:
-        raise ProofError(f"leaf {index} of {size}: the proof does not lead to the root")
 
 
 def verify_consistency(

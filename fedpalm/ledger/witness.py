@@ -1,4 +1,4 @@
-"""A witness remembers the newest checkpoint of each log, and takes only what goes on from it.
+"""A witness takes only checkpoints that go on from the newest one that it holds of a log.
 
 The other sites and the coordinator are the witnesses of a site's log. Of w witnesses, f of which may lie
 or work together with the site, more than (w + f) / 2 must have seen a checkpoint: any two such groups share
@@ -7,7 +7,7 @@ an honest one, so no two histories of one log can both be witnessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ..errors import ForkError, ProofError, RolledBackError
 from .checkpoint import Checkpoint
@@ -21,42 +21,15 @@ def enough_witnesses(signed: int, witnesses: int, faulty: int) -> bool:
     return 2 * signed > witnesses + faulty
 
 
-class Witness:
-    """What one party has seen of all logs; the caller has verified every checkpoint's signature.
+def check_follows(held: Checkpoint, later: Checkpoint, proof: Sequence[bytes]) -> None:
+    """``later`` goes on from ``held``, of the same log; the caller has verified both signatures.
 
     Args:
-        seen: of each log the newest checkpoint, or all in order.
+        proof: consistency from ``held`` on.
+    Raises:
+        RolledBackError: it is older.
+        ForkError: it is not shown to be of the same log.
     """
-
-    def __init__(self, seen: Iterable[Checkpoint] = ()) -> None:
-        self._newest = {checkpoint.log: checkpoint for checkpoint in seen}
-
-    def newest(self, log: tuple[str, str]) -> Checkpoint | None:
-        """The newest checkpoint of the log of this site and key."""
-        return self._newest.get(log)
-
-    def take(self, checkpoint: Checkpoint, proof: Sequence[bytes]) -> bool:
-        """Remember a checkpoint that goes on from the newest one of its log.
-
-        Args:
-            proof: consistency from the newest one; of the first that is seen, none is needed.
-        Returns:
-            False for the newest one again.
-        Raises:
-            RolledBackError: it is older than the newest one.
-            ForkError: it is not shown to be of the same log.
-        """
-        held = self._newest.get(checkpoint.log)
-        if held is not None:
-            if held.hash == checkpoint.hash:
-                return False
-            check_follows(held, checkpoint, proof)
-        self._newest[checkpoint.log] = checkpoint
-        return True
-
-
-def check_follows(held: Checkpoint, later: Checkpoint, proof: Sequence[bytes]) -> None:
-    """Raises RolledBackError, ForkError: ``later`` does not go on from ``held``, of the same log."""
     both = f"held: {held}; came: {later}"
     if later.size < held.size:
         raise RolledBackError(

@@ -16,7 +16,6 @@ from fedpalm.ledger.merkle import (
     leaf_hash,
     root,
     verify_consistency,
-    verify_inclusion,
 )
 
 # google/certificate-transparency, cpp/merkletree/merkle_tree_test.cc; also in RFC 9162 implementations.
@@ -37,13 +36,6 @@ ROOTS = (
     "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
     "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
 )
-INCLUSION = {  # (leaf, size): siblings, by their first bytes
-    (0, 1): (),
-    (0, 8): ("96a296d2", "5f083f0a", "6b47aaf2"),
-    (5, 8): ("bc1a0643", "ca854ea1", "d37ee418"),
-    (2, 3): ("fac54203",),
-    (1, 5): ("6e340b9c", "5f083f0a", "bc1a0643"),
-}
 CONSISTENCY = {
     (1, 1): (),
     (1, 8): ("96a296d2", "5f083f0a", "6b47aaf2"),
@@ -83,12 +75,6 @@ def test_roots_of_the_reference_tree():
     assert root(LEAVES).hex() == ROOTS[-1]
 
 
-@pytest.mark.parametrize("place", INCLUSION)
-def test_inclusion_proofs_of_the_reference_tree(place):
-    proof = MerkleTree(LEAVES).inclusion_proof(*place)
-    assert tuple(part.hex()[:8] for part in proof) == INCLUSION[place]
-
-
 @pytest.mark.parametrize("sizes", CONSISTENCY)
 def test_consistency_proofs_of_the_reference_tree(sizes):
     proof = MerkleTree(LEAVES).consistency_proof(*sizes)
@@ -107,9 +93,6 @@ def test_every_small_tree_is_the_recursive_one():
 
 def test_every_proof_of_small_trees_holds():
     for size in range(1, 40):
-        for index in range(size):
-            proof = TREE.inclusion_proof(index, size)
-            verify_inclusion(leaves(size)[index], index, size, TREE.root(size), proof)
         for first in range(size + 1):
             proof = TREE.consistency_proof(first, size)
             verify_consistency(first, TREE.root(first), size, TREE.root(size), proof)
@@ -144,24 +127,6 @@ def altered(proof: list[bytes], how: tuple[str, int]) -> list[bytes]:
         case "none":
             return []
     return parts
-
-
-@given(sizes, alterations)
-@settings(max_examples=300)
-def test_an_altered_inclusion_proof_fails(place, how):
-    index, size = place
-    leaf, proof = f"entry {index}".encode(), TREE.inclusion_proof(index, size)
-    verify_inclusion(leaf, index, size, TREE.root(size), proof)
-    wrong = altered(proof, how)
-    if wrong != proof:
-        with pytest.raises(ProofError):
-            verify_inclusion(leaf, index, size, TREE.root(size), wrong)
-    for other in ((leaf + b"!", index, TREE.root(size)), (leaf, index, EMPTY_ROOT)):
-        with pytest.raises(ProofError):
-            verify_inclusion(other[0], other[1], size, other[2], proof)
-    if size > 1:
-        with pytest.raises(ProofError):
-            verify_inclusion(leaf, (index + 1) % size, size, TREE.root(size), proof)
 
 
 @given(sizes, alterations)
@@ -203,13 +168,12 @@ def test_sizes_that_a_tree_does_not_have_are_refused():
     tree = MerkleTree(leaves(3))
     for wrong in (
         lambda: tree.root(4),
-        lambda: tree.inclusion_proof(3),
-        lambda: tree.inclusion_proof(-1),
         lambda: tree.consistency_proof(4),
         lambda: tree.consistency_proof(2, 1),
         lambda: verify_consistency(3, tree.root(), 2, tree.root(2), []),
-        lambda: verify_inclusion(b"", 3, 3, tree.root(), []),
-        lambda: verify_inclusion(b"", 0, 3, tree.root(), [bytes(32)] * (MAX_PROOF_HASHES + 1)),
+        lambda: verify_consistency(
+            1, tree.root(1), 3, tree.root(), [bytes(32)] * (MAX_PROOF_HASHES + 1)
+        ),
     ):
         with pytest.raises(ProofError):
             wrong()
