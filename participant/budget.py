@@ -13,20 +13,19 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from fedpalm.errors import BudgetError, ProtocolError, StateError
+from fedpalm.errors import BudgetError, StateError
 from fedpalm.ledger.bodies import Body, EntryKind
 from fedpalm.ledger.chain import Head
 from fedpalm.ledger.entries import Entry
 from fedpalm.plan import Plan
 from fedpalm.privacy.accounting import (
-    MECHANISM,
-    RELATION,
-    SAMPLER,
+    UNITS,
     Charge,
     accountant_name,
     charged_epsilon,
     coalesce,
     mechanism,
+    paying_runs,
 )
 
 from .ledger_mark import read_mark, restored, write_mark
@@ -37,9 +36,6 @@ from .release import refused
 from .store import SiteStore
 
 RESERVED, BEGUN, COMMITTED, ABORTED = "reserved", "begun", "committed", "aborted"
-RNG = "chacha20"
-"""Where a site's noise and draws come from (fedpalm.privacy.randomness)."""
-UNITS = ("subject", "record")
 CHARGES = (EntryKind.BUDGET_RESERVED, EntryKind.BUDGET_INHERITED)
 
 
@@ -58,22 +54,11 @@ class Account:
         return max(0.0, self.budget - self.epsilon)
 
 
-def charge_of(plan: Plan) -> Charge:
-    """One round of a plan."""
-    privacy = plan.draft.privacy
-    return Charge(privacy.noise_multiplier, privacy.sampling_rate, privacy.steps)
-
-
 MECHANISM_FIELDS = (
     *("mechanism", "unit", "relation", "sampler"),
     *("noise_multiplier", "clip_norm", "sampling_rate"),
 )
 """Entries that agree in these are one mechanism, whose steps add up."""
-
-
-def charge_in(body: Body) -> Charge:
-    """What a ``budget_reserved`` or ``budget_inherited`` entry charges."""
-    return Charge(float(body["noise_multiplier"]), float(body["sampling_rate"]), int(body["steps"]))
 
 
 class BudgetBook:
@@ -102,7 +87,7 @@ class BudgetBook:
     def charges(self, unit: str) -> tuple[Charge, ...]:
         """Everything that was ever charged for a unit."""
         found = (one.body for one in self.entries(*CHARGES))
-        return coalesce(charge_in(body) for body in found if body["unit"] == unit)
+        return coalesce(Charge.in_body(body) for body in found if body["unit"] == unit)
 
     def account(self, unit: str) -> Account:
         """Raises PolicyError: there is no policy, or it names no delta."""
@@ -111,8 +96,9 @@ class BudgetBook:
 
     def forecast(self, plan: Plan, rounds: int) -> float:
         """Epsilon after so many further rounds of a plan; what is reserved already is in the account."""
-        more = [charge_of(plan)] * rounds
-        return charged_epsilon([*self.charges(plan.draft.privacy.unit), *more], self._limits()[0])
+        privacy = plan.draft.privacy
+        more = [Charge.of(privacy, rounds)] if rounds else []
+        return charged_epsilon([*self.charges(privacy.unit), *more], self._limits()[0])
 
     def rounds_that_fit(self, plan: Plan, most: int) -> int:
         """How many further rounds of a plan the budget allows, looking no further than ``most``."""
@@ -188,7 +174,9 @@ class BudgetBook:
         if known is not None and known["state"] == RESERVED:
             seq = int(known["seq"])
             self._require_agreed(run_id, plan)
-            self._require_within(plan, self.account(plan.draft.privacy.unit), 0, round_number)
+            spent = self.account(plan.draft.privacy.unit)
+            self._require_delta_of(spent.unit, spent.delta)
+            self._require_within(plan, spent, 0, round_number)
         else:
             seq = self._charge(run_id, plan, round_number)
         with self._store.transaction() as db:
@@ -259,6 +247,20 @@ class BudgetBook:
                     return
         raise refused(f"no charge in the log pays for the update of {run_id}, round {round_number}")
 
+    def require_trained(self, plan: Plan, run_id: str) -> None:
+        """Before an expert leaves: the log has charged a training of its run, or of the one before it.
+
+        Each round's own charge was looked at when its update left.
+
+        Raises:
+            EgressRefusedError: it has not.
+        """
+        if plan.draft.privacy.unit == "none":
+            return
+        runs = paying_runs(plan, run_id)
+        if not any(one.body["run"] in runs for one in self.entries(EntryKind.BUDGET_COMMITTED)):
+            raise refused(f"no charge in the log pays for an expert of {run_id}")
+
     # --- charges of another key -------------------------------------------------------------------
 
     def inherit(self, key_id: bytes, root: bytes, size: int, bodies: Iterable[Body]) -> list[Entry]:
@@ -271,18 +273,12 @@ class BudgetBook:
             bodies: those of its entries that charge, and are not taken over yet.
         Raises:
             ProtocolError: one of them is for a mechanism that is not known here.
+            BudgetError: this log has charges at another delta, or lacks what was spent.
         """
         steps: dict[tuple[str | int, ...], int] = {}
         for body in bodies:
-            known = (body["mechanism"], body["relation"], body["sampler"])
-            if known != (MECHANISM, RELATION, SAMPLER) or body["unit"] not in UNITS:
-                raise ProtocolError(
-                    f"the log charges {body['mechanism']} by {body['unit']}, which is not known here",
-                    safe="nothing was charged",
-                    next_step="use the program version that wrote it, or a newer one",
-                )
             kind = tuple(body[name] for name in MECHANISM_FIELDS)
-            steps[kind] = steps.get(kind, 0) + int(body["steps"])
+            steps[kind] = steps.get(kind, 0) + Charge.in_body(body).steps
         origin: Body = {"key_id": key_id.hex(), "root": root.hex(), "size": size}
         delta, budget = self._limits()
         while True:
@@ -290,11 +286,13 @@ class BudgetBook:
             said: list[Body] = []
             for kind, count in steps.items():
                 fields: Body = {**dict(zip(MECHANISM_FIELDS, kind, strict=True)), "steps": count}
-                more = [charge_in(one) for one in said if one["unit"] == fields["unit"]]
-                charges = [*before[str(fields["unit"])], *more, charge_in(fields)]
+                self._require_delta_of(str(fields["unit"]), delta)
+                more = [Charge.in_body(one) for one in said if one["unit"] == fields["unit"]]
+                charges = [*before[str(fields["unit"])], *more, Charge.in_body(fields)]
                 figures = _figures(charged_epsilon(charges, delta), delta, budget)
                 said.append({**origin, **fields, **figures})
             with self._store.transaction() as db:
+                self._require_whole()
                 if before == {unit: self.charges(unit) for unit in UNITS}:
                     added = [self._log.append(db, EntryKind.BUDGET_INHERITED, one) for one in said]
                     break
@@ -308,13 +306,12 @@ class BudgetBook:
         unit = plan.draft.privacy.unit
         while True:
             spent = self.account(unit)
-            self._require_delta_of(spent)
+            self._require_delta_of(unit, spent.delta)
             epsilon = self._require_within(plan, spent, 1, round_number)
             body: Body = {
                 "run": run_id,
                 "round": plan.rounds_before + round_number,
                 "plan_hash": plan.hash.hex(),
-                "rng": RNG,
                 **mechanism(plan),
                 **_figures(epsilon, spent.delta, spent.budget),
             }
@@ -338,20 +335,21 @@ class BudgetBook:
             raise StateError(f"the plan of {run_id} is not the one that this site approved")
         require_allowed(self._policy.current, plan)
 
-    def _require_delta_of(self, spent: Account) -> None:
+    def _require_delta_of(self, unit: str, delta: float) -> None:
         """Raises BudgetError: earlier charges were for another delta, so they have no sum with new ones."""
         for one in self.entries(*CHARGES):
             before = float(one.body["delta"])
-            if one.body["unit"] == spent.unit and before != spent.delta:
+            if one.body["unit"] == unit and before != delta:
                 raise BudgetError(
-                    f"policy.toml says delta {spent.delta:g}, and what this site has spent was charged at "
+                    f"policy.toml says delta {delta:g}, and what this site has spent was charged at "
                     f"{before:g}: an account has one delta, or its epsilon means nothing",
                     safe="nothing was drawn, trained or charged",
                     next_step=f"set delta = {before:g} in policy.toml again",
                 )
 
     def _require_within(self, plan: Plan, spent: Account, rounds: int, round_number: int) -> float:
-        epsilon = charged_epsilon([*spent.charges, *[charge_of(plan)] * rounds], spent.delta)
+        more = [Charge.of(plan.draft.privacy, rounds)] if rounds else []
+        epsilon = charged_epsilon([*spent.charges, *more], spent.delta)
         if epsilon > spent.budget:
             raise BudgetError(
                 f"round {round_number} would bring epsilon to {epsilon:.3f} (by {spent.unit}, at delta "

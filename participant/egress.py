@@ -296,7 +296,8 @@ class EgressGate(MessageGate):
             consents: of every site of the roster; all are verified here, against the pinned CA.
         Raises:
             EgressRefusedError: this site did not approve the exchange, its own consent is not among
-                them, or the layout is not the agreed expert's.
+                them, or the layout is not the agreed expert's; or under a plan with differential privacy
+                the log holds no charge for the training of the expert.
             ConsentError: a yes is missing or does not hold.
             PlanNotApprovedError, PolicyError: the plan, or any exchange, is not allowed here (any more).
         """
@@ -316,6 +317,7 @@ class EgressGate(MessageGate):
         )
         if agreement.party(self.site).consent_hash != exchange.consent_hash:
             raise refused("the consent that came back under this site's name is not its own")
+        self.budget.require_trained(plan, terms.run)
         if exchange.state is SiteState.SEALED:
             return self._stored_sealed(exchange_id)
         vector = agreed.flatten(expert)

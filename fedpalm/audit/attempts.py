@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import FedPalmError, ProtocolError
 from ..ledger.bodies import EntryKind
 from ..ledger.checkpoint import Checkpoint
+from ..ledger.entries import Entry
 from ..ledger.witness import enough_witnesses
 from ..pki.identity import COORDINATOR_NAME
 from ..pki.statement import SignedStatement
@@ -159,19 +160,44 @@ def read_checkpoints(
             )
         else:
             found.findings += _held_against(size, root, log, where)
-    for entry in log.of(EntryKind.BUDGET_INHERITED):
-        body = entry.body
-        later = found.others.get((owner.identity.name, str(body["key_id"])))
-        if later is not None and later.size > int(body["size"]):
-            found.findings.append(
-                Finding(
-                    Exit.FORKED,
-                    f"log, entry {entry.seq}",
-                    f"it inherits {body['size']} entries of the earlier log, of which there is a "
-                    f"checkpoint of {later.size}",
-                )
-            )
+    earlier = {key: one for (site, key), one in found.others.items() if site == mine[0]}
+    found.findings += _inherited(log, earlier)
     return found
+
+
+def _inherited(log: Log, earlier: Mapping[str, Checkpoint]) -> Iterator[Finding]:
+    """What the site took over of its logs under other keys, held against checkpoints of these.
+
+    A log of which there is a checkpoint has charges: a site gives one after it has reserved a round.
+    """
+    newest: dict[str, Entry] = {}
+    for entry in log.of(EntryKind.BUDGET_INHERITED):
+        held = newest.get(str(entry.body["key_id"]))
+        if held is None or int(held.body["size"]) <= int(entry.body["size"]):
+            newest[str(entry.body["key_id"])] = entry
+    for key, checkpoint in earlier.items():
+        if key not in newest and not newest:
+            yield Finding(
+                Exit.FORKED,
+                "log",
+                f"{checkpoint.size} entries of an earlier log of the site (key {key[:16]}), which has "
+                "charges, are not inherited",
+            )
+        if key not in newest:
+            continue  # Inherited by a log between them, if at all; the notes name that one.
+        where, body = f"log, entry {newest[key].seq}", newest[key].body
+        size = int(body["size"])
+        if checkpoint.size > size:
+            yield Finding(
+                Exit.FORKED,
+                where,
+                f"it inherits {size} entries of the earlier log, of which there is a checkpoint of "
+                f"{checkpoint.size}",
+            )
+        elif checkpoint.size == size and checkpoint.root != body["root"]:
+            yield Finding(
+                Exit.FORKED, where, "it inherits another history than the earlier log's checkpoint"
+            )
 
 
 def _held_against(size: int, root: str, log: Log, where: str) -> list[Finding]:

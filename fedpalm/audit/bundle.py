@@ -23,7 +23,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -183,27 +183,21 @@ def write_bundle(
 # --- reading ----------------------------------------------------------------------------------------
 
 
-@dataclass
 class BundleReader:
     """A bundle as it is read: everything but the entries at once, the entries one by one, the seal last.
 
-    Nothing is verified but form. ``chains`` are the certificates by the places that statements name.
+    Nothing is verified but form.
 
     Raises:
         ProtocolError: not a bundle of this version, or not in canonical form.
     """
 
-    file: BinaryIO
-    federation: str = ""
-    site: str = ""
-    counts: Mapping[str, int] = field(default_factory=dict)
-    certificates: list[x509.Certificate] = field(default_factory=list)
-    contents: Contents = field(default_factory=Contents)
-
-    def __post_init__(self) -> None:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._digest, self._line, self._used = hashlib.sha256(), 0, set[int]()
-        self._header()
-        self.certificates = [
+        self.federation, self.site, self._own, self._counts = self._header()
+        self.certificates: list[x509.Certificate] = []
+        self.certificates += [
             self._in(_certificate, "certificates") for _ in self._of("certificates")
         ]
         self.contents = Contents(
@@ -229,7 +223,7 @@ class BundleReader:
         """The signed seal, and the digest (hex) that it must name. Nothing may follow it."""
         digest = self._digest.hexdigest()
         sealed = self._in(self._statement, "seal")
-        if self.file.read(1):
+        if self._file.read(1):
             raise ProtocolError("audit bundle: something follows the seal")
         if unused := set(range(len(self.certificates))) - self._used:
             raise ProtocolError(f"audit bundle: certificate {min(unused)} belongs to no statement")
@@ -237,7 +231,7 @@ class BundleReader:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _header(self) -> None:
+    def _header(self) -> tuple[str, str, Any, Mapping[str, int]]:
         values = _object(
             self._take("header"), {"bundle", "version", "federation", "site", "chain", "sections"}
         )
@@ -246,14 +240,14 @@ class BundleReader:
                 f"not a {FORMAT} of version {VERSION}",
                 next_step="use the program version that wrote it",
             )
-        self.federation, self.site = str(values["federation"]), str(values["site"])
-        self.counts, self._own = values["sections"], values["chain"]
-        if not isinstance(self.counts, dict) or set(self.counts) != set(LIMITS):
+        counts = values["sections"]
+        if not isinstance(counts, dict) or set(counts) != set(LIMITS):
             raise ProtocolError("audit bundle: the header does not count every section")
-        _check_counts(self.counts)
+        _check_counts(counts)
+        return str(values["federation"]), str(values["site"]), values["chain"], counts
 
     def _of(self, section: str) -> range:
-        return range(self.counts[section])
+        return range(self._counts[section])
 
     def _in(self, parse: Callable[[bytes], Any], section: str) -> Any:
         try:
@@ -264,7 +258,7 @@ class BundleReader:
             ) from None
 
     def _take(self, section: str) -> bytes:
-        line = self.file.readline(MAX_LINE_BYTES + 1)
+        line = self._file.readline(MAX_LINE_BYTES + 1)
         self._line += 1
         if len(line) > MAX_LINE_BYTES or not line.endswith(b"\n"):
             raise ProtocolError(
@@ -330,7 +324,11 @@ def _object(
         raise ProtocolError(f"not JSON: {error}") from None
     if not isinstance(values, dict) or set(values) != fields:
         raise ProtocolError(f"not an object with the fields {', '.join(sorted(fields))}")
-    if (canonical or _plain)(values) != line:
+    try:
+        same = (canonical or _plain)(values) == line
+    except RecursionError as error:
+        raise ProtocolError(f"not JSON: {error}") from None
+    if not same:
         raise ProtocolError("not in canonical form")
     return values
 

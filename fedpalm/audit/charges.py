@@ -8,21 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ..errors import FedPalmError
 from ..ledger.bodies import EntryKind
 from ..ledger.entries import Entry
-from ..plan import Plan
-from ..privacy.accounting import (
-    MECHANISM,
-    RELATION,
-    SAMPLER,
-    Charge,
-    Charges,
-    coalesce,
-    epsilon_pld,
-    mechanism,
-)
+from ..privacy.accounting import Charge, Charges, coalesce, epsilon_pld, mechanism
 from .findings import Exit, Finding
 from .log import Log
 from .plans import Plans
@@ -30,16 +21,17 @@ from .plans import Plans
 TOLERANCE = 0.02
 ROUNDING = 1e-6
 """Two machines' floating point; far below what any accountant claims to know."""
-PRIVATE_RNG = "chacha20"
 EXACT_FIGURES = 12
 """In a longer account as many figures, evenly spread, are computed again; the others must lie between."""
+MAX_BUDGET_CHANGES = 100
+"""Before each the figure is computed again."""
 
 
 @dataclass
 class Spent:
     """One charge of the account: what the ledger says was spent up to here, and what we say.
 
-    ``recomputed`` is None where the figure was held between its neighbours.
+    ``charge`` is this one alone; ``recomputed`` is None where the figure was held between its neighbours.
     """
 
     seq: int
@@ -49,7 +41,7 @@ class Spent:
     delta: float
     claimed: float
     budget: float
-    charges: Charges
+    charge: Charge
     recomputed: float | None = None
 
 
@@ -77,11 +69,6 @@ class Account:
         return sorted({one.unit for one in self.spent})
 
 
-def plan_mechanism(plan: Plan) -> dict[str, str | int]:
-    """What a charge under this plan must say, word for word."""
-    return {**mechanism(plan), "rng": PRIVATE_RNG}
-
-
 def read_account(log: Log, plans: Plans, *, exact: int = EXACT_FIGURES) -> Account:
     """The whole account, with everything that is wrong with it.
 
@@ -99,39 +86,26 @@ def read_account(log: Log, plans: Plans, *, exact: int = EXACT_FIGURES) -> Accou
 def _reservations(account: Account, log: Log, plans: Plans) -> dict[int, Entry]:
     """Note every charge; return the reservations that are what their plan asks."""
     sound: dict[int, Entry] = {}
-    charges: dict[str, Charges] = defaultdict(tuple)
-    kinds = (EntryKind.BUDGET_INHERITED, EntryKind.BUDGET_RESERVED)
-    for entry in sorted((e for kind in kinds for e in log.of(kind)), key=lambda e: e.seq):
+    for entry in log.of(EntryKind.BUDGET_INHERITED, EntryKind.BUDGET_RESERVED):
         body, where = entry.body, f"log, entry {entry.seq}"
-        unit = str(body["unit"])
         try:
-            charge = Charge(
-                float(body["noise_multiplier"]), float(body["sampling_rate"]), int(body["steps"])
-            )
+            charge = Charge.in_body(body)
         except FedPalmError as error:
             account.findings.append(Finding(Exit.UNCHARGED, where, error.what))
             continue
-        charges[unit] = coalesce((*charges[unit], charge))
         account.spent.append(
             Spent(
                 entry.seq,
                 str(body.get("run", "")),
                 int(body.get("round", 0)),
-                unit,
+                str(body["unit"]),
                 float(body["delta"]),
                 float(body["epsilon"]),
                 float(body["budget"]),
-                charges[unit],
+                charge,
             )
         )
         if entry.kind is EntryKind.BUDGET_INHERITED:
-            if (body["mechanism"], body["relation"], body["sampler"]) != (
-                *(MECHANISM, RELATION),
-                SAMPLER,
-            ):
-                account.findings.append(
-                    Finding(Exit.UNCHARGED, where, "it inherits a mechanism that is not known here")
-                )
             continue
         if wrong := _not_of_the_plan(entry, plans):
             account.findings.append(Finding(Exit.UNCHARGED, where, wrong))
@@ -158,7 +132,7 @@ def _not_of_the_plan(entry: Entry, plans: Plans) -> str:
         )
     differing = [
         f"{name} {body[name]}, the plan's is {value}"
-        for name, value in plan_mechanism(known.plan).items()
+        for name, value in mechanism(known.plan).items()
         if body[name] != value
     ]
     return f"it is not charged what the plan asks: {'; '.join(differing)}" if differing else ""
@@ -167,8 +141,7 @@ def _not_of_the_plan(entry: Entry, plans: Plans) -> str:
 def _commits(account: Account, log: Log, sound: dict[int, Entry]) -> None:
     """Each commit takes one reservation of its round, which no other commit and no abort has taken."""
     taken: set[int] = set()
-    kinds = (EntryKind.BUDGET_COMMITTED, EntryKind.BUDGET_ABORTED)
-    for entry in sorted((e for kind in kinds for e in log.of(kind)), key=lambda e: e.seq):
+    for entry in log.of(EntryKind.BUDGET_COMMITTED, EntryKind.BUDGET_ABORTED):
         body = entry.body
         seq = int(body["reservation"])
         reserved = sound.get(seq)
@@ -193,7 +166,11 @@ def _commits(account: Account, log: Log, sound: dict[int, Entry]) -> None:
 
 
 def _recompute(account: Account, spent: list[Spent], exact: int) -> None:
-    """Epsilon of one unit again, and the budget; the first and the last figure always exactly."""
+    """Epsilon of one unit again, and the budget.
+
+    The first and the last figure always exactly, and the last before each change of the budget: epsilon
+    only grows, so what is within the budget there was within it before.
+    """
     if len({one.delta for one in spent}) > 1:
         account.findings.append(
             _epsilon(
@@ -202,11 +179,23 @@ def _recompute(account: Account, spent: list[Spent], exact: int) -> None:
         )
     last = len(spent) - 1
     count = min(exact, len(spent))
-    chosen = sorted({round(at * last / max(1, count - 1)) for at in range(count)})
-    for at in chosen:
+    changes = [at for at in range(last) if spent[at].budget != spent[at + 1].budget]
+    if len(changes) > MAX_BUDGET_CHANGES:
+        account.findings.append(
+            Finding(
+                Exit.OVER_BUDGET,
+                f"log, entry {spent[-1].seq}",
+                f"the budget changed {len(changes)} times: it bounds nothing",
+            )
+        )
+        changes = []
+    chosen = sorted({round(at * last / max(1, count - 1)) for at in range(count)} | set(changes))
+    together: Charges = ()
+    for before, at in pairwise((-1, *chosen)):
         one = spent[at]
+        together = coalesce((*together, *(other.charge for other in spent[before + 1 : at + 1])))
         try:
-            one.recomputed = epsilon_pld(one.charges, one.delta)
+            one.recomputed = epsilon_pld(together, one.delta)
         except FedPalmError as error:
             account.findings.append(_epsilon(one, error.what))
     for one, low, high in _bounds(spent, chosen):

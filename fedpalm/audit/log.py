@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..errors import ChainBrokenError, FedPalmError
 from ..ledger.bodies import EntryKind
-from ..ledger.chain import Head, verify_chain
+from ..ledger.chain import verify_chain
 from ..ledger.entries import Entry
 from ..ledger.merkle import MerkleTree
 from ..pki.keys import VerifyingKey
@@ -29,7 +29,6 @@ class Log:
     """
 
     tree: MerkleTree = field(default_factory=MerkleTree)
-    head: Head | None = None
     entries: dict[EntryKind, list[Entry]] = field(default_factory=lambda: defaultdict(list))
     control: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
     large: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -44,9 +43,10 @@ class Log:
     def size(self) -> int:
         return len(self.tree)
 
-    def of(self, kind: EntryKind) -> list[Entry]:
-        """All entries of a kind, in order."""
-        return self.entries.get(kind, [])
+    def of(self, *kinds: EntryKind) -> list[Entry]:
+        """All entries of these kinds, in order."""
+        found = (entry for kind in kinds for entry in self.entries.get(kind, ()))
+        return sorted(found, key=lambda entry: entry.seq)
 
     def root(self, size: int) -> str:
         """Hex root of the first ``size`` entries."""
@@ -61,7 +61,7 @@ def read_log(lines: Iterable[bytes], key: VerifyingKey) -> Log:
     """
     log = Log()
     try:
-        log.head = verify_chain(_noted(log, lines), key)
+        verify_chain(_noted(log, lines), key)
     except ChainBrokenError as error:
         raise AuditStopped(Exit.TAMPERED, "log", error.what) from None
     return log

@@ -70,12 +70,8 @@ def note_answers(plans: Plans, log: Log) -> None:
     Raises:
         AuditStopped: a plan was approved that the bundle lacks, or another one under its name.
     """
-    answers = [
-        (entry, entry.kind is EntryKind.PLAN_APPROVED)
-        for kind in (EntryKind.PLAN_APPROVED, EntryKind.PLAN_REFUSED)
-        for entry in log.of(kind)
-    ]
-    for entry, approved in sorted(answers, key=lambda one: one[0].seq):
+    for entry in log.of(EntryKind.PLAN_APPROVED, EntryKind.PLAN_REFUSED):
+        approved = entry.kind is EntryKind.PLAN_APPROVED
         known = plans.get(str(entry.body["run"]))
         where = f"log, entry {entry.seq}"
         if known is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from ..ledger.entries import Entry
 from ..methods.contribution import codec_for
 from ..pki.identity import COORDINATOR_NAME, Identity, Role
 from ..pki.statement import SignedStatement
+from ..privacy.accounting import paying_runs
 from ..rounds.receipt import PayloadReceipt
 from .attempts import Attempts, Checkpoints, Place, Witnessed, witnesses_of
 from .charges import Account
@@ -50,11 +52,9 @@ SEALING_BYTES = 64 * 1024
 
 @dataclass
 class Released:
-    """A payload of weights; ``private`` says that its plan has differential privacy."""
+    """A payload of weights, and whether its receipt is there."""
 
     entry: Entry
-    run: str
-    private: bool
     receipt: bool = False
 
 
@@ -103,7 +103,7 @@ def check_updates(
             continue
         body = entry.body
         place = (known.run, int(body["round"]), int(body["attempt"]))
-        found.released.append(Released(entry, known.run, known.plan.draft.privacy.unit != "none"))
+        found.released.append(Released(entry))
         wrong = list(_shape(entry, known, coordinator))
         attempt = attempts.get(place)
         if attempt is None or not 0 <= attempt.accepted < entry.seq:
@@ -186,11 +186,15 @@ def check_experts(
     found: Releases,
     log: Log,
     plans: Plans,
+    account: Account,
     consents: Sequence[bytes],
     owner: Identity,
     signers: Signers,
 ) -> None:
     """Hold every sealed expert against the consents of the whole roster and the site's own approval.
+
+    Under differential privacy also against the account: the expert is trained by the same charged steps as
+    the update, and one that no training paid for is none.
 
     Raises:
         AuditStopped: a consent that its site has not signed.
@@ -200,10 +204,11 @@ def check_experts(
         (str(e.body["run"]), str(e.body["exchange"])): e
         for e in log.of(EntryKind.EXCHANGE_APPROVED)
     }
-    unclaimed = [
-        (str(e.body["run"]), str(e.body["exchange"]), str(e.body["recipient"]), e.seq)
-        for e in log.of(EntryKind.EXPERT_RELEASED)
-    ]
+    unclaimed: dict[tuple[str, str, str], deque[int]] = defaultdict(deque)
+    for said in log.of(EntryKind.EXPERT_RELEASED):
+        body = said.body
+        unclaimed[str(body["run"]), str(body["exchange"]), str(body["recipient"])].append(said.seq)
+    trained = _first_commits(account)
     for entry in log.sent.values():
         if entry.body["payload"] != SEALED_EXPERT:
             continue
@@ -215,26 +220,36 @@ def check_experts(
                 _uncharged(where, "an expert left outside any exchange of a plan")
             )
             continue
-        found.released.append(Released(entry, known.run, known.plan.draft.privacy.unit != "none"))
+        found.released.append(Released(entry))
         terms = ExchangeTerms.of(known.plan, *place)
         wrong = list(_expert_shape(entry, known, terms))
         yes = approved.get(place)
-        said = agreed.get(terms, {})
+        given = agreed.get(terms, {})
         if yes is None or yes.seq > entry.seq:
             wrong.append("an expert left without this site's approval of the exchange")
-        elif owner.name not in said or said[owner.name].hash.hex() != yes.body["consent_hash"]:
+        elif owner.name not in given or given[owner.name].hash.hex() != yes.body["consent_hash"]:
             wrong.append("an expert left under another consent than the site's approved one")
-        if missing := sorted(set(terms.roster) - set(said)):
+        if missing := sorted(set(terms.roster) - set(given)):
             wrong.append(f"an expert left without the consent of {', '.join(missing[:5])}")
-        claim = next(
-            (c for c in unclaimed if c[:3] == (*place, body["recipient"]) and c[3] < entry.seq),
-            None,
-        )
-        if claim is None:
-            wrong.append("an expert left that no entry says was released")
+        claims = unclaimed[(*place, str(body["recipient"]))]
+        if claims and claims[0] < entry.seq:
+            claims.popleft()
         else:
-            unclaimed.remove(claim)
+            wrong.append("an expert left that no entry says was released")
+        if known.plan.draft.privacy.unit != "none" and not any(
+            trained.get(run, entry.seq) < entry.seq for run in paying_runs(known.plan, known.run)
+        ):
+            wrong.append("an expert left that no committed reservation pays for")
         found.findings += [_uncharged(where, one) for one in wrong]
+
+
+def _first_commits(account: Account) -> dict[str, int]:
+    """Of each run the first entry that commits a charge."""
+    first: dict[str, int] = {}
+    for (run, _), commits in account.paid.items():
+        for seq, _, _ in commits:
+            first[run] = min(seq, first.get(run, seq))
+    return first
 
 
 def _consents(
@@ -280,8 +295,7 @@ def _expert_shape(entry: Entry, known: KnownPlan, terms: ExchangeTerms) -> Itera
 
 def check_control(found: Releases, log: Log) -> None:
     """Messages without weights: of a kind that is known, and no larger than it can be."""
-    for payload, (_, _) in sorted(log.control.items()):
-        size, seq = log.large[payload]
+    for payload, (size, seq) in sorted(log.large.items()):
         limit = CONTROL_BYTES.get(payload)
         where = f"log, entry {seq}"
         if limit is None:

@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, ProtocolError
+from ..errors import ConfigError, FedPalmError, NotFoundError, ProtocolError
 from ..ledger.bodies import EntryKind
 from ..ledger.checkpoint import Checkpoint
 from ..pki.identity import Identity, Role
 from ..pki.profile import certificate_hash
 from ..pki.statement import SignedStatement
 from .attempts import Attempts, Checkpoints, note_accepted, read_attempts, read_checkpoints
-from .bundle import BundleReader, BundleSeal, open_bundle
+from .bundle import FORMAT, BundleReader, BundleSeal, open_bundle
 from .charges import EXACT_FIGURES, Account, read_account
 from .findings import AuditStopped, Exit, Finding, exit_of
-from .log import Log, read_log
+from .log import SEALED_EXPERT, UPDATE, Log, read_log
 from .plans import Plans, note_answers, read_plans
 from .releases import Releases, check_control, check_experts, check_receipts, check_updates
 from .trust import Signer, Signers, Trust
@@ -33,14 +33,15 @@ NO_PRIVACY = "no differential privacy: nothing bounds what the updates tell"
 class Audit:
     """What an audit found, and all that a report on it needs.
 
-    What was not reached, because the audit stopped before, is empty.
+    What was not reached, because the audit stopped before, is empty. ``outside`` are the sizes of the log
+    that somebody else's checkpoints of it vouch for.
     """
 
     federation: str = ""
     site: str = ""
     key_id: str = ""
     faulty: int = 1
-    outside: int = 0
+    outside: tuple[int, ...] = ()
     unpinned: tuple[str, ...] = ()
     sealed_ms: int = 0
     log: Log = field(default_factory=Log)
@@ -60,9 +61,7 @@ class Audit:
     def vouched(self) -> int:
         """So many entries, from the first on, are under a checkpoint that others than the site hold."""
         sizes = [one.size for one in self.releases.witnessed.values()]
-        return max([*sizes, self._outside_size], default=0)
-
-    _outside_size: int = 0
+        return max([*sizes, *self.outside], default=0)
 
     def to_json(self) -> dict[str, Any]:
         """The verdict, as ``--json`` prints it."""
@@ -103,7 +102,7 @@ class Audit:
             ],
             "released": {
                 payload: sum(one.entry.body["payload"] == payload for one in self.releases.released)
-                for payload in ("update", "sealed_expert")
+                for payload in (UPDATE, SEALED_EXPERT)
             },
             "notes": self.notes,
             "findings": [finding.to_json() for finding in self.findings],
@@ -134,7 +133,9 @@ def verify_bundle(
             _audit(audit, file, trust, outside, exact)
         except AuditStopped as stopped:
             audit.findings.append(stopped.finding)
-        except ProtocolError as error:
+        except (ConfigError, NotFoundError):
+            raise
+        except FedPalmError as error:
             audit.findings.append(Finding(Exit.MALFORMED, "bundle", error.what))
     return audit
 
@@ -151,14 +152,15 @@ def _audit(audit: Audit, file: Any, trust: Trust, outside: Sequence[Path], exact
     owner = _owner(bundle, signers)
     audit.key_id = owner.key_id
     held = _outside(outside, trust, owner)
-    audit.outside = len(held)
     audit.log = log = read_log(bundle.entries(), owner.key)
     _seal(audit, bundle, owner, signers)
     note_answers(audit.plans, log)
     audit.findings += note_accepted(audit.attempts, log)
     audit.checkpoints = read_checkpoints(contents.checkpoints, held, log, owner, signers)
     audit.findings += audit.checkpoints.findings
-    audit._outside_size = max((one.size for one in held if one.size <= log.size), default=0)
+    audit.outside = tuple(
+        one.size for one in held if one.key_id == owner.key_id and one.size <= log.size
+    )
     audit.account = read_account(log, audit.plans, exact=exact)
     audit.findings += audit.account.findings
     audit.releases = check_updates(
@@ -170,7 +172,15 @@ def _audit(audit: Audit, file: Any, trust: Trust, outside: Sequence[Path], exact
         owner,
         faulty=audit.faulty,
     )
-    check_experts(audit.releases, log, audit.plans, contents.consents, owner.identity, signers)
+    check_experts(
+        audit.releases,
+        log,
+        audit.plans,
+        audit.account,
+        contents.consents,
+        owner.identity,
+        signers,
+    )
     check_control(audit.releases, log)
     check_receipts(audit.releases, log, contents.receipts, owner.identity, signers)
     audit.findings += audit.releases.findings
@@ -226,7 +236,7 @@ def _checkpoints_in(path: Path) -> Sequence[SignedStatement]:
     with open_bundle(path) as file:
         begin = file.read(4096)
         file.seek(0)
-        if b'"fedpalm-audit-bundle"' in begin.split(b"\n")[0]:
+        if f'"{FORMAT}"'.encode() in begin.split(b"\n")[0]:
             return BundleReader(file).contents.checkpoints
         return [SignedStatement.from_bytes(file.read(1024 * 1024).strip())]
 
@@ -269,7 +279,8 @@ def _notes(audit: Audit, bundle: BundleReader) -> Iterable[str]:
     for entry in log.of(EntryKind.BUDGET_INHERITED):
         yield (
             f"entry {entry.seq}: charges of an earlier log (key {str(entry.body['key_id'])[:16]}, "
-            f"{entry.body['size']} entries) are inherited; that log is not in this bundle"
+            f"{entry.body['size']} entries, root {str(entry.body['root'])[:16]}) are inherited; that log "
+            "is not in this bundle: ask for its own, and verify that"
         )
     budgets = [one.budget for one in audit.account.spent]
     if len(set(budgets)) > 1:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..audit.bundle import Contents, PlanRecord, write_bundle
-from ..audit.charges import EXACT_FIGURES, plan_mechanism
+from ..audit.charges import EXACT_FIGURES
 from ..audit.findings import Exit
 from ..audit.trust import Trust
 from ..audit.verify import verify_bundle
@@ -35,7 +35,7 @@ from ..pki.request import create_request
 from ..pki.signing import key_id
 from ..pki.statement import SignedStatement
 from ..plan import Plan, PlanDraft, TensorEntry
-from ..privacy.accounting import Charge, coalesce, epsilon_pld
+from ..privacy.accounting import Charge, coalesce, epsilon_pld, mechanism
 from ..rounds.agreement import PlanOffer
 from ..rounds.manifest import Countersignature, ManifestHead, RoundManifest
 from ..rounds.receipt import PayloadReceipt
@@ -160,8 +160,7 @@ class MadeUpSite:
 
     @property
     def _charge(self) -> Charge:
-        privacy = self.plan.draft.privacy
-        return Charge(privacy.noise_multiplier, privacy.sampling_rate, privacy.steps)
+        return Charge.of(self.plan.draft.privacy)
 
     def _log(self, kind: EntryKind, body: Body) -> int:
         entry = append(
@@ -185,7 +184,7 @@ class MadeUpSite:
                 "run": RUN,
                 "round": number,
                 "plan_hash": plan_hash,
-                **plan_mechanism(self.plan),
+                **mechanism(self.plan),
                 "delta": repr(DELTA),
                 "epsilon": repr(next(self._epsilon)),
                 "budget": repr(BUDGET),

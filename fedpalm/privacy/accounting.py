@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import AccountingError, ConfigError
-from ..plan import Plan
+from ..errors import AccountingError, ConfigError, ProtocolError
+from ..plan import Plan, PrivacySettings
 
 RELATION = "add-remove"
 SAMPLER = "poisson"
 MECHANISM = "dp-sgd"
+RNG = "chacha20"
+"""Where a site's noise and draws come from (:mod:`.randomness`)."""
+UNITS = ("subject", "record")
 PLD_INTERVAL = 1e-4
 """Width of a cell of privacy loss; its error grows with the steps, and always upwards."""
 PRV_EPSILON_ERROR = 0.01
@@ -34,6 +37,8 @@ MAX_PRV_TERMS = 20_000
 """Of Opacus's series for Renyi divergences, some sigma^2 log(1/q): about a quarter of a minute."""
 MAX_STEPS = 1_000_000
 """Of an account: with ten times as many neither accountant comes to an end in minutes."""
+MAX_MECHANISMS = 200
+"""Of an account: each that differs in noise or sampling rate costs the accountants much of a second."""
 MAX_EPSILON = 200.0
 """By Renyi divergences, which are cheap: above it nothing is promised, and nothing accounted for."""
 MAX_AGREED_EPSILON = 50.0
@@ -45,6 +50,7 @@ def mechanism(plan: Plan) -> dict[str, str | int]:
     privacy = plan.draft.privacy
     return {
         "mechanism": MECHANISM,
+        "rng": RNG,
         "unit": privacy.unit,
         "relation": RELATION,
         "sampler": SAMPLER,
@@ -53,6 +59,11 @@ def mechanism(plan: Plan) -> dict[str, str | int]:
         "sampling_rate": repr(privacy.sampling_rate),
         "steps": privacy.steps,
     }
+
+
+def paying_runs(plan: Plan, run_id: str) -> set[str]:
+    """Whose charges pay for an expert: of the run's rounds, and of the run that it goes on from."""
+    return {run_id} if plan.continues is None else {run_id, plan.continues.run}
 
 
 @dataclass(frozen=True, order=True)
@@ -76,6 +87,29 @@ class Charge:
             )
         if type(self.steps) is not int or self.steps < 1:
             raise ConfigError(f"{self.steps} steps: a charge has at least 1")
+
+    @classmethod
+    def of(cls, privacy: PrivacySettings, rounds: int = 1) -> Charge:
+        """So many rounds of a plan."""
+        return cls(privacy.noise_multiplier, privacy.sampling_rate, rounds * privacy.steps)
+
+    @classmethod
+    def in_body(cls, body: Mapping[str, Any]) -> Charge:
+        """What a ledger entry that charges says.
+
+        Raises:
+            ProtocolError: of a mechanism or by a unit that is not known here.
+        """
+        known = (body["mechanism"], body["relation"], body["sampler"])
+        if known != (MECHANISM, RELATION, SAMPLER) or body["unit"] not in UNITS:
+            raise ProtocolError(
+                f"the log charges {body['mechanism']} by {body['unit']}, which is not known here",
+                safe="nothing was charged",
+                next_step="use the program version that wrote it, or a newer one",
+            )
+        return cls(
+            float(body["noise_multiplier"]), float(body["sampling_rate"]), int(body["steps"])
+        )
 
 
 Charges = tuple[Charge, ...]
@@ -137,9 +171,12 @@ def _pld(charges: Charges, delta: float) -> float:
         dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
         value_discretization_interval=PLD_INTERVAL,
     )
-    with np.errstate(all="ignore"):
-        accountant.compose(_event(charges))
-        return _finite("dp-accounting", accountant.get_epsilon(delta), charges, delta)
+    try:
+        with np.errstate(all="ignore"):
+            found = accountant.compose(_event(charges)).get_epsilon(delta)
+    except (ArithmeticError, ValueError) as error:
+        raise _unknown("dp-accounting", charges, delta, str(error)) from error
+    return _finite("dp-accounting", found, charges, delta)
 
 
 @lru_cache(maxsize=1024)
@@ -203,9 +240,14 @@ def _require_bounded(charges: Charges, delta: float) -> None:
 
     if sum(one.steps for one in charges) > MAX_STEPS:
         raise _unknown("fedpalm", charges, delta, f"an account has at most {MAX_STEPS:,} steps")
+    if len(charges) > MAX_MECHANISMS:
+        raise _unknown("fedpalm", charges, delta, f"{len(charges)} mechanisms are too many")
     accountant = RdpAccountant(range(2, 65), NeighboringRelation.ADD_OR_REMOVE_ONE)
-    with np.errstate(all="ignore"):
-        epsilon = accountant.compose(_event(charges)).get_epsilon(delta)
+    try:
+        with np.errstate(all="ignore"):
+            epsilon = accountant.compose(_event(charges)).get_epsilon(delta)
+    except (ArithmeticError, ValueError) as error:
+        raise _unknown("dp-accounting", charges, delta, str(error)) from error
     if not epsilon <= MAX_EPSILON:
         raise _unknown("fedpalm", charges, delta, f"epsilon is far above {MAX_EPSILON:g}")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fedpalm.audit.bundle import Contents, PlanRecord, write_bundle
-from fedpalm.audit.charges import plan_mechanism
 from fedpalm.audit.trust import Trust
 from fedpalm.exchange.consent import Consent, SignedConsent, sign_consent
 from fedpalm.exchange.terms import ExchangeTerms
@@ -28,7 +27,7 @@ from fedpalm.pki.profile import certificate_hash
 from fedpalm.pki.signing import key_id
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan, PlanDraft
-from fedpalm.privacy.accounting import Charge, epsilon_pld
+from fedpalm.privacy.accounting import Charge, epsilon_pld, mechanism
 from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
 from fedpalm.rounds.manifest import Countersignature, ManifestHead, RoundManifest
 from fedpalm.rounds.receipt import PayloadReceipt
@@ -203,7 +202,7 @@ class World:
 
     def reserve(self, number: int, **changes: Any) -> Entry:
         """Charge a round; ``epsilon`` left out is what it adds up to."""
-        body = {**plan_mechanism(self.plan), **changes}
+        body = {**mechanism(self.plan), **changes}
         self.charges.append(
             Charge(
                 float(body["noise_multiplier"]), float(body["sampling_rate"]), int(body["steps"])

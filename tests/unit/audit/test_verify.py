@@ -12,9 +12,11 @@ from fedpalm.audit.verify import NO_PRIVACY
 from fedpalm.errors import ConfigError
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.ledger.checkpoint import Checkpoint
+from fedpalm.ledger.merkle import root as merkle_root
 from fedpalm.pki.bundle import pem_of
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.signing import key_id
+from fedpalm.privacy.accounting import epsilon_pld
 from participant.outgoing import DATA_KINDS, PayloadKind
 from tests.support.audit import (
     EXCHANGE,
@@ -133,7 +135,7 @@ def test_another_sites_bundle_is_a_checkpoint_from_elsewhere(audited, refused, t
     other = World(authority=world.authority)
     other.sites[SITE] = world.sites["site-b"]
     held = written(tmp_path, other.bundle(checkpoints=[world.newest]), "other.bundle")
-    assert audited(world, outside=[held]).outside == 1
+    assert audited(world, outside=[held]).outside == (Checkpoint.read(world.newest).size,)
     shorter = cut_after_round(world, 2)
     assert "it was cut" in refused(Exit.FORKED, world, shorter, outside=[held])
 
@@ -207,21 +209,70 @@ def test_a_new_key_with_a_good_certificate_begins_no_second_log(refused, world: 
     assert "you pinned" in refused(Exit.TAMPERED, world, content)
 
 
-def test_an_inherited_log_is_held_to_its_newest_checkpoint(refused, world: World, tmp_path):
-    """A site that begins anew with another key takes over less than it had spent."""
+def heir_of(world: World) -> World:
+    """The same site after it joined anew, with another key."""
     heir = World(world.plan, authority=world.authority)
     heir.sites = {**world.sites, SITE: world.authority.enrol(Role.PARTICIPANT, SITE)}
     heir.coordinator = world.coordinator
     heir.join()
-    old = next(one for one in world.entries if one.kind is EntryKind.BUDGET_RESERVED)
-    body = {k: v for k, v in old.body.items() if k not in ("run", "round", "plan_hash", "rng")}
-    heir.log(
-        EntryKind.BUDGET_INHERITED,
-        {**body, "key_id": world.own_key_id, "size": 6, "root": digest("root")},
-    )
-    content = heir.bundle(checkpoints=[world.newest])
-    words = refused(Exit.FORKED, heir, content, trust=Trust(world.own.anchors), alone=True)
-    assert "it inherits 6 entries" in words
+    return heir
+
+
+def inherit(heir: World, world: World, size: int, root: str = "") -> None:
+    """Take over the charges of the first ``size`` entries of the earlier log."""
+    entries = world.entries[:size]
+    old = [one for one in entries if one.kind is EntryKind.BUDGET_RESERVED]
+    before = sum(one.kind is EntryKind.BUDGET_INHERITED for one in heir.entries)
+    for one in old[before:]:
+        body = {k: v for k, v in one.body.items() if k not in ("run", "round", "plan_hash", "rng")}
+        root = root or merkle_root(entry.to_bytes() for entry in entries).hex()
+        named = {"key_id": world.own_key_id, "size": size, "root": root}
+        heir.log(EntryKind.BUDGET_INHERITED, {**body, **named})
+
+
+def test_an_inherited_log_is_held_to_its_newest_checkpoint(audited, refused, world: World):
+    """A site that begins anew with another key takes over less than it had spent, or something else."""
+    newest = Checkpoint.read(world.newest)
+    options = {"trust": Trust(world.own.anchors), "alone": True}
+    for size, root, words in (
+        (newest.size - 1, "", f"it inherits {newest.size - 1} entries"),
+        (newest.size, digest("another history"), "another history than the earlier log's"),
+    ):
+        heir = heir_of(world)
+        inherit(heir, world, size, root)
+        assert words in refused(
+            Exit.FORKED, heir, heir.bundle(checkpoints=[world.newest]), **options
+        )
+    heir = heir_of(world)
+    inherit(heir, world, 8)  # a short copy, and then a longer one for the rest
+    inherit(heir, world, newest.size)
+    audit = audited(heir, heir.bundle(checkpoints=[world.newest]), **options)
+    assert audit.exit is Exit.OK, audit.findings
+    assert len(audit.account.spent) == 3
+
+
+def test_a_site_that_joins_anew_and_inherits_nothing_is_caught_by_a_checkpoint_of_its_earlier_log(
+    audited, refused, tmp_path, world: World
+):
+    heir, trust = heir_of(world), Trust(world.own.anchors)
+    held = written(tmp_path, world.newest.to_bytes(), "earlier.checkpoint")
+    words = refused(Exit.FORKED, heir, alone=True, trust=trust, outside=[held])
+    assert "not inherited" in words
+    assert audited(heir, alone=True, trust=trust).exit is Exit.OK  # nobody told the auditor
+
+
+def test_a_checkpoint_of_an_earlier_log_vouches_for_nothing_of_the_next(
+    audited, tmp_path, world: World
+):
+    heir = heir_of(world)
+    inherit(heir, world, Checkpoint.read(world.newest).size)
+    while len(heir.entries) <= Checkpoint.read(world.newest).size:
+        heir.send("hello", 30, {})
+    held = written(tmp_path, world.newest.to_bytes(), "earlier.checkpoint")
+    audit = audited(heir, alone=True, trust=Trust(world.own.anchors), outside=[held])
+    assert audit.exit is Exit.OK, audit.findings
+    assert audit.outside == () and audit.vouched == 0
+    assert any("no checkpoint from elsewhere" in note for note in audit.notes)
 
 
 # --- charges ------------------------------------------------------------------------------------------
@@ -263,7 +314,7 @@ def test_a_charge_that_was_not_committed_pays_for_nothing(refused):
 )
 def test_a_charge_for_another_mechanism_than_the_plans_pays_for_nothing(refused, lie):
     words = refused(Exit.UNCHARGED, rounds(World(), mechanism=lie))
-    assert "pays for" in words and "plan" in words
+    assert "pays for" in words and ("plan" in words or "not known here" in words)
 
 
 def test_another_update_than_the_one_that_was_paid_for_is_caught(refused):
@@ -294,6 +345,37 @@ def test_one_reservation_pays_once(refused):
 
 def test_a_budget_that_is_passed_is_caught(refused):
     assert "of a budget of 0.5" in refused(Exit.OVER_BUDGET, rounds(World(budget=0.5)))
+
+
+def test_a_budget_that_is_passed_and_raised_afterwards_is_caught(refused):
+    """Figures in between are held to their neighbours only: the site claims as little as it can."""
+    world = World(make_plan(rounds=8))
+    world.join()
+    for number in range(1, 9):
+        lie = {"epsilon": "0.999"} if number in (4, 5) else {}
+        world.round(number, mechanism={**lie, "budget": "1.0" if number <= 5 else "50.0"})
+    world.close()
+    spent = [epsilon_pld(world.charges[:number], world.delta) for number in (3, 4, 5)]
+    assert spent[0] < 1 < spent[1]
+    assert f"epsilon {spent[2]:.4f} is spent of a budget of 1" in refused(
+        Exit.OVER_BUDGET, world, exact=2
+    )
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"noise_multiplier": "1e+200"},
+        {"noise_multiplier": "1e-160"},
+        {"noise_multiplier": "1e-200", "sampling_rate": "0.5"},
+        {"sampling_rate": "5e-324"},
+        {"steps": 2**53 - 1},
+    ],
+    ids=str,
+)
+def test_a_mechanism_that_cannot_be_accounted_for_is_a_finding(refused, extreme):
+    world = rounds(World(), mechanism={**extreme, "epsilon": "1.0"})
+    assert "it is not charged what the plan asks" in refused(Exit.UNCHARGED, world)
 
 
 @pytest.mark.parametrize("claimed", ["0.0", "0.5", "30.0"])
@@ -440,6 +522,18 @@ def test_an_expert_leaves_with_everybodys_consent_only(refused):
     assert "without the consent of site-c" in refused(Exit.UNCHARGED, world)
 
 
+def test_under_differential_privacy_an_expert_leaves_only_after_a_training_was_paid_for(
+    audited, refused
+):
+    plan = make_plan(experts=True)
+    world = World(plan)
+    world.join()
+    world.reserve(1)  # charged, and nothing committed
+    world.exchange()
+    assert "an expert left that no committed reservation" in refused(Exit.UNCHARGED, world)
+    assert audited(World(plan).trained()).exit is Exit.OK
+
+
 def test_an_expert_leaves_with_the_sites_own_approval_only(refused):
     world = World(make_plan(unit="none", experts=True))
     world.join()
@@ -508,6 +602,23 @@ def without(world: World, section: str, at: int = 0) -> bytes:
 @pytest.mark.parametrize("section", ["plans", "manifests", "receipts"])
 def test_what_the_log_names_is_in_the_bundle(refused, world: World, section: str):
     assert "missing" in refused(Exit.MALFORMED, world, without(world, section))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"site":"site-a"', b'"site":"X!"'),
+        (b'"version":1', b'"version":' + b"[" * 900 + b"]" * 900),
+        (b'"version":1', b'"version":' + b"[" * 992 + b"]" * 992),
+    ],
+    ids=["a name that no site has", "900 lists", "992 lists"],
+)
+def test_a_header_that_cannot_be_read_is_malformed(refused, old: bytes, new: bytes):
+    world = World()
+    world.send("hello", 30, {})
+    content = world.bundle()
+    assert old in content.split(b"\n", 1)[0]
+    refused(Exit.MALFORMED, world, content.replace(old, new, 1))
 
 
 def test_a_receipt_for_what_is_not_in_the_log_shows_that_it_was_cut(refused, world: World):

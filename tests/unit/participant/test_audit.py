@@ -20,9 +20,8 @@ from fedpalm.audit.trust import Trust
 from fedpalm.audit.verify import NO_PRIVACY, verify_bundle
 from fedpalm.errors import ChainBrokenError, ConfigError
 from fedpalm.pki.bundle import pem_of
-from fedpalm.privacy.accounting import epsilon_pld
+from fedpalm.privacy.accounting import Charge, epsilon_pld
 from participant.audit import export_bundle, record_report
-from participant.budget import charge_of
 from participant.cli.audit import audit
 from tests.support.aio import in_loop
 from tests.support.participant import SITES, Site, World, make_plan
@@ -34,7 +33,7 @@ from tests.support.whole import WholeFederation, private_plan
 def one_accountant(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one brings opacus; what this one finds is remembered, before any round has a deadline."""
     for rounds in (1, 2):
-        epsilon_pld([charge_of(private_plan())] * rounds, 1e-5)
+        epsilon_pld([Charge.of(private_plan().draft.privacy, rounds)], 1e-5)
     monkeypatch.setattr("participant.budget.charged_epsilon", epsilon_pld)
 
 

@@ -18,8 +18,8 @@ from fedpalm.errors import (
 )
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.plan import Continues, Plan
-from fedpalm.privacy.accounting import Charge, charged_epsilon
-from participant.budget import RNG, BudgetBook, charge_of, mechanism
+from fedpalm.privacy.accounting import RNG, Charge, charged_epsilon, mechanism
+from participant.budget import BudgetBook
 from participant.config import Home
 from participant.manifests import ManifestBook
 from participant.store import NewUpdate
@@ -123,7 +123,10 @@ def test_an_account_keeps_the_delta_of_its_first_charge(world):
         site.gate.budget.reserve(RUN, plan, 2)
     assert "set delta = 1e-05 in policy.toml again" in error.value.next_step
     assert _kinds(site) == ["budget_reserved"]
+    with pytest.raises(BudgetError, match=r"charged at 1e-05"):
+        site.gate.budget.begin(RUN, plan, 1)
     site.home.policy.write_text(POLICY)
+    site.gate.budget.begin(RUN, plan, 1)
     site.gate.budget.reserve(RUN, plan, 2)
 
 
@@ -377,6 +380,19 @@ def test_an_update_that_came_to_be_stored_without_its_charge_stays_here(world, m
     assert site.gate.release_update(RUN, 1, 1).payload_hash == UPDATE.payload_hash
 
 
+def test_under_differential_privacy_an_expert_that_no_round_paid_for_stays_here(world):
+    site, plan = _agreed(world), make_private_plan()
+    with pytest.raises(EgressRefusedError, match="pays for an expert of toy-1"):
+        site.gate.budget.require_trained(plan, RUN)
+    site.gate.budget.reserve(RUN, plan, 1)
+    with pytest.raises(EgressRefusedError):
+        site.gate.budget.require_trained(plan, RUN)
+    _train(site, plan)
+    site.gate.budget.require_trained(plan, RUN)
+    with pytest.raises(EgressRefusedError):
+        site.gate.budget.require_trained(plan, "toy-2")
+
+
 def test_the_gate_lets_out_the_update_that_was_paid_for_and_no_other(world):
     site, plan = _agreed(world), make_private_plan()
     _train(site, plan)
@@ -538,6 +554,6 @@ def _never_undercharged(home: Home, trainings: list[int]) -> None:
 
 def test_what_a_plan_charges_is_its_own_mechanism():
     plan = make_private_plan(privacy={"noise_multiplier": 1, "clip_norm": 0.5, "steps": 7})
-    assert charge_of(plan) == Charge(1.0, 1.0, 7)
+    assert Charge.of(plan.draft.privacy) == Charge(1.0, 1.0, 7)
     assert mechanism(plan)["noise_multiplier"] == "1.0"
     assert mechanism(plan)["clip_norm"] == "0.5"

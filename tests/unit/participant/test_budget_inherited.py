@@ -158,6 +158,17 @@ def test_a_mechanism_that_is_not_known_is_not_taken_for_another(tmp_path, other)
         new.gate.budget.inherit(b"k" * 32, b"r" * 32, 1, [body])
 
 
+def test_charges_are_taken_over_at_the_delta_of_those_that_are_here(tmp_path, spent):
+    _, path = spent
+    world, new = _home(tmp_path / "new")
+    _spend(world, new, "three", 1)
+    new.home.policy.write_text(POLICY.replace(f"delta = {DELTA}", "delta = 1e-6"))
+    before = len(list(new.log.entries()))
+    with pytest.raises(BudgetError, match="charged at 1e-05"):
+        _take_over(new, path)
+    assert len(list(new.log.entries())) == before
+
+
 def test_a_home_does_not_inherit_itself(spent):
     old, path = spent
     with pytest.raises(StateError, match="this home's own log"):
