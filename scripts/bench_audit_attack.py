@@ -1,9 +1,9 @@
 """Twenty honest audits and every injected fault: does ``fedpalm audit attack`` accuse the right ones?
 
-Keeps every run in ``audit-attack.json`` as it ends, goes on where it was, and prints the table of
-docs/results/audit-attack.md. In a clone of the repository only: the faulty ledgers are the tests'. Exit
-code 10 if an honest run was accused or a fault was missed. The tests on a site's real model have no chance
-in them: every tenth honest run has them, and the faults of sites.
+Keeps every run in ``audit-attack.json`` as it ends, goes on where it was, and prints a table of what
+docs/results/audit-attack.md tells. In a clone of the repository only: the faulty ledgers are the
+tests'. Exit code 10 if an honest run was accused or a fault was missed. The tests on a site's real
+model have no chance in them: every tenth honest run has them, and the faults of sites.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _audit(path: TrainingPath, seed: int, sites: bool, level: float) -> Run:
 def _account(name: str) -> Run:
     def run() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            found = findings_of(ledgers()[name], Path(folder))
+            found = findings_of(name, Path(folder))
         return {"refuted": [one.to_json() for one in found if one.p_value == 0.0]}
 
     return run

@@ -1,4 +1,4 @@
-"""The account of logs that the real budget book wrote, and of such as faulty ones would have written."""
+"""The account of bundles, honest and with one fault each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAUGHT_BY = {
 
 @pytest.mark.parametrize("name", CAUGHT_BY)
 def test_an_honest_log_passes_and_each_fault_is_caught(name, tmp_path):
-    found = findings_of(ledgers()[name], tmp_path)
+    found = findings_of(name, tmp_path)
     assert {one.test for one in found if one.p_value == 0.0} == CAUGHT_BY[name]
     assert all(one.detector == "ledger" for one in found)
 
