@@ -81,10 +81,9 @@ class MembershipTrial:
     def _account(self) -> dict[str, float | None]:
         if self.privacy.unit == "none":
             return {"epsilon": None, "delta": None}
-        steps = self.rounds * self.privacy.steps
-        charge = Charge(self.privacy.noise_multiplier, self.privacy.sampling_rate, steps)
         delta = 1e-3
-        return {"epsilon": charged_epsilon([charge], delta), "delta": delta}
+        spent = charged_epsilon([Charge.of(self.privacy, self.rounds)], delta)
+        return {"epsilon": spent, "delta": delta}
 
     def _people(self, seed: int) -> tuple[list[Vector], list[Vector]]:
         """Members and others, dealt at random: each (images, 1, 128, 128)."""

@@ -15,7 +15,6 @@ from ..privacy.accounting import (
     Charge,
     Charges,
     accountant_name,
-    charged_epsilon,
     epsilon_pld,
     epsilon_prv,
 )
@@ -51,7 +50,6 @@ class Compared:
     delta: float
     pld: float | None
     prv: float | None
-    charged: float | None
     refused: str
     pld_s: float
     prv_s: float
@@ -60,6 +58,11 @@ class Compared:
     def apart(self) -> float:
         """Infinite where one of them gives no figure."""
         return inf if self.pld is None or self.prv is None else abs(self.pld - self.prv)
+
+    @property
+    def charged(self) -> float:
+        """What :func:`charged_epsilon` says of it; 0 where it is refused."""
+        return 0.0 if self.refused else max(self.pld or 0.0, self.prv or 0.0)
 
 
 def grid() -> Iterator[tuple[Charges, float]]:
@@ -71,7 +74,7 @@ def grid() -> Iterator[tuple[Charges, float]]:
 
 
 def compare(charges: Charges, delta: float) -> Compared:
-    """Ask both, and what is charged; above MAX_AGREED_EPSILON only the first."""
+    """Ask both; above MAX_AGREED_EPSILON only the first."""
     reasons: list[str] = []
 
     def asked(accountant: Callable[[Charges, float], float]) -> tuple[float | None, float]:
@@ -84,10 +87,9 @@ def compare(charges: Charges, delta: float) -> Compared:
 
     pld, pld_s = asked(epsilon_pld)
     if pld is not None and pld > MAX_AGREED_EPSILON:
-        return Compared(charges, delta, pld, None, pld, "", pld_s, 0.0)
+        return Compared(charges, delta, pld, None, "", pld_s, 0.0)
     prv, prv_s = asked(epsilon_prv)
-    charged, _ = asked(charged_epsilon)
-    return Compared(charges, delta, pld, prv, charged, (reasons or [""])[0], pld_s, prv_s)
+    return Compared(charges, delta, pld, prv, (reasons or [""])[0], pld_s, prv_s)
 
 
 def compare_accountants(tick: Callable[[str, int, int], None]) -> dict[str, Any]:
@@ -95,27 +97,24 @@ def compare_accountants(tick: Callable[[str, int, int], None]) -> dict[str, Any]
 
     Returns:
         ``settings``: those in the range that is held to LIMIT; ``beyond`` and ``refused``: how many of the
-        grid are above it, or cannot be accounted for; ``edges``; ``largest``; ``below``: how many
-        charged figures are below either accountant's (none, or the command fails).
+        grid are above it, or cannot be accounted for; ``edges``; ``largest``.
     """
     inside, beyond, refused = [], 0, 0
     every = list(grid())
     for number, (charges, delta) in enumerate(every, 1):
         tick("settings", number, len(every))
         found = compare(charges, delta)
-        if found.charged is None:
+        if found.refused:
             refused += 1
         elif found.charged > MAX_AGREED_EPSILON:
             beyond += 1
         else:
             inside.append(found)
     edges = [compare(charges, delta) for charges, delta in EDGES]
-    charged = [one for one in (*inside, *edges) if one.charged is not None]
     return {
         "accountant": accountant_name(),
         "limit": LIMIT,
         "largest": max(inside, key=lambda one: one.apart),
-        "below": sum((one.charged or 0) < max(one.pld or 0, one.prv or 0) for one in charged),
         "settings": inside,
         "beyond": beyond,
         "refused": refused,
@@ -148,7 +147,7 @@ def report(figures: dict[str, Any]) -> str:
     apart = sorted(one.apart for one in inside)
     rows = []
     for low, high in ((0, 1), (1, 4), (4, 8), (8, 20), (20, MAX_AGREED_EPSILON)):
-        some = [one for one in inside if low < (one.charged or 0) <= high]
+        some = [one for one in inside if low < one.charged <= high]
         gaps = [one.apart for one in some]
         seconds = [one.pld_s + one.prv_s for one in some]
         rows.append(
@@ -168,8 +167,8 @@ def report(figures: dict[str, Any]) -> str:
 What is charged is the larger of two upper bounds ({figures["accountant"]}), add/remove: Opacus's
 PRV accountant, and dp-accounting's privacy loss distributions, the worse of adding and removing. Over
 {len(inside)} settings with epsilon up to {MAX_AGREED_EPSILON:g} they are at most **{apart[-1]:.4f}** apart
-(target: {LIMIT:g}; median {apart[len(apart) // 2]:.4f}), and {figures["below"] or "none"} of the charged
-figures is below either. The largest gap: {words(largest.charges)}, delta {largest.delta:g}:
+(target: {LIMIT:g}; median {apart[len(apart) // 2]:.4f}).
+The largest gap: {words(largest.charges)}, delta {largest.delta:g}:
 PLD {_figure(largest.pld)}, PRV {_figure(largest.prv)}. PRV adds its error bound of 0.01.
 
 | epsilon charged | settings | largest gap | slowest, both together (s) |

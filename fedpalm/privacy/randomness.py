@@ -38,7 +38,7 @@ Words = npt.NDArray[np.uint64]
 
 
 class Randomness(Protocol):
-    """What a private training draws from; ``name`` goes into the account."""
+    """What a private training draws from. The account says ``accounting.RNG``: the secret one's name."""
 
     name: str
 
