@@ -1,0 +1,100 @@
+"""Who is at which site of a demo: chosen once, written as a list a site, read back by everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...data.loading import Trial, load_images, load_trial
+from ...data.palms import cache_root, synthetic_palms
+from ...data.readers import open_source
+from ...data.records import ImageRecord, by_identity
+from ...data.roi import preflight
+from ...data.splits import SiteSplit, partition_sites, split_site, write_list
+from ...errors import DataError
+from ...methods.base import SiteImages
+from .settings import SYNTHETIC, DemoSettings
+from .workspace import Workspace
+
+SPLIT_SEED = 0
+"""The sites' own default; who is at which site depends on the demo's seed."""
+
+Images = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+def choose_people(settings: DemoSettings) -> list[list[ImageRecord]]:
+    """Records of every site, identities at one site only; every image has been looked at.
+
+    A folder with too few identities for ``settings.identities`` at each site is an error.
+
+    Raises:
+        DataError: the source cannot be used, or is too small.
+    """
+    per_site = 2 * settings.identities
+    if settings.data == SYNTHETIC:
+        return synthetic_palms(
+            cache_root(), settings.sites, per_site, settings.images, settings.seed
+        )
+    records = open_source(settings.data, cap_per_identity=settings.images, seed=settings.seed)
+    people = partition_sites(records, settings.sites, per_site, settings.seed)
+    preflight([record for site in people for record in site])
+    return people
+
+
+def largest_fit(source: str, sites: int) -> int:
+    """How many training identities a site a real source allows (as many again are kept open).
+
+    Raises:
+        DataError: fewer than two.
+    """
+    people = len(by_identity(open_source(source)))
+    fit = people // sites // 2
+    if fit < 2:
+        raise DataError(
+            f"{people} identities are too few for {sites} sites: a site needs four or more",
+            next_step="use fewer --sites or a larger folder",
+        )
+    return fit
+
+
+def write_people(
+    workspace: Workspace, settings: DemoSettings, people: list[list[ImageRecord]]
+) -> list[str]:
+    """One ``path label`` list a site; returns the files."""
+    for site, records in zip(settings.site_names, people, strict=True):
+        write_list(records, workspace.images(site))
+    return [str(workspace.images(site)) for site in settings.site_names]
+
+
+def split_of(workspace: Workspace, site: str) -> SiteSplit:
+    """The site's split, by the rule that the site itself applies."""
+    return split_site(open_source(workspace.images(site)), SPLIT_SEED, site)
+
+
+def training_images(split: SiteSplit) -> SiteImages:
+    loaded = load_images(split.train, split.classes)
+    return SiteImages(loaded.images, loaded.labels, len(split.classes))
+
+
+def closed_trial(split: SiteSplit) -> Trial:
+    """The site's training images against its held-out images of the same people."""
+    return load_trial(split.train, split.closed_probe, split.classes)
+
+
+def open_trial(splits: Sequence[SiteSplit]) -> Trial:
+    """The open identities of all sites, pooled."""
+    return load_trial(
+        [record for split in splits for record in split.open_gallery],
+        [record for split in splits for record in split.open_probe],
+        [name for split in splits for name in split.open_classes],
+    )
+
+
+def write_open_lists(splits: Sequence[SiteSplit], gallery: Path, probe: Path) -> None:
+    """The pooled open set as two lists, for a site that scores it."""
+    write_list([record for split in splits for record in split.open_gallery], gallery)
+    write_list([record for split in splits for record in split.open_probe], probe)

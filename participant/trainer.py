@@ -1,0 +1,139 @@
+"""Training at the site: data in, method built, a round trained, always from the state that is stored.
+
+The only place of the process that reaches torch, and only once a plan needs it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from fedpalm.errors import ConfigError, LayoutMismatchError
+from fedpalm.layout import FloatVector
+from fedpalm.methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdate, Tensors
+from fedpalm.methods.site import build_site_method
+from fedpalm.plan import Plan
+
+from .budget import BudgetBook
+from .config import ParticipantConfig
+from .images import training_images
+from .store import SiteStore
+
+Build = Callable[[Plan, str, SiteImages], SiteMethod]
+
+
+class Trainer:
+    """One method object for one run at a time; its private state never runs ahead of the store's.
+
+    Args:
+        build: makes the method; the benchmark's own by default.
+    """
+
+    def __init__(
+        self, config: ParticipantConfig, store: SiteStore, build: Build = build_site_method
+    ) -> None:
+        self._config, self._store, self._build = config, store, build
+        self._run = ""
+        self._method: SiteMethod | None = None
+        self._fresh: Tensors = {}
+        self._state_round: int | None = None
+        # A call that its caller no longer waits for still runs in its thread; the next one waits.
+        self._busy = threading.RLock()
+
+    def prepare(self, run_id: str, plan: Plan) -> SiteMethod:
+        """Load the images and build the method, unless that is done.
+
+        Raises:
+            LayoutMismatchError: this site's model has another layout than the plan.
+            DataError, ConfigError: the images cannot be used, or are not configured.
+        """
+        if self._method is not None and self._run == run_id:
+            return self._method
+        with self._busy:
+            return self._prepare(run_id, plan)
+
+    def _prepare(self, run_id: str, plan: Plan) -> SiteMethod:
+        if self._method is not None and self._run == run_id:
+            return self._method
+        method = self._build(plan, self._config.site, self._images(plan))
+        for name, own, agreed in (
+            ("model", method.layout, plan.model_layout),
+            ("expert", method.expert_layout, plan.released_layout),
+        ):
+            if own.tensors != agreed.tensors and (name == "model" or agreed.tensors):
+                raise LayoutMismatchError(
+                    f"run {run_id}: this site's {name} has layout {own.hash.hex()[:12]}, the plan "
+                    f"{agreed.hash.hex()[:12]}",
+                    safe="this site has not joined and has sent nothing of its own",
+                    next_step="use the software version that the plan was made with",
+                )
+        self._fresh = method.state()
+        # A plan that continues another run starts from the state of that one, which is still to load.
+        self._state_round = None if plan.continues is not None else 0
+        self._run, self._method = run_id, method
+        return method
+
+    def train(
+        self,
+        run_id: str,
+        plan: Plan,
+        round_number: int,
+        shared: FloatVector,
+        budget: BudgetBook,
+    ) -> tuple[SiteUpdate, Tensors]:
+        """Train one round from the stored state; returns the update and the state after it.
+
+        A plan that continues another run counts on from it: the method sees one run of all rounds.
+
+        Until that state is committed, :meth:`committed` is not called and the next call starts from
+        the stored one again: without differential privacy the same bytes in, the same bytes out.
+
+        Raises:
+            BudgetError: a round with differential privacy that the budget does not allow; nothing of
+                it was drawn.
+        """
+        with self._busy:
+            method = self.resume(run_id, plan)
+            if plan.draft.privacy.unit != "none":
+                budget.begin(run_id, plan, round_number)
+            self._state_round = None
+            done = plan.rounds_before
+            context = RoundContext(done + round_number, done + plan.draft.rounds)
+            update = method.train_round(context, shared)
+            return update, method.state()
+
+    def committed(self, round_number: int) -> None:
+        """The state after this round is in the store: memory and disk agree."""
+        self._state_round = round_number
+
+    def resume(self, run_id: str, plan: Plan) -> SiteMethod:
+        """The method with the state that the store has for the run, or for the one that it continues.
+
+        Raises:
+            IntegrityError: the stored state is damaged.
+        """
+        with self._busy:
+            method = self._prepare(run_id, plan)
+            stored_round = self._store.state_round(run_id)
+            if self._state_round != stored_round:
+                stored = self._store.load_state(run_id) or self._store.load_continued_state(plan)
+                method.load_state(self._fresh if stored is None else stored)
+                self._state_round = stored_round
+            return method
+
+    def forget(self) -> None:
+        """Memory may differ from the store: load it again before the next use."""
+        self._state_round = None
+
+    def _images(self, plan: Plan) -> SiteImages:
+        if plan.draft.method == "rehearsal":
+            empty = np.empty((0, 1, 128, 128), dtype=np.float32)
+            return SiteImages(empty, np.empty(0, dtype=np.int64), 0)
+        if self._config.data is None:
+            raise ConfigError(
+                "this plan trains, and participant.toml has no [data]",
+                next_step='name the site\'s images there: [data] source = "PATH"',
+            )
+        return training_images(self._config.data, self._config.site)
