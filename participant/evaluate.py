@@ -88,7 +88,7 @@ def evaluate_site(
         )
     shared, about = _shared_vector(store, run, choice)
     method = Trainer(config, store).resume(run.run_id, run.plan)
-    split = split_records(config.data, config.site)
+    split = split_records(config.data, config.site, run.plan.draft.privacy.unit)
 
     def report(
         gallery: Sequence[ImageRecord],

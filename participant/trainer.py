@@ -136,4 +136,4 @@ class Trainer:
                 "this plan trains, and participant.toml has no [data]",
                 next_step='name the site\'s images there: [data] source = "PATH"',
             )
-        return training_images(self._config.data, self._config.site)
+        return training_images(self._config.data, self._config.site, plan.draft.privacy.unit)

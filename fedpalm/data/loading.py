@@ -15,11 +15,15 @@ from .roi import NEXT_STEP, SIDE_PX, load_roi
 
 @dataclass(frozen=True)
 class LoadedImages:
-    """``images`` (N, 1, 128, 128) float32; ``labels`` (N,) int64 index ``classes``."""
+    """``images`` (N, 1, 128, 128) float32; ``labels`` (N,) int64 index ``classes``.
+
+    ``people`` (N,) int64: whose image each is; who has two identities has one number.
+    """
 
     images: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
+    people: npt.NDArray[np.int64]
 
 
 def load_images(
@@ -54,7 +58,13 @@ def load_images(
             f"{len(problems)} of {len(records)} images cannot be used", problems, NEXT_STEP
         )
     labels = np.asarray([index[r.identity] for r in records], dtype=np.int64)
-    return LoadedImages(images, labels, names)
+    return LoadedImages(images, labels, names, people_of(records))
+
+
+def people_of(records: Sequence[ImageRecord]) -> npt.NDArray[np.int64]:
+    """(N,) number of each record's person, 0..people-1 in the order of their names."""
+    numbers = {name: number for number, name in enumerate(sorted({r.subject for r in records}))}
+    return np.asarray([numbers[r.subject] for r in records], dtype=np.int64)
 
 
 @dataclass(frozen=True)

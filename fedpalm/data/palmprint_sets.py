@@ -11,10 +11,11 @@ kind              layout                                                  identi
                   of the multispectral set
 ================  ======================================================  =====================
 
-A palm is an identity: the two hands of a person are two. Where a set has two sessions, a record
-carries its session, and a split takes the first for the gallery. Any image type is taken in place of
-bmp. The data cards (``docs/data``) say where each layout is known from and what is assumed. None of
-the sets is part of this project, and no reader was run on the original files.
+A palm is an identity: the two hands of a person are two. ``iitd`` numbers people, so a record says whose
+palm it is; the others number palms, and nothing in them says which two are of one person. Where a set has
+two sessions, a record carries its session, and a split takes the first for the gallery. Any image type is
+taken in place of bmp. The data cards (``docs/data``) say where each layout is known from and what is
+assumed. None of the sets is part of this project, and no reader was run on the original files.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ _POLYU_NAME = re.compile(r"PolyU_([0-9]{1,3})_([FS])_[0-9]{1,2}", re.ASCII | re.
 _SPECTRAL_NAME = re.compile(r"([12])_[0-9]{1,2}(?:_s)?", re.ASCII | re.IGNORECASE)
 _SPECTRAL_FOLDER = re.compile(r"[0-9]{4}", re.ASCII)
 
-_Parse = Callable[[Path], tuple[str, int | None] | None]
-"""From an image to (identity, session), or None if its name is not one of the set."""
+_Parse = Callable[[Path], tuple[str, int | None, str | None] | None]
+"""From an image to (identity, session, person), or None if its name is not one of the set."""
 
 
 def looks_like(path: Path) -> PalmprintSet | None:
@@ -112,9 +113,12 @@ def _read_iitd(path: Path) -> list[ImageRecord]:
         if folder is None:
             raise _wrong("iitd", path, f"no folder {hand.capitalize()}/ in {root.name}")
 
-        def parse(image: Path, hand: str = hand) -> tuple[str, None] | None:
+        def parse(image: Path, hand: str = hand) -> tuple[str, None, str] | None:
             name = _IITD_NAME.fullmatch(image.stem)
-            return (f"{hand}-{int(name[1]):03d}", None) if name else None
+            if name is None:
+                return None
+            person = f"{int(name[1]):03d}"
+            return f"{hand}-{person}", None, person
 
         records += _records("iitd", path, [folder], parse)
     return records
@@ -127,12 +131,12 @@ def _read_tongji(path: Path) -> list[ImageRecord]:
         if session not in folders:
             raise _wrong("tongji", path, f"no folder {session}/ in {root.name}")
 
-    def parse(image: Path) -> tuple[str, int] | None:
+    def parse(image: Path) -> tuple[str, int, None] | None:
         number = int(image.stem) if _TONGJI_NAME.fullmatch(image.stem) else 0
         if not 1 <= number <= _TONGJI_IMAGES:
             return None
         palm = (number - 1) // _TONGJI_PER_PALM + 1
-        return f"palm-{palm:03d}", _SESSIONS.index(image.parent.name.lower()) + 1
+        return f"palm-{palm:03d}", _SESSIONS.index(image.parent.name.lower()) + 1, None
 
     records = _records("tongji", path, [folders[session] for session in _SESSIONS], parse)
     _require_both_sessions("tongji", path, records)
@@ -164,14 +168,14 @@ def _read_polyu(path: Path) -> list[ImageRecord]:
     return records
 
 
-def _parse_spectral(image: Path) -> tuple[str, int] | None:
+def _parse_spectral(image: Path) -> tuple[str, int, None] | None:
     name = _SPECTRAL_NAME.fullmatch(image.stem)
-    return (f"palm-{image.parent.name}", int(name[1])) if name else None
+    return (f"palm-{image.parent.name}", int(name[1]), None) if name else None
 
 
-def _parse_polyu(image: Path) -> tuple[str, int] | None:
+def _parse_polyu(image: Path) -> tuple[str, int, None] | None:
     name = _POLYU_NAME.fullmatch(image.stem)
-    return (f"palm-{int(name[1]):03d}", "FS".index(name[2].upper()) + 1) if name else None
+    return (f"palm-{int(name[1]):03d}", "FS".index(name[2].upper()) + 1, None) if name else None
 
 
 def _records(

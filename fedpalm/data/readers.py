@@ -1,8 +1,9 @@
 """From a folder or a list file to records. Structure is checked here, pixels by ``preflight``.
 
 Layouts: ``folder`` (one sub-folder an identity), ``list`` (a text file of ``path label`` lines, as
-palmprint experiments commonly keep), ``cross-media-signatures`` (``bin/<writer>/<1..40>.png``) and
-the palmprint sets of ``palmprint_sets``. Every reader returns records in sorted order.
+palmprint experiments commonly keep; ``person=NAME`` behind a label says whose palm it is),
+``cross-media-signatures`` (``bin/<writer>/<1..40>.png``) and the palmprint sets of ``palmprint_sets``.
+Every reader returns records in sorted order.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..errors import DataError
 from .listing import IMAGE_SUFFIXES, entries, is_image
 from .palmprint_sets import PalmprintSet, looks_like, read_set
 from .records import (
+    PERSON_FIELD,
     UNTOUCHED,
     ImageRecord,
     by_identity,
@@ -202,6 +204,7 @@ def _read_list(path: Path) -> list[ImageRecord]:
     records: list[ImageRecord] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
+    owners: dict[str, str | None] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         fields = line.strip().rsplit(None, 1)
         if not fields:
@@ -210,6 +213,11 @@ def _read_list(path: Path) -> list[ImageRecord]:
             problems.append(f"line {number}: {line.strip()[:80]!r} is not `path label`")
             continue
         name, label = fields
+        person, before = None, name.rsplit(None, 1)
+        if label.startswith(PERSON_FIELD) and len(before) == 2:
+            person = unquote(label.removeprefix(PERSON_FIELD))
+            name, label = before
+        label = unquote(label)
         # normpath, not resolve: a link keeps the name that the list gives it.
         image = Path(os.path.normpath(base / name))
         key = image.as_posix()
@@ -222,13 +230,18 @@ def _read_list(path: Path) -> list[ImageRecord]:
         elif image.suffix.lower() not in IMAGE_SUFFIXES:
             problems.append(f"line {number}: {name} is not a png, jpg, bmp or tif file")
         else:
-            records.append(ImageRecord(image, unquote(label)))
+            records.append(ImageRecord(image, label, person=person))
+        if person == "":
+            problems.append(f"line {number}: {PERSON_FIELD} names nobody")
+        elif owners.setdefault(label, person) != person:
+            problems.append(f"line {number}: {label} is of another person than on an earlier line")
         seen.setdefault(key, number)
     if problems:
         raise problems_error(
             f"{path}: the list cannot be used",
             problems,
-            "correct these lines; paths are relative to the list file, the label is the last field",
+            "correct these lines; paths are relative to the list file, the label is the last field "
+            "but for person=NAME",
         )
     if not records:
         raise DataError(f"{path}: the list names no image", next_step="add `path label` lines")

@@ -9,6 +9,9 @@ from pathlib import Path
 from ..canonical import domain_hash
 from ..errors import DataError
 
+PERSON_FIELD = "person="
+"""Begins the field behind the label, in a line of a list, that says whose palm the label is."""
+
 UNTOUCHED = "nothing was read beyond this folder, changed or sent"
 
 
@@ -16,12 +19,19 @@ UNTOUCHED = "nothing was read beyond this folder, changed or sent"
 class ImageRecord:
     """An image file and the identity it shows. The pixels are read later, by :func:`load_roi`.
 
-    ``session`` 1, 2, ... where a data set says on which occasion the image was taken.
+    ``session`` 1, 2, ... where a data set says on which occasion the image was taken; ``person`` where
+    it says whose palm this is, since two palms of one person are two identities.
     """
 
     path: Path
     identity: str
     session: int | None = None
+    person: str | None = None
+
+    @property
+    def subject(self) -> str:
+        """Whom differential privacy protects: the person, or the identity if nobody says whose it is."""
+        return self.identity if self.person is None else self.person
 
 
 def by_identity(records: Iterable[ImageRecord]) -> dict[str, list[ImageRecord]]:

@@ -5,6 +5,10 @@ images are the gallery and the training set, the other half probes) and half are
 on them; half gallery, half probes). Paper, section V-A. Where a data set has sessions, the halves of
 an identity's images are its first session and the later ones: a probe is of another day.
 
+Under differential privacy whether somebody trains depends on the hash of their own name alone, never on
+who else is there: ranks would let one person more or less move another one into training, and the
+promise is about data sets that differ in one person.
+
 That identities are disjoint across sites holds here by construction. Between institutions that
 bring their own folders it is an assumption: it cannot be checked without looking into them.
 """
@@ -12,12 +16,23 @@ bring their own folders it is an assumption: it cannot be checked without lookin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 from ..errors import DataError
-from .records import ImageRecord, by_identity, order_key, problems_error, seeded_order
+from .records import (
+    PERSON_FIELD,
+    ImageRecord,
+    by_identity,
+    order_key,
+    problems_error,
+    seeded_order,
+)
+
+Unit = Literal["none", "subject", "record"]
+"""Whom a plan protects (``training.privacy.unit``), and so on what a split may depend."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +53,12 @@ class SiteSplit:
 def partition_sites(
     records: Sequence[ImageRecord], sites: int, identities_per_site: int | None, seed: int
 ) -> list[list[ImageRecord]]:
-    """Deal identities to ``sites`` sites; no identity is at two.
+    """Deal identities to ``sites`` sites; no identity is at two, and no person.
 
     Args:
         identities_per_site: how many each gets, or None to deal them all (counts differ by one at
-            most).
+            most, or by the palms of one person). Whoever has more palms than a site has room for is
+            there with some of them.
     Raises:
         DataError: too few identities.
     """
@@ -54,13 +70,21 @@ def partition_sites(
             f"{identities_per_site or '4 or more'} each",
             next_step="use fewer sites or fewer identities a site (4 are the least), or more data",
         )
-    order = sorted(groups, key=lambda identity: order_key("site", seed, identity))
-    if identities_per_site is not None:
-        order = order[:needed]
-    return [
-        [record for identity in sorted(order[site::sites]) for record in groups[identity]]
-        for site in range(sites)
-    ]
+    dealt: list[list[str]] = [[] for _ in range(sites)]
+    for palms in _in_order("site", seed, groups):
+        emptiest = min(dealt, key=len)
+        room = None if identities_per_site is None else identities_per_site - len(emptiest)
+        emptiest += palms[:room]
+    return [[record for name in sorted(site) for record in groups[name]] for site in dealt]
+
+
+def _in_order(purpose: str, seed: int, groups: dict[str, list[ImageRecord]]) -> list[list[str]]:
+    """Everybody's identities, by a hash of the only one's name, or of the person's if there are more."""
+    people: dict[str, list[str]] = {}
+    for identity, group in groups.items():
+        people.setdefault(group[0].subject, []).append(identity)
+    names = {palms[0] if len(palms) == 1 else person: palms for person, palms in people.items()}
+    return [names[name] for name in sorted(names, key=lambda n: order_key(purpose, seed, n))]
 
 
 def split_as_paper(records: Sequence[ImageRecord], sites: int, seed: int) -> list[SiteSplit]:
@@ -88,9 +112,16 @@ def split_as_paper(records: Sequence[ImageRecord], sites: int, seed: int) -> lis
     ]
 
 
-def split_site(records: Sequence[ImageRecord], seed: int, site: int | str) -> SiteSplit:
+def split_site(
+    records: Sequence[ImageRecord], seed: int, site: int | str, unit: Unit = "none"
+) -> SiteSplit:
     """Split one site's images; an odd identity or image goes to training.
 
+    Args:
+        unit: of the plan's differential privacy. ``subject``: everybody's own hash says whether they
+            train, with all their identities; their images are halved as ever. ``record``: every
+            identity's own hash does, and of its images those train that are of the first session, or
+            whose own hash says so.
     Raises:
         DataError: fewer than two identities in a half, or fewer than two images of an identity.
     """
@@ -102,9 +133,45 @@ def split_site(records: Sequence[ImageRecord], seed: int, site: int | str) -> Si
         )
     _require_two_images(groups, f"site {site}")
     scope = str(site)
+    if unit != "none":
+        return _split_by_own_hashes(groups, seed, scope, unit)
     order = sorted(groups, key=lambda identity: order_key("closed-open", seed, scope, identity))
     half = (len(order) + 1) // 2
     return _split(groups, order[:half], order[half:], seed, scope)
+
+
+def _split_by_own_hashes(
+    groups: dict[str, list[ImageRecord]], seed: int, scope: str, unit: Literal["subject", "record"]
+) -> SiteSplit:
+    def coin(purpose: str, *names: str) -> bool:
+        return order_key(purpose, seed, scope, *names)[0] < 128
+
+    def trains(record: ImageRecord) -> bool:
+        if record.session is not None:
+            return record.session == 1
+        return coin("private-image", record.identity, record.path.name)
+
+    closed, open_ = list[str](), list[str]()
+    for identity, group in groups.items():
+        name = group[0].subject if unit == "subject" else identity
+        (closed if coin("private-closed", name) else open_).append(identity)
+    split = _split(groups, closed, open_, seed, scope)
+    if unit == "record":
+        images = [record for identity in split.classes for record in groups[identity]]
+        split = replace(
+            split,
+            train=tuple(record for record in images if trains(record)),
+            closed_probe=tuple(record for record in images if not trains(record)),
+        )
+    training = len({record.identity for record in split.train})
+    if min(training, len(open_)) < 2:
+        raise DataError(
+            f"site {scope}: {training} identities train here and {len(open_)} are kept for tests, two of "
+            "each are the least; with differential privacy everybody's own hash decides, so that nobody "
+            "moves another",
+            next_step="give this site more people",
+        )
+    return split
 
 
 def _require_two_images(groups: dict[str, list[ImageRecord]], where: str) -> None:
@@ -148,8 +215,9 @@ def _halves(
 def write_list(records: Sequence[ImageRecord], path: Path) -> None:
     """Write a ``path label`` file that ``open_source`` reads back to the same records.
 
-    Paths are absolute. White space and ``%`` in a label are percent-encoded, as the label is the
-    last field of a line.
+    Behind the label is ``person=NAME`` where the person is known; sessions are not written. Paths are
+    absolute. White space and ``%`` in a label or name are percent-encoded, as each is one field of a
+    line, and so is the ``=`` of a label that begins as a person's field does.
 
     Raises:
         DataError: no records, or a path that a line cannot hold.
@@ -159,14 +227,21 @@ def write_list(records: Sequence[ImageRecord], path: Path) -> None:
     lines: list[str] = []
     for record in records:
         image = str(record.path.absolute())
-        label = "".join(quote(c) if c.isspace() or c == "%" else c for c in record.identity)
+        label = _field(record.identity)
+        if label.startswith(PERSON_FIELD):
+            label = label.replace("=", "%3D")
         if len(image.splitlines()) != 1 or not label:
             raise DataError(
                 f"{image!r}: a list line cannot hold this path and label",
                 next_step="rename the file or folder",
             )
-        lines.append(f"{image} {label}\n")
+        whose = "" if record.person is None else f" {PERSON_FIELD}{_field(record.person)}"
+        lines.append(f"{image} {label}{whose}\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(lines), encoding="utf-8")
     partial.replace(path)
+
+
+def _field(name: str) -> str:
+    return "".join(quote(c) if c.isspace() or c == "%" else c for c in name)

@@ -16,11 +16,16 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class SiteImages:
-    """Training images of one site: (N, 1, 128, 128) float32 standardised ROIs, (N,) int64 labels 0..C-1."""
+    """Training images of one site: (N, 1, 128, 128) float32 standardised ROIs, (N,) int64 labels 0..C-1.
+
+    ``people`` (N,) int64 says whose image each is; None: a label is a person. Somebody with two palms has
+    two labels.
+    """
 
     images: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     classes: int
+    people: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

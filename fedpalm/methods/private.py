@@ -36,10 +36,11 @@ def is_private(training: TrainingSettings) -> bool:
 
 
 def units(images: SiteImages, privacy: PrivacySettings) -> list[Positions]:
-    """The positions of each person's images, or each image's for itself."""
+    """The positions of each person's images, of all their labels, or each image's for itself."""
     if privacy.unit == "record":
         return list(np.arange(len(images.labels))[:, None])
-    return [np.flatnonzero(images.labels == label) for label in np.unique(images.labels)]
+    people = images.labels if images.people is None else images.people
+    return [np.flatnonzero(people == person) for person in np.unique(people)]
 
 
 def train_privately(
@@ -76,21 +77,21 @@ def train_privately(
 
 
 def public_head(
-    training: TrainingSettings, length: int, seed: int, people: int, randomness: Randomness
+    training: TrainingSettings, length: int, seed: int, classes: int, randomness: Randomness
 ) -> PublicHead:
-    """The plan's head with ``people`` in random places.
+    """The plan's head with ``classes`` identities in random places.
 
     Raises:
-        ConfigError: there are more people than places.
+        ConfigError: there are more identities than places.
     """
     slots = training.privacy.head_slots
-    if people > slots:
+    if classes > slots:
         raise ConfigError(
-            f"this site has more people than the {slots} places of the plan's public head",
+            f"this site has more identities than the {slots} places of the plan's public head",
             safe="nothing was trained, and no budget spent",
             next_step="set training.privacy.head_slots higher in the plan",
         )
-    places = torch.from_numpy(randomness.subset(slots, people))
+    places = torch.from_numpy(randomness.subset(slots, classes))
     prototypes = public_prototypes(slots, length, seed)
     return PublicHead(prototypes, places, training.arcface_scale, training.arcface_margin)
 

@@ -234,11 +234,11 @@ class SingleModelSite:
         )
 
     def _head(self, length: int) -> Head:
-        people = self.images.classes
+        classes = self.images.classes
         if self.private_training:
-            return public_head(self.training, length, self.seed, people, self.randomness)
+            return public_head(self.training, length, self.seed, classes, self.randomness)
         seed = derive_seed(self.seed, self.site, 0, "head")
-        return drawn_head(people, length, self.training, seed)
+        return drawn_head(classes, length, self.training, seed)
 
     def _private_state(self) -> dict[str, dict[str, Tensor]]:
         """Tensors that stay at the site, by prefix and name."""

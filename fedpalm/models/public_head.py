@@ -1,8 +1,8 @@
 """The head under differential privacy: a public code in the place of prototypes that were trained.
 
 A head that learns who a site's people are is their data, and shapes every gradient. This one has no
-parameter: its prototypes come from the plan's seed, and all that a site adds is who has which of them,
-drawn at random once and kept.
+parameter: its prototypes come from the plan's seed, and all that a site adds is which identity has which
+of them, drawn at random once and kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .arcface import margin_logits
 class PublicHead(nn.Module):
     """ArcFace's logits (:func:`~.arcface.margin_logits`) over all ``slots``, taken or not.
 
-    ``places`` (people,) int64: everybody's slot, no two alike.
+    ``places`` (identities,) int64: the slot of each, no two alike; two palms of one person have two.
     """
 
     places: Tensor

@@ -76,7 +76,11 @@ def evaluate(
 @json_option
 @command_errors
 def preflight(home: Path, as_json: bool) -> None:
-    """Look at every image once and tell whether it can be trained on."""
+    """Look at every image once and tell whether it can be trained on.
+
+    How many train and how many are kept open is counted as without differential privacy; with it
+    everybody's own hash decides, and the two numbers differ by chance.
+    """
     from fedpalm.data.roi import preflight as look
 
     from ..images import list_records, split_records
@@ -85,13 +89,14 @@ def preflight(home: Path, as_json: bool) -> None:
     if config.data is None:
         raise ConfigError(f"{Home(home).config}: no [data]", next_step='add [data] source = "PATH"')
     data = config.data
-    records, split = list_records(data), split_records(data, config.site)
+    records, split = list_records(data), split_records(data, config.site, "none")
     report: dict[str, Any] = {
         "source": data.source,
         **look(records).to_json(),
         "training_images": len(split.train),
         "closed_identities": len(split.classes),
         "open_identities": len(split.open_classes),
+        "split": "counted as without differential privacy; with it everybody's own hash decides",
         "input": "ROI images are expected; the palm is not searched for in a photograph",
         "assumed": "nobody here is enrolled at another site: that cannot be checked from here",
     }

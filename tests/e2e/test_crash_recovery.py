@@ -57,7 +57,7 @@ def _expected(federation: RealFederation) -> str:
     for site in federation.sites:
         data = Home(federation.site_home(site)).load().data
         assert data is not None
-        images[site] = training_images(data, site)
+        images[site] = training_images(data, site, "none")
     result = simulate(stored.plan, "fedpalm", images)
     return hashlib.sha256(result.shared.astype("<f4").tobytes()).hexdigest()
 

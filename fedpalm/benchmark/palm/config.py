@@ -83,8 +83,9 @@ class BenchConfig(Settings):
 
 def _named(training: TrainingSettings) -> dict[str, Any]:
     """What a hash covers; results without DP keep the names from before there was any."""
-    without = {"privacy"} if training.privacy.unit == "none" else set()
-    return training.model_dump(exclude=without)
+    if training.privacy.unit == "none":
+        return training.model_dump(exclude={"privacy"})
+    return training.model_dump() | {"split": "by own hashes"}
 
 
 _PRESETS: dict[str, dict[str, Any]] = {

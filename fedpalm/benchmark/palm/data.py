@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...canonical import canonical_json, domain_hash
-from ...data.loading import Trial, load_trial
+from ...data.loading import Trial, load_trial, people_of
 from ...data.palms import GENERATOR_VERSION, cache_root, synthetic_palms
 from ...data.readers import open_source
 from ...data.splits import SiteSplit, partition_sites, split_as_paper, split_site
@@ -55,13 +55,14 @@ def fingerprint(data: DataSettings) -> str:
 def site_splits(config: BenchConfig, seed: int) -> list[SiteSplit]:
     """Every site's images by use, identities at one site only; synthetic ones are made if missing.
 
-    The paper's sets are split as in the paper when all of their people take part.
+    The paper's sets are split as in the paper when all of their people take part, but not under
+    differential privacy: there the split is the one that sites make.
 
     Raises:
         ConfigError: synthetic palms without a number of them.
         DataError: the source cannot be used, or is too small.
     """
-    data = config.data
+    data, unit = config.data, config.training.privacy.unit
     if data.source == SYNTHETIC:
         if data.identities is None or data.images is None:
             raise ConfigError("synthetic palms need --identities and --images")
@@ -76,11 +77,11 @@ def site_splits(config: BenchConfig, seed: int) -> list[SiteSplit]:
         )
     else:
         records = open_source(data.source, data.kind, cap_per_identity=data.images, seed=seed)
-        if data.kind in PAPER_SETS and data.identities is None:
+        if unit == "none" and data.kind in PAPER_SETS and data.identities is None:
             return split_as_paper(records, config.sites, seed)
         people = partition_sites(records, config.sites, data.identities, seed)
     return [
-        split_site(records, seed, name)
+        split_site(records, seed, name, unit)
         for name, records in zip(config.site_names, people, strict=True)
     ]
 
@@ -94,7 +95,9 @@ def site_data(config: BenchConfig, seed: int) -> dict[str, SiteData]:
 def _site(split: SiteSplit) -> SiteData:
     closed = load_trial(split.train, split.closed_probe, split.classes)
     return SiteData(
-        SiteImages(closed.gallery, closed.gallery_labels, len(split.classes)),
+        SiteImages(
+            closed.gallery, closed.gallery_labels, len(split.classes), people_of(split.train)
+        ),
         closed,
         load_trial(split.open_gallery, split.open_probe, split.open_classes),
     )

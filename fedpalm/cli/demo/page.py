@@ -107,9 +107,10 @@ def _open_set(report: Report, plots: Mapping[str, str]) -> str:
         f'<span class="whole">{escape(site)} {percent(estimate.eer, 1)}</span>'
         for site, estimate in report.open_set.local_by_site.items()
     )
+    half = "About half" if report.settings.private else "Half"
     return (
         "<section>\n<h2>People nobody trained on</h2>\n"
-        f"<p>Half of every site\u2019s identities were kept out of training. Pooled over all sites "
+        f"<p>{half} of every site\u2019s identities were kept out of training. Pooled over all sites "
         f"they are {count(report.open_set.identities, 'identity', 'identities')} with "
         f"{count(report.open_set.images, 'image')}; every probe is compared with every gallery "
         "image, once with each final model.</p>\n"

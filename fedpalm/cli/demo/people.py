@@ -29,11 +29,20 @@ Labels = npt.NDArray[np.int64]
 def choose_people(settings: DemoSettings) -> list[list[ImageRecord]]:
     """Records of every site, identities at one site only; every image has been looked at.
 
-    A folder with too few identities for ``settings.identities`` at each site is an error.
+    A folder with too few identities for ``settings.identities`` at each site is an error, and so is a
+    private demo with a site where nearly everybody's hash says the same.
 
     Raises:
         DataError: the source cannot be used, or is too small.
     """
+    people = _people(settings)
+    if settings.private:
+        for site, records in zip(settings.site_names, people, strict=True):
+            split_site(records, SPLIT_SEED, site, settings.privacy)
+    return people
+
+
+def _people(settings: DemoSettings) -> list[list[ImageRecord]]:
     per_site = 2 * settings.identities
     if settings.data == SYNTHETIC:
         return synthetic_palms(
@@ -72,12 +81,13 @@ def write_people(
 
 def split_of(workspace: Workspace, site: str) -> SiteSplit:
     """The site's split, by the rule that the site itself applies."""
-    return split_site(open_source(workspace.images(site)), SPLIT_SEED, site)
+    unit = workspace.load().privacy
+    return split_site(open_source(workspace.images(site)), SPLIT_SEED, site, unit)
 
 
 def training_images(split: SiteSplit) -> SiteImages:
     loaded = load_images(split.train, split.classes)
-    return SiteImages(loaded.images, loaded.labels, len(split.classes))
+    return SiteImages(loaded.images, loaded.labels, len(split.classes), loaded.people)
 
 
 def closed_trial(split: SiteSplit) -> Trial:

@@ -29,8 +29,9 @@ _SPARE_ROUNDS = 1
 class DemoSettings(Settings):
     """One demo. The same values and the same folder continue it; other values are refused there.
 
-    ``identities`` train at each site and as many are kept for the open-set test; ``images`` is how
-    many of each identity are used, half of them for training and gallery.
+    ``identities`` train at each site and as many are kept for the open-set test (about so many where
+    ``privacy`` lets everybody's own hash decide); ``images`` is how many of each identity are used, half
+    of them for training and gallery.
     """
 
     data: str = SYNTHETIC

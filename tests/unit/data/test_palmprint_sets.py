@@ -73,6 +73,13 @@ def test_each_layout_is_recognised_and_a_palm_is_an_identity(
     assert preflight(records).images == PALMS * images
 
 
+def test_iitd_says_whose_palm_it_is_and_the_other_sets_do_not(build):
+    records = by_identity(open_source(build("iitd")))
+    assert {r.subject for name in ("left-002", "right-002") for r in records[name]} == {"002"}
+    for layout in ("tongji", "polyu", "spectral"):
+        assert {r.person for r in open_source(build(layout))} == {None}
+
+
 def test_tongji_counts_ten_files_a_palm_alike_in_both_sessions(build):
     groups = by_identity(open_source(build("tongji")))
     assert [(r.session, r.path.name) for r in groups["palm-002"]] == [

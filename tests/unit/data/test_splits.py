@@ -6,12 +6,12 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fedpalm.data.readers import open_source
 from fedpalm.data.records import ImageRecord
-from fedpalm.data.splits import partition_sites, split_site, write_list
+from fedpalm.data.splits import SiteSplit, Unit, partition_sites, split_site, write_list
 from fedpalm.errors import DataError
 
 
@@ -101,6 +101,106 @@ def test_an_image_taken_away_from_one_identity_moves_no_other():
         assert one == two
 
 
+def _people(palms: list[int], images: int) -> list[ImageRecord]:
+    """People with so many palms each."""
+    return [
+        ImageRecord(Path(f"/data/{hand}-{i:03}/{k}.png"), f"{hand}-{i:03}", person=f"{i:03}")
+        for i, count in enumerate(palms)
+        for hand in ("left", "right")[:count]
+        for k in range(images)
+    ]
+
+
+def _split_or_skip(records: list[ImageRecord], seed: int, unit: Unit) -> SiteSplit:
+    try:
+        return split_site(records, seed, "a", unit)
+    except DataError:
+        assume(False)
+        raise
+
+
+def test_without_differential_privacy_deal_and_split_are_those_of_published_results():
+    records = _records(9, 3)
+    split = split_site(records, 7, "site-1")
+    assert split.classes == ("p001", "p002", "p003", "p006", "p008")
+    assert [r.path.as_posix()[6:-4] for r in split.train] == [
+        "p001/0", "p001/1", "p002/0", "p002/2", "p003/1", "p003/2", "p006/0", "p006/1", "p008/0", "p008/1"
+    ]  # fmt: skip
+    assert [sorted(_names(part)) for part in partition_sites(records, 2, None, 7)] == [
+        ["p002", "p004", "p005", "p006", "p008"], ["p000", "p001", "p003", "p007"]
+    ]  # fmt: skip
+    first, second = partition_sites(records, 2, 4, 7)
+    assert sorted(_names(first)) == ["p004", "p005", "p006", "p008"]
+    assert sorted(_names(second)) == ["p000", "p001", "p003", "p007"]
+
+
+@given(
+    palms=st.lists(st.integers(1, 2), min_size=7, max_size=14),
+    images=st.integers(2, 4),
+    seed=st.integers(0, 2**40),
+    data=st.data(),
+)
+def test_by_person_one_person_more_or_less_moves_nobody_else(palms, images, seed, data):
+    records = _people(palms, images)
+    gone = data.draw(st.sampled_from(sorted({r.subject for r in records})))
+    whole = _split_or_skip(records, seed, "subject")
+    rest = _split_or_skip([r for r in records if r.subject != gone], seed, "subject")
+    for name in ("train", "closed_probe", "open_gallery", "open_probe"):
+        assert [r for r in getattr(whole, name) if r.subject != gone] == list(getattr(rest, name))
+    trains = {r.subject for r in whole.train}
+    assert not trains & {r.subject for r in whole.open_gallery}, "a person in both halves"
+
+
+@given(
+    identities=st.integers(7, 12),
+    images=st.integers(3, 5),
+    sessions=st.booleans(),
+    seed=st.integers(0, 2**40),
+    data=st.data(),
+)
+def test_by_record_one_image_more_or_less_moves_no_other(identities, images, sessions, seed, data):
+    records = [
+        ImageRecord(r.path, r.identity, session=1 + int(r.path.stem) % 2 if sessions else None)
+        for r in _records(identities, images)
+    ]
+    gone = data.draw(st.sampled_from(records))
+    whole = _split_or_skip(records, seed, "record")
+    rest = _split_or_skip([r for r in records if r != gone], seed, "record")
+    assert [r for r in whole.train if r != gone] == list(rest.train)
+    assert set(whole.train) | set(whole.closed_probe) == {
+        r for r in records if r.identity in whole.classes
+    }
+    if sessions:
+        assert {r.session for r in whole.train} == {1}
+
+
+@pytest.mark.parametrize("unit", ["subject", "record"])
+def test_by_own_hash_about_half_train_and_a_half_of_one_is_refused(unit):
+    split = split_site(_records(400, 4), 1, "a", unit)
+    assert 160 < len(split.classes) < 240
+    assert 0.4 < len(split.train) / (4 * len(split.classes)) < 0.6
+    with pytest.raises(DataError, match="everybody's own hash decides"):
+        for seed in range(50):
+            split_site(_records(4, 2), seed, "a", unit)
+
+
+@given(
+    palms=st.lists(st.integers(1, 2), min_size=24, max_size=30),
+    per_site=st.none() | st.integers(4, 7),
+    seed=st.integers(0, 2**40),
+)
+def test_no_person_is_at_two_sites(palms, per_site, seed):
+    parts = partition_sites(_people(palms, 2), 3, per_site, seed)
+    people = [{r.subject for r in part} for part in parts]
+    assert sum(map(len, people)) == len(set().union(*people))
+    sizes = [len(_names(part)) for part in parts]
+    if per_site is None:
+        assert sum(sizes) == sum(palms)
+        assert max(sizes) - min(sizes) <= 2
+    else:
+        assert set(sizes) == {per_site}
+
+
 @pytest.mark.parametrize(("sites", "per_site"), [(3, None), (2, 6), (2, 3), (0, None)])
 def test_too_few_identities_for_the_sites_are_refused(sites, per_site):
     with pytest.raises(DataError, match="too few"):
@@ -116,8 +216,14 @@ def test_a_site_needs_two_identities_in_each_half_and_two_images_of_each():
 
 def test_a_written_list_reads_back_to_the_same_records(tmp_path, make_image):
     records = [
-        ImageRecord(make_image(tmp_path / folder / name), identity)
-        for folder, identity in [("a b", "Ann Lee"), ("c", "50% ü"), ("d", "tab\tname")]
+        ImageRecord(make_image(tmp_path / folder / name), identity, person=person)
+        for folder, identity, person in [
+            ("a b", "Ann Lee", None),
+            ("c", "50% ü", None),
+            ("d", "tab\tname", "two words"),
+            ("e", "person=x", None),
+            ("f", "person=y", "50% =ü"),
+        ]
         for name in ("one 1.png", "two.png")
     ]
     write_list(records, tmp_path / "lists" / "site.txt")

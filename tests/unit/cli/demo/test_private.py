@@ -12,6 +12,7 @@ from fedpalm.cli.demo.command import default_folder, resolve
 from fedpalm.cli.demo.comparison import bound_plan
 from fedpalm.cli.demo.figures import Budget, Report
 from fedpalm.cli.demo.page import page
+from fedpalm.cli.demo.people import split_of
 from fedpalm.cli.demo.plots import write_plots
 from fedpalm.cli.demo.settings import (
     DELTA,
@@ -23,9 +24,13 @@ from fedpalm.cli.demo.settings import (
 )
 from fedpalm.cli.demo.terminal import summary
 from fedpalm.cli.demo.workspace import Workspace
+from fedpalm.data.records import ImageRecord
+from fedpalm.data.splits import write_list
 from fedpalm.plan import PlanDraft
 from fedpalm.privacy.accounting import Charge, charged_epsilon
 from fedpalm.settings import load_toml, parse_toml
+from participant.config import DataSettings
+from participant.images import split_records
 from participant.policy import Policy, violations
 
 from .conftest import canned_report, estimate
@@ -50,6 +55,25 @@ def test_its_sites_allow_the_plan_and_can_pay_for_it_with_a_round_to_spare():
     rounds = plan.draft.rounds + 1
     charge = Charge(privacy.noise_multiplier, privacy.sampling_rate, rounds * privacy.steps)
     assert charged_epsilon([charge], DELTA) <= MAX_EPSILON
+
+
+@pytest.mark.parametrize("settings", [PRIVATE, DemoSettings()])
+def test_the_demo_looks_at_the_split_that_its_sites_make(tmp_path: Path, settings: DemoSettings):
+    workspace = Workspace(tmp_path / "demo")
+    workspace.open(settings)
+    records = []
+    for name in range(12):
+        for image in "abcd":
+            path = tmp_path / f"{name}" / f"{image}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+            records.append(ImageRecord(path, f"palm-{name}", person=f"{name // 2}"))
+    write_list(records, workspace.images("site-1"))
+    # What `join --data` without further options means.
+    data = DataSettings(source=str(workspace.images("site-1")))
+    assert split_of(workspace, "site-1") == split_records(data, "site-1", settings.privacy)
+    plan = settings.draft()
+    assert plan.privacy.unit == settings.privacy
 
 
 def test_the_written_plan_reads_back_as_the_same_draft(tmp_path: Path):
