@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedpalm.ledger.checkpoint import Checkpoint, GivenCheckpoint
-from fedpalm.ledger.merkle import HASH_BYTES
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.rounds.events import RoundRef
 
@@ -32,7 +31,7 @@ class CheckpointRow:
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 one.site, one.key_id, one.size, one.run, one.round, one.attempt,
-                one.hash.hex(), b"".join(self.given.proof), self.given.signed.to_bytes(),
+                one.hash.hex(), self.given.proof_bytes, self.given.signed.to_bytes(),
             ),
         )  # fmt: skip
 
@@ -70,14 +69,14 @@ class CheckpointRecords:
             "ORDER BY seq DESC LIMIT 1",
             site, key_id,
         )  # fmt: skip
-        return _given(*rows[0]) if rows else None
+        return GivenCheckpoint.stored(*rows[0]) if rows else None
 
     def newest_of(self, site: str) -> GivenCheckpoint | None:
         """The one that came last from this site, under whatever key."""
         rows = self._store.query(
             "SELECT signed, proof FROM checkpoints WHERE site = ? ORDER BY seq DESC LIMIT 1", site
         )
-        return _given(*rows[0]) if rows else None
+        return GivenCheckpoint.stored(*rows[0]) if rows else None
 
     def of_attempt(self, run_id: str, ref: RoundRef, site: str, key_id: str) -> str:
         """The hash of what a site gave for an attempt; empty if it has given none."""
@@ -106,7 +105,7 @@ class CheckpointRecords:
     def given(self, seq: int) -> GivenCheckpoint:
         """The checkpoint at a position that there is."""
         rows = self._store.query("SELECT signed, proof FROM checkpoints WHERE seq = ?", seq)
-        return _given(*rows[0])
+        return GivenCheckpoint.stored(*rows[0])
 
     def conflicts(self, site: str) -> list[SignedStatement]:
         """What was refused of a site's checkpoints."""
@@ -114,8 +113,3 @@ class CheckpointRecords:
             "SELECT signed FROM checkpoint_conflicts WHERE site = ? ORDER BY came_ms", site
         )
         return [SignedStatement.from_bytes(signed) for (signed,) in rows]
-
-
-def _given(signed: bytes, proof: bytes) -> GivenCheckpoint:
-    parts = tuple(proof[at : at + HASH_BYTES] for at in range(0, len(proof), HASH_BYTES))
-    return GivenCheckpoint(SignedStatement.from_bytes(signed), parts)

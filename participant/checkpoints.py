@@ -23,7 +23,7 @@ from fedpalm.errors import (
 )
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.ledger.checkpoint import Checkpoint, GivenCheckpoint
-from fedpalm.ledger.merkle import HASH_BYTES, MerkleTree
+from fedpalm.ledger.merkle import MerkleTree
 from fedpalm.ledger.witness import RESTORE_STEP, check_follows
 from fedpalm.pki.live import LiveIdentity
 from fedpalm.pki.signing import key_id
@@ -130,7 +130,7 @@ class CheckpointBook:
             ).fetchall()
             if not rows:
                 rows = [self._own(db, place)]
-        return [_given(row) for row in rows]
+        return [GivenCheckpoint.stored(row["signed"], row["proof"]) for row in rows]
 
     def _sign(self, db: sqlite3.Connection, place: Place) -> None:
         for row in db.execute(
@@ -316,7 +316,7 @@ class CheckpointBook:
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(said.site, said.key_id, said.size, said.run, said.round, said.attempt),
-                *(said.hash, b"".join(given.proof), given.signed.to_bytes()),
+                *(said.hash, given.proof_bytes, given.signed.to_bytes()),
             ),
         )
 
@@ -343,12 +343,6 @@ class CheckpointBook:
 
 def _read(row: sqlite3.Row) -> Checkpoint:
     return Checkpoint.read(SignedStatement.from_bytes(row["signed"]))
-
-
-def _given(row: sqlite3.Row) -> GivenCheckpoint:
-    proof = row["proof"]
-    parts = tuple(proof[at : at + HASH_BYTES] for at in range(0, len(proof), HASH_BYTES))
-    return GivenCheckpoint(SignedStatement.from_bytes(row["signed"]), parts)
 
 
 def _not_ours() -> ProtocolError:

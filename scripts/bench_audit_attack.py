@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fedpalm.attack.bugs import faulty_paths
 from fedpalm.attack.canaries import CanaryAudit
-from fedpalm.attack.probe import Path as TrainingPath
+from fedpalm.attack.probe import TrainingPath
 from fedpalm.attack.runner import FALSE_ALARM, audit, standard
 from fedpalm.methods.site import build_site
 from tests.support.faulty_ledgers import findings_of, ledgers

@@ -22,29 +22,29 @@ from ..methods.training import Outputs, derive_seed, drawn_head
 from ..plan import TrainingSettings
 from ..privacy.optimizer import PersonOptimizer
 from ..privacy.randomness import Randomness, SecretRandom, SeededRandom
-from .probe import Path
+from .probe import TrainingPath
 
 _RATE = 0.1
 """Learning rate of what a faulty site trains beside the mechanism."""
 
 
-def faulty_paths() -> dict[str, Path]:
+def faulty_paths() -> dict[str, TrainingPath]:
     """By name, every injected fault of the training path."""
     return {
-        "no noise": Path(optimizer=_NoNoise),
-        "half sigma": Path(optimizer=_HalfSigma),
-        "no clipping": Path(optimizer=_NoClipping),
-        "noise before clipping": Path(optimizer=_NoiseBeforeClipping),
-        "person split across batches": Path(train=_split),
-        "noise reused after a restart": Path(randomness=lambda: SeededRandom(7)),
-        "noise reused in every step": Path(randomness=_OneNoise),
-        "batches of fixed size": Path(randomness=_FixedSize),
-        "shuffled epochs": Path(randomness=_Epochs),
-        "drawn at twice q": Path(randomness=_TwiceTheRate),
-        "divided by the people drawn": Path(optimizer=_ActualCount),
-        "contrast between people": Path(build=_built(_CoupledSite)),
-        "private head": Path(build=_built(_PrivateHeadSite)),
-        "expert beside the mechanism": Path(build=_built(_ExpertBesideSite)),
+        "no noise": TrainingPath(optimizer=_NoNoise),
+        "half sigma": TrainingPath(optimizer=_HalfSigma),
+        "no clipping": TrainingPath(optimizer=_NoClipping),
+        "noise before clipping": TrainingPath(optimizer=_NoiseBeforeClipping),
+        "person split across batches": TrainingPath(train=_split),
+        "noise reused after a restart": TrainingPath(randomness=lambda: SeededRandom(7)),
+        "noise reused in every step": TrainingPath(randomness=_OneNoise),
+        "batches of fixed size": TrainingPath(randomness=_FixedSize),
+        "shuffled epochs": TrainingPath(randomness=_Epochs),
+        "drawn at twice q": TrainingPath(randomness=_TwiceTheRate),
+        "divided by the people drawn": TrainingPath(optimizer=_ActualCount),
+        "contrast between people": TrainingPath(build=_built(_CoupledSite)),
+        "private head": TrainingPath(build=_built(_PrivateHeadSite)),
+        "expert beside the mechanism": TrainingPath(build=_built(_ExpertBesideSite)),
     }
 
 

@@ -15,7 +15,7 @@ from ..plan import PrivacySettings
 from ..privacy.accounting import Charge, charged_epsilon
 from .findings import Finding
 from .one_run import Guesses, epsilon_at_least, guess, p_value
-from .probe import Path
+from .probe import TrainingPath
 
 DELTA = 1e-5
 CONFIDENCE = 0.95
@@ -36,7 +36,7 @@ class CanaryAudit:
         """Epsilon that the account charges for the run, at DELTA."""
         return charged_epsilon([Charge(self.noise_multiplier, 1.0, self.steps)], DELTA)
 
-    def run(self, path: Path, seed: int) -> tuple[Finding, dict[str, Any]]:
+    def run(self, path: TrainingPath, seed: int) -> tuple[Finding, dict[str, Any]]:
         """Train once with the canaries that the coins let in; guess the coins."""
         privacy = PrivacySettings(
             unit="subject",

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..plan import PrivacySettings
 from .findings import Finding, certain
-from .probe import Path, Person, Released
+from .probe import Person, Released, TrainingPath
 from .statistics import of_correlation, of_rate, of_scale, of_shape, of_spread
 
 _SILENT = 1e-9
@@ -23,12 +23,12 @@ _SAME = 1e-5
 _RECORDS = 4
 
 
-def direct(path: Path) -> list[Finding]:
+def direct(path: TrainingPath) -> list[Finding]:
     """All tests on the model whose gradients the auditor chooses."""
     return [*noise(path), *draws(path), *influence(path)]
 
 
-def noise(path: Path) -> list[Finding]:
+def noise(path: TrainingPath) -> list[Finding]:
     """People without any gradient: what is released is noise alone, in this run and in the next."""
     privacy = PrivacySettings(
         unit="subject",
@@ -68,7 +68,7 @@ def noise(path: Path) -> list[Finding]:
     ]
 
 
-def draws(path: Path) -> list[Finding]:
+def draws(path: TrainingPath) -> list[Finding]:
     """Everybody has a coordinate of their own: it shows who was drawn, and what for."""
     people, rate = 300, 0.2
     privacy = PrivacySettings(
@@ -119,7 +119,7 @@ def adversaries(at: int) -> dict[str, Person]:
     }
 
 
-def influence(path: Path) -> list[Finding]:
+def influence(path: TrainingPath) -> list[Finding]:
     """How far one person moves the clipped sum, and whether that depends on the others."""
     privacy = PrivacySettings(
         unit="subject",

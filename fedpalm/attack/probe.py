@@ -33,7 +33,7 @@ Released = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Path:
+class TrainingPath:
     """What is audited: the product's own parts, unless an injected bug takes the place of one."""
 
     train: Callable[..., dict[str, float]] = train_privately

@@ -11,7 +11,7 @@ from .canaries import CanaryAudit
 from .direct import direct
 from .findings import Finding, accused
 from .membership import NOT_PRIVATE, MembershipTrial
-from .probe import Path
+from .probe import TrainingPath
 from .sites import site_findings
 
 FALSE_ALARM = 0.02
@@ -19,7 +19,7 @@ FALSE_ALARM = 0.02
 REFUTED_EXIT = 27
 """Exit code of an audit that refutes a claim; beside those of ``fedpalm audit verify``."""
 _NOT_PRIVATE: tuple[MethodName, ...] = ("rehearsal", "fedbn")
-"""Trains nothing; no plan with differential privacy may name it."""
+"""One trains nothing, the other no plan with differential privacy may name."""
 
 Say = Callable[[str], None]
 
@@ -77,7 +77,7 @@ def thorough() -> Extent:
 
 
 def audit(
-    path: Path,
+    path: TrainingPath,
     extent: Extent,
     seed: int,
     *,

@@ -19,7 +19,7 @@ from ..methods.base import RoundContext, SiteImages, SiteUpdate
 from ..plan import BackboneName, MethodName, PrivacySettings, TrainingSettings
 from ..privacy.randomness import Randomness, SeededRandom
 from .findings import Finding, certain
-from .probe import Path, Recorder
+from .probe import Recorder, TrainingPath
 
 _PEOPLE, _EACH = 3, 2
 _SILENT = 1e-9
@@ -33,7 +33,7 @@ Templates = npt.NDArray[np.float32]
 
 
 def site_findings(
-    path: Path, method: MethodName = "fedpalm", backbone: BackboneName = "compnet"
+    path: TrainingPath, method: MethodName = "fedpalm", backbone: BackboneName = "compnet"
 ) -> list[Finding]:
     """All tests of one method."""
     probe = SiteProbe(path, method, backbone)
@@ -43,7 +43,7 @@ def site_findings(
 class SiteProbe:
     """The tests of one method on one backbone."""
 
-    def __init__(self, path: Path, method: MethodName, backbone: BackboneName) -> None:
+    def __init__(self, path: TrainingPath, method: MethodName, backbone: BackboneName) -> None:
         self._path, self._method, self._backbone = path, method, backbone
         self._name = f"{method}, {backbone}"
 

@@ -40,7 +40,7 @@ def attack_command(
     nothing was refuted, 27 a claim was refuted. An honest path is accused in at most one of fifty audits.
     """
     try:
-        from ..attack.probe import Path as TrainingPath
+        from ..attack.probe import TrainingPath
         from ..attack.runner import REFUTED_EXIT, audit, standard
         from ..attack.runner import thorough as every
     except ModuleNotFoundError as error:

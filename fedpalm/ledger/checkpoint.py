@@ -17,6 +17,7 @@ from ..pki.identity import Identity, Role
 from ..pki.request import signing_key_of
 from ..pki.signing import key_id
 from ..pki.statement import HexHash, Label, SignedStatement, Statement, TimeMs
+from .merkle import HASH_BYTES
 
 
 class Checkpoint(Statement):
@@ -79,3 +80,14 @@ class GivenCheckpoint:
 
     signed: SignedStatement
     proof: tuple[bytes, ...] = ()
+
+    @classmethod
+    def stored(cls, signed: bytes, proof: bytes) -> GivenCheckpoint:
+        """From what a database keeps: ``signed.to_bytes()`` and :attr:`proof_bytes`."""
+        parts = (proof[at : at + HASH_BYTES] for at in range(0, len(proof), HASH_BYTES))
+        return cls(SignedStatement.from_bytes(signed), tuple(parts))
+
+    @property
+    def proof_bytes(self) -> bytes:
+        """The hashes of the proof, one after the other."""
+        return b"".join(self.proof)

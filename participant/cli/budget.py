@@ -79,7 +79,9 @@ def inherit(file: Path, home: Path, as_json: bool) -> None:
 
 
 def _accounts(desk: Desk) -> dict[str, Any]:
-    from ..budget import UNITS, BudgetBook
+    from fedpalm.privacy.accounting import UNITS
+
+    from ..budget import BudgetBook
 
     book = BudgetBook(desk.store, desk.log, desk.policy)
     accounts = [book.account(unit) for unit in UNITS]

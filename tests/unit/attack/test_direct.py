@@ -8,7 +8,7 @@ import pytest
 from fedpalm.attack.bugs import faulty_paths
 from fedpalm.attack.direct import direct
 from fedpalm.attack.findings import accused
-from fedpalm.attack.probe import Path
+from fedpalm.attack.probe import TrainingPath
 from fedpalm.plan import PrivacySettings
 from fedpalm.privacy.randomness import SeededRandom
 
@@ -30,7 +30,7 @@ ON_A_SITE = {"contrast between people", "private head", "expert beside the mecha
 
 
 def test_the_path_of_the_product_passes():
-    assert accused(direct(Path()), LEVEL) == []
+    assert accused(direct(TrainingPath()), LEVEL) == []
 
 
 @pytest.mark.parametrize("name", CAUGHT_BY)
@@ -55,13 +55,13 @@ def test_what_the_probe_releases_is_the_clipped_sum_of_the_mean_gradients():
     )
     people = [[(0, 30.0)], [(1, 3.0), (2, 1.0)], [(0, -3.0), (1, -4.0)]]
     expected = np.array([2.0, 1.5, 0.5]) + np.array([-1.5, -2.0, 0.0]) * 2 / 2.5
-    released = Path().released(people, 3, privacy)
+    released = TrainingPath().released(people, 3, privacy)
     assert released.shape == (2, 3)
     np.testing.assert_allclose(released, [expected, expected], atol=1e-5)
 
 
 def test_the_probe_takes_the_randomness_that_it_is_given():
     privacy = PrivacySettings(unit="subject", sampling_rate=0.5, population=4, steps=3)
-    path = Path(randomness=lambda: SeededRandom(3))
+    path = TrainingPath(randomness=lambda: SeededRandom(3))
     once, again = (path.released([[(0, 1.0)]] * 4, 5, privacy) for _ in range(2))
     np.testing.assert_array_equal(once, again)

@@ -11,7 +11,7 @@ from fedpalm.attack import probe, runner
 from fedpalm.attack.bugs import faulty_paths
 from fedpalm.attack.canaries import CanaryAudit
 from fedpalm.attack.findings import certain
-from fedpalm.attack.probe import Path
+from fedpalm.attack.probe import TrainingPath
 from fedpalm.attack.runner import REFUTED_EXIT, Extent, audit, standard, thorough
 from fedpalm.cli.app import commands
 
@@ -20,7 +20,7 @@ LEVEL = 1e-4
 
 
 def test_an_honest_path_passes():
-    report = audit(Path(), SMALL, 1, false_alarm=LEVEL)
+    report = audit(TrainingPath(), SMALL, 1, false_alarm=LEVEL)
     assert report.passed
     assert report.to_json()["exit_code"] == 0
     assert report.to_json()["ledger_checked"] is False
@@ -28,7 +28,7 @@ def test_an_honest_path_passes():
 
 def test_a_wrong_account_refutes_whatever_the_path_does():
     wrong = certain("ledger", "claimed epsilon", False, "1 claimed, 8 recomputed", "8")
-    report = audit(Path(), SMALL, 1, ledger=[wrong], false_alarm=LEVEL)
+    report = audit(TrainingPath(), SMALL, 1, ledger=[wrong], false_alarm=LEVEL)
     assert report.refuted == (wrong,)
     assert report.to_json()["exit_code"] == REFUTED_EXIT
 
@@ -63,7 +63,7 @@ def test_the_command_says_in_json_what_it_found(small):
 
 
 def test_a_refuted_claim_has_an_exit_code_of_its_own(small, monkeypatch):
-    monkeypatch.setattr(probe, "Path", lambda: faulty_paths()["no clipping"])
+    monkeypatch.setattr(probe, "TrainingPath", lambda: faulty_paths()["no clipping"])
     done = _attack()
     assert done.exit_code == REFUTED_EXIT
     assert "influence of a person" in done.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedpalm.attack.bugs import faulty_paths
-from fedpalm.attack.probe import Path
+from fedpalm.attack.probe import TrainingPath
 from fedpalm.attack.sites import SiteProbe, site_findings
 
 
@@ -15,7 +15,7 @@ def _refuted(findings):
 
 @pytest.mark.parametrize("method", ["fedavg", "fedpalm"])
 def test_the_sites_of_the_product_pass(method):
-    found = site_findings(Path(), method)
+    found = site_findings(TrainingPath(), method)
     assert len(found) == 4
     assert _refuted(found) == set()
 
