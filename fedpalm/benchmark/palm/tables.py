@@ -173,6 +173,8 @@ def markdown(summary: Summary) -> str:
         _identification(ten, summary, known),
         _ablation(summary),
         _cost_table(summary),
+        "### What the rows are",
+        "\n".join(f"- {VARIANTS[name].label}: {VARIANTS[name].about}" for name in variants),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 

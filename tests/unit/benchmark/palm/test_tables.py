@@ -60,6 +60,7 @@ def test_the_closed_set_stands_as_expected():
         summarise([result("local", eer=0.15), result("fedavg"), result("fedpalm", eer=0.08)])
     )
     assert text.startswith(EXPECTED)
+    assert text.endswith("\n- FedPalm: experts travel after the last round\n")
 
 
 def test_the_open_set_tells_personal_models_from_shared_ones():
