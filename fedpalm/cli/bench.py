@@ -9,7 +9,6 @@ import click
 from rich.table import Table
 
 from .bench_accounting import accounting_command
-from .bench_audit import audit_command
 from .bench_dp import dp_command
 from .bench_dp_cost import dp_cost_command
 from .bench_palm import palm_command
@@ -65,7 +64,6 @@ commands.add_command(palm_command)
 commands.add_command(table_command)
 commands.add_command(plot_command)
 commands.add_command(train_command)
-commands.add_command(audit_command)
 commands.add_command(dp_command)
 commands.add_command(dp_cost_command)
 commands.add_command(accounting_command)

@@ -18,7 +18,7 @@ from fedpalm.ledger.bodies import Body, EntryKind
 from fedpalm.ledger.chain import Head, append
 from fedpalm.ledger.checkpoint import Checkpoint
 from fedpalm.ledger.entries import Entry
-from fedpalm.ledger.merkle import root
+from fedpalm.ledger.merkle import MerkleTree
 from fedpalm.methods.contribution import codec_for
 from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.hybrid import HybridKey
@@ -97,6 +97,7 @@ class World:
             name: self.authority.enrol(Role.PARTICIPANT, name) for name in self.plan.roster
         }
         self.entries: list[Entry] = []
+        self._tree = MerkleTree()
         self.contents = {name: [] for name in Contents.__dataclass_fields__}
         self.charges: list[Charge] = []
         self.manifests = ManifestHead.start(self.plan, self.run)
@@ -132,6 +133,7 @@ class World:
         self.entries.append(
             append(head, kind, body, time_ms=self.clock_ms, key=self.own.signing_key)
         )
+        self._tree.append(self.entries[-1].to_bytes())
         return self.entries[-1]
 
     def send(self, payload: str, size: int, place: Mapping[str, Any], **more: Any) -> Entry:
@@ -228,7 +230,7 @@ class World:
             site=SITE,
             key_id=self.own_key_id,
             size=size,
-            root=root(one.to_bytes() for one in self.entries[:size]).hex(),
+            root=self._tree.root(size).hex(),
             **place,
             time_ms=self.clock_ms,
         ).sign(self.own)
