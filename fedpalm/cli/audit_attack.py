@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..errors import ConfigError
 from .console import command_errors, emit, err, json_option
-from .demo.narrator import Narrator
+from .narrator import Narrator
 
 if TYPE_CHECKING:
     from ..attack.findings import Finding

@@ -9,9 +9,8 @@ import click
 from rich.text import Text
 
 from ..errors import ConfigError, IntegrityError
-from .bench_secagg import ticker
 from .console import command_errors, emit, err, json_option
-from .demo.narrator import Narrator
+from .narrator import Narrator, ticker
 
 
 @click.command("dp-accounting")

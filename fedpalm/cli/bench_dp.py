@@ -16,7 +16,7 @@ from rich.text import Text
 from ..errors import ConfigError
 from ..settings import parse_settings
 from .console import command_errors, emit, err, json_option
-from .demo.narrator import Narrator
+from .narrator import Narrator
 
 NAMES = {"0.0": "0: the start itself", "inf": "no noise", "ordinary": "ordinary training"}
 BASES = ("inf", "ordinary")

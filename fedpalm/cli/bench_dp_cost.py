@@ -10,10 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import ConfigError
-from .bench_secagg import ticker
 from .bench_train import spread
 from .console import command_errors, emit, err, json_option
-from .demo.narrator import Narrator
+from .narrator import Narrator, ticker
 
 TARGET = 1.3
 """Times the seconds of Opacus's step."""

@@ -18,8 +18,7 @@ from ..settings import parse_settings
 from .bench_plot import draw_plots
 from .bench_table import write_tables
 from .console import command_errors, emit, err, error_json, json_option
-from .demo.narrator import Narrator
-from .demo.wording import duration
+from .narrator import Narrator, duration
 
 if TYPE_CHECKING:
     from ..benchmark.palm.config import BenchConfig, Job

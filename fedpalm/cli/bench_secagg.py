@@ -15,11 +15,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..benchmark.masking import STEPS, Load, Tick, measure_round
+from ..benchmark.masking import STEPS, Load, measure_round
 from ..benchmark.masking_client import measure_client
 from ..errors import ConfigError
 from .console import command_errors, emit, err, json_option
-from .demo.narrator import Narrator
+from .narrator import Narrator, ticker
 
 GROWTH = (5, 10, 20, 50, 100, 200)
 CLIENT_TARGETS: Mapping[tuple[int, int], Mapping[str, float]] = {
@@ -94,17 +94,6 @@ def cores(threads: int | None) -> Iterator[int]:
         yield len(chosen)
     finally:
         os.sched_setaffinity(0, before)
-
-
-def ticker(narrator: Narrator, before: str = "") -> Tick:
-    """Progress of a measurement: bars on a terminal, a line for each part elsewhere."""
-    terminal = err().is_terminal
-
-    def tick(what: str, done: int, total: int) -> None:
-        if terminal or done == total:
-            narrator.track(before + what, total, done)
-
-    return tick
 
 
 def _grow(

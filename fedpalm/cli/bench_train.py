@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import ConfigError
-from .bench_secagg import ticker
 from .console import command_errors, emit, err, json_option
-from .demo.narrator import Narrator
+from .narrator import Narrator, ticker
 
 TARGET = 2.0
 """Times faster than the plain loop."""

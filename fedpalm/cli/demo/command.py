@@ -12,7 +12,7 @@ from ...errors import InterruptedError_
 from ...plan import MAX_SITES
 from ...settings import parse_settings
 from ..console import command_errors, emit, err, json_option
-from .narrator import Narrator
+from ..narrator import Narrator
 from .settings import PRIVATE_SIZES, SYNTHETIC, DemoSettings
 from .supervisor import ends_are_interrupts
 from .workspace import Workspace

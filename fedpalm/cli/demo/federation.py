@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import ChildFailedError, NotFoundError, RoundAbortedError, StateError
+from ..narrator import Narrator
 from .figures import LABELS
-from .narrator import Narrator
 from .roles import Argv, Operator, SitePerson
 from .settings import WARM_START, DemoSettings, plan_toml
 from .supervisor import Supervisor

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
+from ..narrator import duration
 from .figures import LABELS, Estimate, Report
 from .settings import SYNTHETIC
 from .wording import (
     count,
-    duration,
     egress_labels,
     egress_rows,
     finding,

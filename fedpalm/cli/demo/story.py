@@ -10,10 +10,10 @@ from typing import Any
 from ...data.palms import contact_sheet
 from ...data.records import by_identity
 from ...plan import Plan
+from ..narrator import Narrator
 from .comparison import bound_plan, checkpoints, warm_start
 from .federation import Federation
 from .figures import Report
-from .narrator import Narrator
 from .page import page
 from .people import choose_people, split_of, write_open_lists, write_people
 from .plots import write_plots

@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..narrator import duration
 from .figures import LABELS, Estimate, Report
 from .wording import (
-    duration,
     egress_labels,
     egress_rows,
     finding,

@@ -51,16 +51,6 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.{1 if value < 100 else 0}f} {unit}"
 
 
-def duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def count(number: int, one: str, many: str | None = None) -> str:
     """``3 sites``; numbers below thirteen as words belong to prose, figures to tables."""
     return f"{number:,} {one if number == 1 else many or one + 's'}".replace(",", "\u202f")

@@ -17,8 +17,9 @@ from fedpalm.cli.demo.figures import Report
 from fedpalm.cli.demo.page import page
 from fedpalm.cli.demo.plots import PLOTS, write_plots
 from fedpalm.cli.demo.terminal import summary
-from fedpalm.cli.demo.wording import duration, egress_labels, egress_rows, finding, size
+from fedpalm.cli.demo.wording import egress_labels, egress_rows, finding, size
 from fedpalm.cli.demo.workspace import Workspace
+from fedpalm.cli.narrator import duration
 
 
 class _Reader(HTMLParser):

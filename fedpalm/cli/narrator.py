@@ -1,15 +1,14 @@
-"""What a demo says while it works: bars on a terminal, plain lines anywhere else. Only on stderr."""
+"""What long work says while it goes on: bars on a terminal, plain lines anywhere else. Only on stderr."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-from .wording import duration
 
 
 class Narrator:
@@ -29,6 +28,11 @@ class Narrator:
             console=console,
             disable=not console.is_terminal,
         )
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether bars are shown."""
+        return self._console.is_terminal
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -59,3 +63,23 @@ class Narrator:
         if completed and self._said.get(name) != said:
             self._said[name] = said
             self.note(f"{said}  {detail}".rstrip())
+
+
+def ticker(narrator: Narrator, before: str = "") -> Callable[[str, int, int], None]:
+    """Progress of a measurement, told (what, done, total); on a plain stream a line for each whole."""
+
+    def tick(what: str, done: int, total: int) -> None:
+        if narrator.is_terminal or done == total:
+            narrator.track(before + what, total, done)
+
+    return tick
+
+
+def duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
