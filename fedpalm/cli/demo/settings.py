@@ -55,10 +55,10 @@ class DemoSettings(Settings):
 
     @model_validator(mode="after")
     def _few_enough_for_delta(self) -> DemoSettings:
-        if self.private and self.identities * DELTA >= 1:
+        if self.private and 2 * self.identities * DELTA >= 1:
             raise ValueError(
                 f"with {self.identities} identities a site, delta {DELTA:g} could give one away: "
-                f"take fewer than {1 / DELTA:.0f} --identities"
+                f"take fewer than {0.5 / DELTA:.0f} --identities"
             )
         return self
 
@@ -118,7 +118,7 @@ class DemoSettings(Settings):
         """What every site of a private demo never goes beyond."""
         return (
             f'privacy = "required"\nmax_epsilon = {MAX_EPSILON}\ndelta = {DELTA}\n'
-            f"people = {self.identities}\n"
+            f"people = {2 * self.identities}\n"
         )
 
 

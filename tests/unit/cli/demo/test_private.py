@@ -51,7 +51,7 @@ def test_its_sites_allow_the_plan_and_can_pay_for_it_with_a_round_to_spare():
     assert violations(policy, plan) == []
     assert (policy.privacy, policy.max_epsilon, policy.delta) == ("required", MAX_EPSILON, DELTA)
     privacy = plan.draft.privacy
-    assert privacy.population == policy.people == PRIVATE.identities
+    assert (privacy.population, policy.people) == (PRIVATE.identities, 2 * PRIVATE.identities)
     rounds = plan.draft.rounds + 1
     charge = Charge(privacy.noise_multiplier, privacy.sampling_rate, rounds * privacy.steps)
     assert charged_epsilon([charge], DELTA) <= MAX_EPSILON
