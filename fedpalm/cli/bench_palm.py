@@ -38,7 +38,9 @@ Engine = Literal["local", "ray"]
     "--identities", type=click.IntRange(4), help="At each site, half of them for training."
 )
 @click.option("--images", type=click.IntRange(4), help="Of an identity, at most.")
-@click.option("--methods", help="Variants, with commas between; left out, all.")
+@click.option(
+    "--methods", help="Variants, with commas between; left out, all but the parts of fedpalm+."
+)
 @click.option("--sites", type=click.IntRange(2))
 @click.option("--rounds", type=click.IntRange(1))
 @click.option("--seeds", help="Seeds, with commas between.")

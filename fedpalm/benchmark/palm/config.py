@@ -17,7 +17,7 @@ from ...methods.template import model_template
 from ...plan import MAX_SITES, Plan, PlanDraft, TrainingSettings
 from ...settings import Settings, parse_settings
 from ..simulate import LOCAL, plan_for
-from .variants import ALL, VARIANTS, Variant
+from .variants import METHODS, VARIANTS, Variant
 
 BENCHMARK_VERSION = 1
 """Raised whenever the same job would give another result; it is part of every job's hash."""
@@ -53,7 +53,7 @@ class BenchConfig(Settings):
     sites: int = Field(8, ge=2, le=MAX_SITES)
     rounds: int = Field(20, ge=1, le=10_000)
     seeds: tuple[int, ...] = (0,)
-    variants: tuple[str, ...] = ALL
+    variants: tuple[str, ...] = METHODS
     training: TrainingSettings = TrainingSettings()
     evaluate_every: int = Field(5, ge=1, le=10_000)
     """Rounds between two looks at the open set on the way."""

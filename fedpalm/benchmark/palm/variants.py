@@ -96,6 +96,9 @@ VARIANTS: dict[str, Variant] = {
         "local", "w/o FL, norm", "each site alone, with FedBN's maps", personal=True, training=_NORM
     ),
 }
-"""``fedpalm+`` goes beyond the paper; the last ones show what its parts do alone."""
+"""``fedpalm+`` goes beyond the paper."""
 
-ALL = tuple(VARIANTS)
+PARTS = ("fedpalm-norm", "fedbn-normaliser", "fedavg-normaliser", "local-norm")
+"""What the settings of ``fedpalm+`` do alone, and on others; run by name."""
+
+METHODS = tuple(name for name in VARIANTS if name not in PARTS)
