@@ -78,6 +78,15 @@ class CheckpointRecords:
         )
         return GivenCheckpoint.stored(*rows[0]) if rows else None
 
+    def of_each_log(self, site: str) -> list[GivenCheckpoint]:
+        """The newest of each log that this site has kept, one a key; the one that came last is the last."""
+        rows = self._store.query(
+            "SELECT signed, proof FROM checkpoints WHERE seq IN "
+            "(SELECT MAX(seq) FROM checkpoints WHERE site = ? GROUP BY key_id) ORDER BY seq",
+            site,
+        )
+        return [GivenCheckpoint.stored(*row) for row in rows]
+
     def of_attempt(self, run_id: str, ref: RoundRef, site: str, key_id: str) -> str:
         """The hash of what a site gave for an attempt; empty if it has given none."""
         rows = self._store.query(

@@ -50,15 +50,18 @@ def audit(out: Path | None, home: Path, as_json: bool) -> None:
 def write_checkpoints(records: CheckpointRecords, sites: Iterable[str], folder: Path) -> None:
     """``SITE.checkpoint`` of each site that gave one, as ``fedpalm audit verify --checkpoint`` takes it.
 
+    Of a log that a site kept under an earlier key the newest is ``SITE-KEY.checkpoint``.
+
     Raises:
         ConfigError: the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for site in sites:
-            newest = records.newest_of(site)
-            if newest is not None:
-                (folder / f"{site}.checkpoint").write_bytes(newest.signed.to_bytes())
+            given = records.of_each_log(site)
+            for one in given:
+                key = f"-{Checkpoint.read(one.signed).key_id[:16]}" if one is not given[-1] else ""
+                (folder / f"{site}{key}.checkpoint").write_bytes(one.signed.to_bytes())
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}") from error
 

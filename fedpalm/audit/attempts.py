@@ -110,16 +110,19 @@ def note_accepted(attempts: Attempts, log: Log) -> list[Finding]:
 
 @dataclass
 class Checkpoints:
-    """Checkpoints of the site's own log by hash, the newest of other logs, and what is wrong with them."""
+    """Checkpoints of the site's own log by hash, and what is wrong with them.
+
+    ``earlier`` has the newest of each log that the site kept under a key that it had before, by that key.
+    """
 
     own: dict[str, Checkpoint] = field(default_factory=dict)
-    others: dict[tuple[str, str], Checkpoint] = field(default_factory=dict)
+    earlier: dict[str, Checkpoint] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
 
 def read_checkpoints(
     signed: Iterable[SignedStatement],
-    outside: Iterable[Checkpoint],
+    outside: Iterable[tuple[Checkpoint, Signer]],
     log: Log,
     owner: Signer,
     signers: Signers,
@@ -132,25 +135,22 @@ def read_checkpoints(
         AuditStopped: a checkpoint that its site has not signed.
     """
     found = Checkpoints()
-    inside = [
-        (f"checkpoint {at}", signers.open(Checkpoint, one, f"checkpoint {at}"), one)
-        for at, one in enumerate(signed)
-    ]
-    for where, said, statement in inside:
-        if signers.signer(statement.chain, where).key_id != said.key_id:
+    every = []
+    for at, one in enumerate(signed):
+        where = f"checkpoint {at}"
+        said, signer = signers.open(Checkpoint, one, where), signers.signer(one.chain, where)
+        if signer.key_id != said.key_id:
             raise AuditStopped(Exit.TAMPERED, where, "it names the log of another signing key")
-    mine = (owner.identity.name, owner.key_id)
-    for where, said in [
-        *((where, said) for where, said, _ in inside),
-        *(("your checkpoint", said) for said in outside),
-    ]:
-        if said.log == mine:
+        every.append((where, said, signer))
+    every += [("your checkpoint", said, signer) for said, signer in outside]
+    for where, said, signer in every:
+        if said.log == (owner.identity.name, owner.key_id):
             found.own[said.hash.hex()] = said
             found.findings += _held_against(said.size, said.root, log, where)
-            continue
-        newest = found.others.get(said.log)
-        if newest is None or newest.size < said.size:
-            found.others[said.log] = said
+        elif said.site == owner.identity.name and signer.issued < owner.issued:
+            newest = found.earlier.get(said.key_id)
+            if newest is None or newest.size < said.size:
+                found.earlier[said.key_id] = said
     for entry in log.of(EntryKind.CHECKPOINT):
         where = f"log, entry {entry.seq}"
         size, root = int(entry.body["size"]), str(entry.body["root"])
@@ -160,8 +160,7 @@ def read_checkpoints(
             )
         else:
             found.findings += _held_against(size, root, log, where)
-    earlier = {key: one for (site, key), one in found.others.items() if site == mine[0]}
-    found.findings += _inherited(log, earlier)
+    found.findings += _inherited(log, found.earlier)
     return found
 
 
@@ -184,7 +183,7 @@ def _inherited(log: Log, earlier: Mapping[str, Checkpoint]) -> Iterator[Finding]
                 "charges, are not inherited",
             )
         if key not in newest:
-            continue  # Inherited by a log between them, if at all; the notes name that one.
+            continue  # Perhaps by a log between them, which was inherited: a note says so.
         where, body = f"log, entry {newest[key].seq}", newest[key].body
         size = int(body["size"])
         if checkpoint.size > size:

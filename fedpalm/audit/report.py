@@ -390,7 +390,7 @@ def _evidence(audit: Audit, digest: str) -> str:
             ("signing key of the log", audit.key_id),
             ("log", f"{log.size:,} entries" + (f", root {log.root(log.size)}" if log.size else "")),
             ("sealed by the site", _time(audit.sealed_ms) if audit.sealed_ms else "not reached"),
-            ("checkpoints from elsewhere", str(len(audit.outside))),
+            ("checkpoints from elsewhere", str(audit.outside)),
             ("keys not pinned by the auditor", ", ".join(audit.unpinned) or "none"),
             ("manifests checked", f"{len(audit.attempts):,}"),
         ]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,11 +78,12 @@ def read_trust(path: Path) -> Trust:
 
 @dataclass(frozen=True)
 class Signer:
-    """Whose certificate this is, and the long-term key that it binds."""
+    """Whose certificate this is, the long-term key that it binds, and when the CA issued it."""
 
     identity: Identity
     key: VerifyingKey
     key_id: str
+    issued: datetime
 
 
 class Signers:
@@ -155,4 +157,4 @@ class Signers:
                 where,
                 f"the signing key of {identity.name} is {named[:16]}, you pinned {pinned[:16]}",
             )
-        return Signer(identity, key, named)
+        return Signer(identity, key, named, leaf.not_valid_before_utc)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, FedPalmError, NotFoundError, ProtocolError
+from ..errors import ConfigError, FedPalmError, ProtocolError
 from ..ledger.bodies import EntryKind
 from ..ledger.checkpoint import Checkpoint
 from ..pki.identity import Identity, Role
@@ -33,15 +33,16 @@ NO_PRIVACY = "no differential privacy: nothing bounds what the updates tell"
 class Audit:
     """What an audit found, and all that a report on it needs.
 
-    What was not reached, because the audit stopped before, is empty. ``outside`` are the sizes of the log
-    that somebody else's checkpoints of it vouch for.
+    What was not reached, because the audit stopped before, is empty. ``outside`` is how many checkpoints
+    the auditor gave, ``vouching`` the sizes of this very log that they vouch for.
     """
 
     federation: str = ""
     site: str = ""
     key_id: str = ""
     faulty: int = 1
-    outside: tuple[int, ...] = ()
+    outside: int = 0
+    vouching: tuple[int, ...] = ()
     unpinned: tuple[str, ...] = ()
     sealed_ms: int = 0
     log: Log = field(default_factory=Log)
@@ -61,7 +62,7 @@ class Audit:
     def vouched(self) -> int:
         """So many entries, from the first on, are under a checkpoint that others than the site hold."""
         sizes = [one.size for one in self.releases.witnessed.values()]
-        return max([*sizes, *self.outside], default=0)
+        return max([*sizes, *self.vouching], default=0)
 
     def to_json(self) -> dict[str, Any]:
         """The verdict, as ``--json`` prints it."""
@@ -109,6 +110,10 @@ class Audit:
         }
 
 
+class _OwnFileError(Exception):
+    """A file of the auditor's own cannot be used; the cause says why. The bundle is not to blame."""
+
+
 def verify_bundle(
     path: Path,
     trust: Trust,
@@ -133,8 +138,9 @@ def verify_bundle(
             _audit(audit, file, trust, outside, exact)
         except AuditStopped as stopped:
             audit.findings.append(stopped.finding)
-        except (ConfigError, NotFoundError):
-            raise
+        except _OwnFileError as error:
+            assert error.__cause__ is not None
+            raise error.__cause__ from None
         except FedPalmError as error:
             audit.findings.append(Finding(Exit.MALFORMED, "bundle", error.what))
     return audit
@@ -151,15 +157,19 @@ def _audit(audit: Audit, file: Any, trust: Trust, outside: Sequence[Path], exact
     )
     owner = _owner(bundle, signers)
     audit.key_id = owner.key_id
-    held = _outside(outside, trust, owner)
+    try:
+        held = _outside(outside, trust, owner)
+    except FedPalmError as error:
+        raise _OwnFileError from error
+    audit.outside = len(held)
     audit.log = log = read_log(bundle.entries(), owner.key)
     _seal(audit, bundle, owner, signers)
     note_answers(audit.plans, log)
     audit.findings += note_accepted(audit.attempts, log)
     audit.checkpoints = read_checkpoints(contents.checkpoints, held, log, owner, signers)
     audit.findings += audit.checkpoints.findings
-    audit.outside = tuple(
-        one.size for one in held if one.key_id == owner.key_id and one.size <= log.size
+    audit.vouching = tuple(
+        said.size for said, _ in held if said.key_id == owner.key_id and said.size <= log.size
     )
     audit.account = read_account(log, audit.plans, exact=exact)
     audit.findings += audit.account.findings
@@ -210,21 +220,21 @@ def _seal(audit: Audit, bundle: BundleReader, owner: Signer, signers: Signers) -
         )
 
 
-def _outside(paths: Iterable[Path], trust: Trust, owner: Signer) -> list[Checkpoint]:
-    """Checkpoints of the audited site from elsewhere, verified under the same trust."""
-    found = []
+def _outside(paths: Iterable[Path], trust: Trust, owner: Signer) -> list[tuple[Checkpoint, Signer]]:
+    """Checkpoints of the audited site from elsewhere, verified under the same trust, and their signers."""
+    found: list[tuple[Checkpoint, Signer]] = []
     for path in paths:
         signers = Signers(trust, owner.identity.federation)
         try:
             signed = _checkpoints_in(path)
             said = [signers.open(Checkpoint, one, str(path)) for one in signed]
-            keys = [signers.signer(one.chain, str(path)).key_id for one in signed]
+            by = [signers.signer(one.chain, str(path)) for one in signed]
         except (AuditStopped, ProtocolError) as error:
             raise ConfigError(f"{path}: no checkpoint that holds: {error}") from error
         mine = [
-            one
-            for one, key in zip(said, keys, strict=True)
-            if one.site == owner.identity.name and key == one.key_id
+            (one, signer)
+            for one, signer in zip(said, by, strict=True)
+            if one.site == owner.identity.name and signer.key_id == one.key_id
         ]
         if not mine:
             raise ConfigError(f"{path}: it holds no checkpoint of site {owner.identity.name}")
@@ -261,10 +271,18 @@ def _notes(audit: Audit, bundle: BundleReader) -> Iterable[str]:
             f"entries {audit.vouched} to {log.size - 1} are under no witnessed checkpoint: nobody but the "
             "site vouches that they are all, or that they will stay"
         )
-    if not audit.outside:
+    if not audit.vouching:
+        given = "no checkpoint from elsewhere was given"
+        if audit.outside:
+            given = "none of the checkpoints that you gave vouches for this log"
         yield (
-            "no checkpoint from elsewhere was given: a bundle that ends early, with everything of later "
-            "removed, looks like this one"
+            f"{given}: a bundle that ends early, with everything of later removed, looks like this one"
+        )
+    inherited = {str(e.body["key_id"]) for e in log.of(EntryKind.BUDGET_INHERITED)}
+    for key in sorted(set(audit.checkpoints.earlier) - inherited):
+        yield (
+            f"there is a checkpoint of an earlier log of the site (key {key[:16]}) that this one does not "
+            "inherit itself: verify that a log which it inherits does"
         )
     leaves = {certificate_hash(one).hex() for one in bundle.certificates}
     if gone := [

@@ -41,5 +41,5 @@ def accounting_command(out: Path | None, as_json: bool) -> None:
         raise IntegrityError(
             f"the accountants are {figures['largest'].apart:.4f} apart, the limit is "
             f"{figures['limit']:g}",
-            next_step="compare the versions of opacus and dp-accounting with those of docs/results",
+            next_step="compare the versions of opacus and dp-accounting with those of constraints.txt",
         )

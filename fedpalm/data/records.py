@@ -31,7 +31,7 @@ class ImageRecord:
     @property
     def subject(self) -> str:
         """Whom differential privacy protects: the person, or the identity if nobody says whose it is."""
-        return self.identity if self.person is None else self.person
+        return self.identity if self.person is None else f"{PERSON_FIELD}{self.person}"
 
 
 def by_identity(records: Iterable[ImageRecord]) -> dict[str, list[ImageRecord]]:

@@ -83,8 +83,8 @@ def _in_order(purpose: str, seed: int, groups: dict[str, list[ImageRecord]]) -> 
     people: dict[str, list[str]] = {}
     for identity, group in groups.items():
         people.setdefault(group[0].subject, []).append(identity)
-    names = {palms[0] if len(palms) == 1 else person: palms for person, palms in people.items()}
-    return [names[name] for name in sorted(names, key=lambda n: order_key(purpose, seed, n))]
+    named = [(palms[0] if len(palms) == 1 else who, palms) for who, palms in people.items()]
+    return [palms for _, palms in sorted(named, key=lambda one: order_key(purpose, seed, one[0]))]
 
 
 def split_as_paper(records: Sequence[ImageRecord], sites: int, seed: int) -> list[SiteSplit]:

@@ -18,6 +18,9 @@ from tempfile import TemporaryDirectory
 PATIENCE_S = 240.0
 PROGRAMS = ("coordinator", "fedpalm", "participant")
 
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # The fork server's, too: it starts with the first command.
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["coordinator.cli", "fedpalm.cli.model", "participant.cli"])
 

@@ -135,7 +135,7 @@ def test_another_sites_bundle_is_a_checkpoint_from_elsewhere(audited, refused, t
     other = World(authority=world.authority)
     other.sites[SITE] = world.sites["site-b"]
     held = written(tmp_path, other.bundle(checkpoints=[world.newest]), "other.bundle")
-    assert audited(world, outside=[held]).outside == (Checkpoint.read(world.newest).size,)
+    assert audited(world, outside=[held]).vouching == (Checkpoint.read(world.newest).size,)
     shorter = cut_after_round(world, 2)
     assert "it was cut" in refused(Exit.FORKED, world, shorter, outside=[held])
 
@@ -212,7 +212,9 @@ def test_a_new_key_with_a_good_certificate_begins_no_second_log(refused, world: 
 def heir_of(world: World) -> World:
     """The same site after it joined anew, with another key."""
     heir = World(world.plan, authority=world.authority)
-    heir.sites = {**world.sites, SITE: world.authority.enrol(Role.PARTICIPANT, SITE)}
+    issued = world.own.leaf.not_valid_before_utc.timestamp() + 3600
+    own = world.authority.enrol(Role.PARTICIPANT, SITE, now=issued)
+    heir.sites = {**world.sites, SITE: own}
     heir.coordinator = world.coordinator
     heir.join()
     return heir
@@ -271,8 +273,30 @@ def test_a_checkpoint_of_an_earlier_log_vouches_for_nothing_of_the_next(
     held = written(tmp_path, world.newest.to_bytes(), "earlier.checkpoint")
     audit = audited(heir, alone=True, trust=Trust(world.own.anchors), outside=[held])
     assert audit.exit is Exit.OK, audit.findings
-    assert audit.outside == () and audit.vouched == 0
-    assert any("no checkpoint from elsewhere" in note for note in audit.notes)
+    assert audit.vouching == () and audit.vouched == 0
+    assert any("none of the checkpoints that you gave" in note for note in audit.notes)
+
+
+def test_the_earlier_log_itself_is_not_held_against_the_later_one(audited, tmp_path, world: World):
+    heir = heir_of(world)
+    inherit(heir, world, Checkpoint.read(world.newest).size)
+    heir.round(1)
+    later = written(tmp_path, heir.newest.to_bytes(), "later.checkpoint")
+    held = written(tmp_path, world.newest.to_bytes(), "own.checkpoint")
+    audit = audited(world, alone=True, trust=Trust(world.own.anchors), outside=[held, later])
+    assert audit.exit is Exit.OK, audit.findings
+
+
+def test_an_earlier_log_that_only_another_one_inherits_is_told_of(audited, tmp_path, world: World):
+    second = heir_of(world)
+    second.round(1)
+    second.close()
+    third = heir_of(second)
+    inherit(third, second, len(second.entries))
+    held = written(tmp_path, world.newest.to_bytes(), "first.checkpoint")
+    audit = audited(third, alone=True, trust=Trust(world.own.anchors), outside=[held])
+    assert audit.exit is Exit.OK, audit.findings
+    assert any("does not inherit itself" in note for note in audit.notes)
 
 
 # --- charges ------------------------------------------------------------------------------------------
