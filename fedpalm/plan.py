@@ -106,7 +106,9 @@ class TrainingSettings(Settings):
         """Left out under DP: cross-entropy alone."""
         if isinstance(values, dict):
             privacy = values.get("privacy", {})
-            unit = privacy.get("unit", "none") if isinstance(privacy, dict) else privacy.unit
+            if isinstance(privacy, PrivacySettings):
+                privacy = privacy.model_dump()
+            unit = privacy.get("unit", "none") if isinstance(privacy, dict) else "none"
             if unit != "none":
                 return {"contrast_weight": 0.0, "cross_entropy_weight": 1.0, **values}
         return values

@@ -85,6 +85,8 @@ def test_every_part_of_a_plan_is_in_its_hash(change: dict[str, Any]) -> None:
         ),
         (draft(round_deadline_s=-1), "round_deadline_s"),
         (draft(training={"dropout": 2}), "dropout"),
+        (draft(training={"privacy": []}), "privacy"),
+        (draft(training={"privacy": {"unit": []}}), "unit"),
     ],
 )
 def test_a_wrong_plan_is_refused_and_the_key_is_named(change: dict[str, Any], names: str) -> None:

@@ -19,7 +19,7 @@ from fedpalm.benchmark.palm.config import (
     preset,
 )
 from fedpalm.benchmark.palm.data import fingerprint, site_data
-from fedpalm.benchmark.palm.variants import VARIANTS
+from fedpalm.benchmark.palm.variants import METHODS, VARIANTS
 from fedpalm.errors import ConfigError
 
 from .conftest import tiny, tiny_job
@@ -97,7 +97,7 @@ def test_every_job_is_in_exactly_one_shard():
     whole = [job.hash for job in jobs_of(config, "f")]
     parts = [[job.hash for job in jobs_of(config, "f", (k, 4))] for k in (1, 2, 3, 4)]
     assert sorted(one for part in parts for one in part) == sorted(whole)
-    assert len(whole) == len(set(whole)) == 3 * len(VARIANTS)
+    assert len(whole) == len(set(whole)) == 3 * len(METHODS)
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/4/2", "-1/4"])
@@ -122,7 +122,7 @@ def test_a_job_of_another_version_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("name", ["smoke", "quick", "paper"])
 def test_presets_are_settings(name):
-    assert preset(name).variants == tuple(VARIANTS)
+    assert preset(name).variants == METHODS
 
 
 def test_an_unknown_variant_is_named():
