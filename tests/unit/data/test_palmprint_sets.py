@@ -75,7 +75,9 @@ def test_each_layout_is_recognised_and_a_palm_is_an_identity(
 
 def test_iitd_says_whose_palm_it_is_and_the_other_sets_do_not(build):
     records = by_identity(open_source(build("iitd")))
-    assert {r.subject for name in ("left-002", "right-002") for r in records[name]} == {"002"}
+    assert {r.subject for name in ("left-002", "right-002") for r in records[name]} == {
+        "person=002"
+    }
     for layout in ("tongji", "polyu", "spectral"):
         assert {r.person for r in open_source(build(layout))} == {None}
 

@@ -237,3 +237,18 @@ def test_a_path_that_a_line_cannot_hold_is_refused(tmp_path, name):
     assert not (tmp_path / "list.txt").exists()
     with pytest.raises(DataError, match="at least one"):
         write_list([], tmp_path / "list.txt")
+
+
+def test_a_palm_named_as_another_person_is_dealt_too():
+    people = [f"p{number}" for number in range(12)]
+    records = [
+        ImageRecord(Path(f"{hand}-{who}-{image}.png"), f"{hand}-{who}", person=who)
+        for who in people
+        for hand in ("left", "right")
+        for image in range(2)
+    ]
+    records += [
+        ImageRecord(Path(f"{who}-{image}.png"), who) for who in people for image in range(2)
+    ]
+    dealt = partition_sites(records, 2, None, 3)
+    assert sorted(r.identity for site in dealt for r in site) == sorted(r.identity for r in records)
