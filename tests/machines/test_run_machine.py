@@ -87,6 +87,7 @@ class RunUnderFire(RuleBasedStateMachine):
         self.barred: dict[RoundRef, set[str]] = {}
         self.out: set[str] = set()
         self.until_next_round: set[str] = set()
+        self.kept_out: set[str] = set()
         self.caught: set[str] = set()
         self.spent: set[str] = set()
         self.lost: list[int] = []
@@ -132,11 +133,13 @@ class RunUnderFire(RuleBasedStateMachine):
         if after.current.state is RoundState.ABORTED:
             assert isinstance(received, Pause | AbortRun) or before.lost
 
-    @property
-    def kept_out(self) -> set[str]:
-        """Who was caught, or expelled from a cohort of this round, if the others can do without."""
+    def to_be_kept_out(self) -> set[str]:
+        """Of those expelled from a cohort of this round: all, if the others can do without them.
+
+        Decided when an attempt is opened: who joins again after that changes nothing.
+        """
         rest = set(ROSTER) - self.out - self.caught - self.until_next_round
-        return self.caught | (self.until_next_round if len(rest) >= QUORUM else set())
+        return set(self.until_next_round) if len(rest) >= QUORUM else set()
 
     def carry_out(self, effect: RunEffect) -> None:
         match effect:
@@ -144,8 +147,11 @@ class RunUnderFire(RuleBasedStateMachine):
                 self.timer = effect
             case RoundOpened():
                 assert self.run.model_hash not in self.spent
+                self.kept_out = self.to_be_kept_out()
             case PersistCohort(ref=ref, cohort=cohort):
-                assert ref in self.cohorts or not set(cohort) & (self.out | self.kept_out)
+                assert ref in self.cohorts or not set(cohort) & (
+                    self.out | self.caught | (self.kept_out & self.until_next_round)
+                )
                 assert self.cohorts.setdefault(ref, cohort) == cohort
                 self.feed(self.within(CohortPersisted(self.now_ms()), ref))
             case SendTrain(ref=ref, sites=asked, model_hash=model_hash):
