@@ -21,9 +21,11 @@ from fedpalm.errors import (
 from fedpalm.exchange.site import SiteState
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.hybrid import PRIVATE_BYTES
+from participant.budget import BudgetBook
 from participant.config import Home
 from participant.ending import ExitAfter
 from participant.outgoing import PayloadKind
+from participant.release import refused
 from tests.support.agents import until
 from tests.support.aio import in_loop
 from tests.support.fake_coordinator import FakeCoordinator
@@ -291,6 +293,25 @@ def test_a_refusal_while_the_site_was_sealing_stops_the_release(asked, world):
     kinds = {entry.kind for entry in site.log.entries()}
     assert EntryKind.EXPERT_RELEASED not in kinds
     assert not site.store.rows("SELECT * FROM sealed_experts")
+    assert not list(site.home.state.glob("*.sealed"))
+
+
+def test_an_expert_whose_training_nothing_paid_for_is_not_sealed(asked, world, monkeypatch):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    looked_at = []
+
+    def unpaid(book, plan, run_id):
+        looked_at.append((plan.hash, run_id))
+        raise refused("no charge pays for it")
+
+    monkeypatch.setattr(BudgetBook, "require_trained", unpaid)
+    with pytest.raises(EgressRefusedError, match="no charge pays"):
+        site.gate.release_sealed_experts(
+            EXCHANGE, _all_consents(site, world), EXPERT, _expert(site)
+        )
+    assert looked_at == [(exchange.terms.plan_hash, exchange.terms.run)]
+    assert EntryKind.EXPERT_RELEASED not in {entry.kind for entry in site.log.entries()}
     assert not list(site.home.state.glob("*.sealed"))
 
 
