@@ -309,6 +309,18 @@ class ConsentError(RefusedError):
     code = "consent"
 
 
+class SanctionExpiredError(RefusedError):
+    """The time that an exchange was sanctioned for is over."""
+
+    code = "sanction_expired"
+
+
+class SanctionRolledBackError(RefusedError):
+    """An exchange that is older than, or not, the one that this plan has here."""
+
+    code = "sanction_rolled_back"
+
+
 class KeyFileError(IdentityError):
     """A private key file is missing, damaged, or readable by others."""
 
@@ -316,9 +328,33 @@ class KeyFileError(IdentityError):
 
 
 class SealedExpertError(IntegrityError):
-    """A sealed expert cannot be opened, or is not for this recipient, run or sender."""
+    """A sealed expert is malformed, altered, or does not open."""
 
     code = "sealed_expert"
+
+
+class ReplayedExpertError(SealedExpertError):
+    """A sealed expert of another sanction: of another exchange, run or plan, or of other consents."""
+
+    code = "replayed_expert"
+
+
+class SwappedExpertError(SealedExpertError):
+    """A sealed expert under another sender's name, or another expert than its site committed to."""
+
+    code = "swapped_expert"
+
+
+class WrongRecipientError(SealedExpertError):
+    """A sealed expert, or its key, is sealed to somebody else."""
+
+    code = "wrong_recipient"
+
+
+class DuplicateExpertError(SealedExpertError):
+    """Two sites announce the same expert."""
+
+    code = "duplicate_expert"
 
 
 class CodecOverflowError(ConfigError):

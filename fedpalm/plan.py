@@ -139,8 +139,11 @@ class PlanDraft(Settings):
     """Under ``secagg``: sites that may work together with a lying coordinator (n_c)."""
     masking_step_deadline_s: float = Field(120, gt=0, le=86400)
     """Under ``secagg``: how long each step after the keys waits for a site before it counts as dropped."""
-    expert_exchange: Literal["deployment", "never"] = "never"
-    """Left out: ``deployment`` for a method that has experts, ``never`` for the others."""
+    expert_exchange: Literal["deployment", "freeze", "never"] = "never"
+    """``deployment``: after the last round; ``freeze``: once they are frozen, after the first third, so that
+    TEIM trains with all of them. Left out: ``deployment`` for a method with experts, else ``never``."""
+    exchange_without_refusers: bool = False
+    """A site's no ends the exchange for everybody, or (true) it goes on among those who say yes."""
     training: TrainingSettings = TrainingSettings()
     codec: CodecSettings = CodecSettings()
 
@@ -216,6 +219,11 @@ def refusals(draft: PlanDraft) -> list[str]:
     return found
 
 
+def warm_up_rounds(rounds: int) -> int:
+    """FedPalm's first third: TEIM is off and closed-set experts learn. One round at least."""
+    return max(1, rounds // 3)
+
+
 class Continues(Settings):
     """The run that an amended plan goes on from: its sites keep their private state.
 
@@ -277,8 +285,8 @@ class Plan(Settings):
         if not self.model_layout.only("open_set."):
             raise ValueError("a round shares open_set.* tensors and nothing else")
         experts = bool(self.expert_layout)
-        if experts != (self.draft.expert_exchange == "deployment"):
-            raise ValueError("an expert layout goes with expert_exchange = 'deployment'")
+        if experts != (self.draft.expert_exchange != "never"):
+            raise ValueError("an expert layout goes with an expert_exchange that is not 'never'")
         if experts and not self.released_layout.only("closed_set.expert."):
             raise ValueError("an exchange releases closed_set.expert.* tensors and nothing else")
         if self.continues is not None and self.continues.model != self.initial_model:
@@ -316,6 +324,21 @@ class Plan(Settings):
     def rounds_before(self) -> int:
         """Rounds that were committed before this plan's first, by the runs that it continues."""
         return self.continues.rounds_done if self.continues is not None else 0
+
+    @property
+    def exchange_round(self) -> int | None:
+        """After which of this plan's rounds the experts travel; None: not in this run.
+
+        ``freeze``: after the warm-up of all rounds, those of the runs that it continues included.
+        """
+        match self.draft.expert_exchange:
+            case "deployment":
+                return self.draft.rounds
+            case "freeze":
+                due = warm_up_rounds(self.rounds_before + self.draft.rounds) - self.rounds_before
+                return due if due >= 1 else None
+            case _:
+                return None
 
     @cached_property
     def hash(self) -> bytes:

@@ -19,11 +19,10 @@ from ..errors import ConfigError
 from ..layout import OPEN_SET, FloatVector
 from ..methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdate, Tensors
 from ..methods.contribution import codec_for, derived_rounding_key
-from ..methods.fedpalm import warm_up_rounds
 from ..methods.rules import server_rule
 from ..methods.site import build_site, build_site_method
 from ..methods.template import model_template
-from ..plan import Plan
+from ..plan import Plan, warm_up_rounds
 from ..secagg.codec import add_into
 
 LOCAL = "local"

@@ -1,122 +1,101 @@
-"""A site's yes to an exchange, and what all of them together allow.
+"""A site's yes to an exchange, and the sanction that all of them together are.
 
-A consent names the terms and carries the key that the site will receive with, signed by the site's
-long-term key under a certificate of the pinned CA. So a coordinator, which relays consents, can neither
-invent a yes nor put its own key in a site's place. An :class:`Agreement` cannot exist unless every
-consent of the roster was verified, and sealing (``sealing.py``) takes nothing else.
+A consent names the terms, commits to the expert that the site will release, and carries the key that it
+will receive with, signed by the site's long-term key under a certificate of the pinned CA. So a
+coordinator, which relays consents, can neither invent a yes nor put its own key in a site's place. A
+:class:`Sanction` cannot exist unless every consent in it was verified, and sealing (``sealing.py``) takes
+nothing else.
+
+The commitment is H(label, plan, site, salt, expert): made before anything of another site's expert can be
+seen, so that nobody chooses after seeing, and of no use under another site's name, so that nobody copies.
 """
 
 from __future__ import annotations
 
-import base64
-import json
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, ClassVar, Literal
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from ..canonical import canonical_json, domain_hash
-from ..errors import ConsentError, FedPalmError, IdentityError, NotOnRosterError, ProtocolError
-from ..pki.hybrid import hybrid_public_key
-from ..pki.identity import PARSE_ERRORS, Identity, Role
-from ..pki.keys import SigningKey, VerifyingKey
+from ..errors import ConsentError, FedPalmError, NotOnRosterError
+from ..pki.hybrid import PUBLIC_BYTES, hybrid_public_key
+from ..pki.identity import Identity, Role
+from ..pki.keys import VerifyingKey
 from ..pki.request import signing_key_of
-from ..pki.signing import MAX_INTERMEDIATES, sign, verify_signed_by
+from ..pki.statement import HexHash, Label, SignedStatement, Statement
 from .terms import ExchangeTerms
 
-SIGNATURE_DOMAIN = "exchange-consent/v1"
-MAX_CONSENT_BYTES = 64 * 1024
+SALT_BYTES = 32
+Decimal = Annotated[str, StringConstraints(pattern=r"^[0-9][0-9.e+-]{0,31}$")]
+"""A float as Python's repr writes it: floats have no place in what is signed."""
 
 
-@dataclass(frozen=True)
-class Consent:
-    """``site`` says yes to ``terms`` and will receive with ``recipient_key`` (public bytes).
+class Coverage(BaseModel):
+    """What a site's log says of the privacy of its expert when it consents.
 
-    Raises:
-        NotOnRosterError, ProtocolError: on construction.
+    ``none``: the training was not charged, and no noise covers the expert. Otherwise epsilon and delta of
+    everything that the site's account of this unit was charged with by then.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    unit: Literal["none", "record", "subject"] = "none"
+    epsilon: Decimal | Literal[""] = ""
+    delta: Decimal | Literal[""] = ""
+
+
+class Consent(Statement):
+    """``site`` says yes to ``terms``.
+
+    ``commitment`` binds it to one expert (:func:`commit`), ``recipient_key`` is the public half of the key
+    that it will receive with, fresh for this exchange; its log had ``log_size`` entries of Merkle root
+    ``log_root`` when it said so.
+    """
+
+    DOMAIN: ClassVar[str] = "exchange-consent/v2"
+
     terms: ExchangeTerms
-    site: str
-    recipient_key: bytes = field(repr=False)
+    site: Label
+    recipient_key: Annotated[str, StringConstraints(pattern=rf"^[0-9a-f]{{{2 * PUBLIC_BYTES}}}$")]
+    commitment: HexHash
+    log_size: Annotated[int, Field(ge=0, lt=2**53)]
+    log_root: HexHash
+    privacy: Coverage
 
-    def __post_init__(self) -> None:
-        if self.site not in self.terms.roster:
-            raise NotOnRosterError(f"{self.site} is not on the roster of this exchange")
-        hybrid_public_key(self.recipient_key)
-
-    @cached_property
-    def signed_bytes(self) -> bytes:
-        """Exactly what the site signs."""
-        return canonical_json(self.to_json())
-
-    @cached_property
-    def hash(self) -> bytes:
-        """32 bytes that name this consent."""
-        return domain_hash(SIGNATURE_DOMAIN, self.signed_bytes)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "version": 1,
-            "terms": self.terms.to_json(),
-            "site": self.site,
-            "recipient_key": self.recipient_key.hex(),
-        }
-
-
-@dataclass(frozen=True)
-class SignedConsent:
-    """A consent as it travels: with its signature and the certificates that say whose it is."""
-
-    consent: Consent
-    signature: bytes
-    chain: tuple[x509.Certificate, ...]
-
-    def to_bytes(self) -> bytes:
-        """Canonical JSON."""
-        return canonical_json(
-            {
-                **self.consent.to_json(),
-                "signature": self.signature.hex(),
-                "chain": [
-                    base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
-                    for certificate in self.chain
-                ],
-            }
-        )
-
+    @field_validator("recipient_key")
     @classmethod
-    def from_bytes(cls, data: bytes) -> SignedConsent:
-        """Inverse of :meth:`to_bytes`; checks form, not truth.
-
-        Raises:
-            ProtocolError, NotOnRosterError: not the bytes of a consent of this version.
-        """
-        if len(data) > MAX_CONSENT_BYTES:
-            raise ProtocolError(f"a consent of {len(data)} bytes, the limit is {MAX_CONSENT_BYTES}")
+    def _is_a_key(cls, key: str) -> str:
         try:
-            values = json.loads(data)
-            ders = [base64.b64decode(text, validate=True) for text in values["chain"]]
-            if len(ders) > MAX_INTERMEDIATES + 1:
-                raise ProtocolError(f"a consent with {len(ders)} certificates")
-            signed = cls(
-                Consent(
-                    terms=ExchangeTerms.from_json(values["terms"]),
-                    site=values["site"],
-                    recipient_key=bytes.fromhex(values["recipient_key"]),
-                ),
-                bytes.fromhex(values["signature"]),
-                tuple(x509.load_der_x509_certificate(der) for der in ders),
-            )
-        except (*PARSE_ERRORS, KeyError, RecursionError) as error:
-            raise ProtocolError(f"malformed consent: {error!r}") from error
-        if signed.to_bytes() != data:
-            raise ProtocolError("malformed consent: not in canonical form")
-        return signed
+            hybrid_public_key(bytes.fromhex(key))
+        except FedPalmError as error:
+            raise ValueError(error.what) from None
+        return key
+
+    @property
+    def signer(self) -> Identity:
+        return Identity(self.federation, Role.PARTICIPANT, self.site)
+
+
+def new_salt() -> bytes:
+    """SALT_BYTES random bytes, secret until the expert is sealed."""
+    return secrets.token_bytes(SALT_BYTES)
+
+
+def commit(plan_hash: str, site: str, salt: bytes, expert_hash: str) -> str:
+    """H(label, plan, site, salt, expert), hex: binds a site to an expert without showing it."""
+    return domain_hash(
+        "expert-commitment/v1",
+        bytes.fromhex(plan_hash),
+        site.encode(),
+        salt,
+        bytes.fromhex(expert_hash),
+    ).hex()
 
 
 @dataclass(frozen=True)
@@ -126,112 +105,109 @@ class Party:
     site: str
     signing_key: VerifyingKey = field(repr=False)
     recipient_key: bytes = field(repr=False)
-    consent_hash: bytes
+    consent: Consent = field(repr=False)
 
 
-class Agreement:
-    """Every site of the roster has said yes to the same terms; verified on construction.
+class Sanction:
+    """Who releases to whom: the consents of all sites that sign, verified on construction.
+
+    Recipients are signers: nobody receives who does not release.
 
     Args:
-        consents: exactly one of each site of ``terms.roster``, in any order.
+        consents: one of each site of ``terms.roster``, in any order; fewer, but two at least, where the
+            terms go on without those who refuse.
         anchors: the pinned trust.
         now: seconds since the Unix epoch.
     Raises:
         ConsentError: a yes is missing, given twice, for other terms, not properly signed, or shares a
-            key with another site's.
+            key or a commitment with another site's.
+        SanctionExpiredError: too late.
     """
 
     def __init__(
         self,
-        consents: Iterable[SignedConsent],
+        consents: Iterable[SignedStatement],
         terms: ExchangeTerms,
         anchors: Sequence[x509.Certificate],
         *,
         now: float,
     ) -> None:
+        terms.require_alive(now)
         parties: dict[str, Party] = {}
         for signed in consents:
             party = verify_consent(signed, terms, anchors, now=now)
             if party.site in parties:
-                raise ConsentError(f"two consents of {party.site}", safe="no expert was sealed")
+                raise _invalid(f"two consents of {party.site}")
             parties[party.site] = party
         missing = [site for site in terms.roster if site not in parties]
-        if missing:
-            raise ConsentError(
+        if missing and not terms.without_refusers:
+            raise _invalid(
                 f"no consent of {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}",
-                safe="no expert was sealed",
-                next_step="every site of the roster has to say yes",
+                "every site of the roster has to say yes, as the plan has it",
             )
-        for keys in (
-            {party.recipient_key for party in parties.values()},
-            {party.signing_key.public_bytes_raw() for party in parties.values()},
+        if len(parties) < 2:
+            raise _invalid("fewer than two sites consent: there is nobody to exchange with")
+        for what, used in (
+            ("recipient key", {party.recipient_key for party in parties.values()}),
+            ("signing key", {p.signing_key.public_bytes_raw() for p in parties.values()}),
+            ("commitment", {party.consent.commitment for party in parties.values()}),
         ):
-            if len(keys) != len(parties):
-                raise ConsentError("two sites use the same key", safe="no expert was sealed")
+            if len(used) != len(parties):
+                raise _invalid(f"two sites use the same {what}")
         self.terms = terms
-        self.parties: Mapping[str, Party] = MappingProxyType(parties)
+        self.parties: Mapping[str, Party] = MappingProxyType(dict(sorted(parties.items())))
+
+    @property
+    def signers(self) -> tuple[str, ...]:
+        """Sorted."""
+        return tuple(self.parties)
+
+    @cached_property
+    def hash(self) -> bytes:
+        """32 bytes that name the terms and every consent: what each sealed expert is signed under."""
+        consents = {site: party.consent.hash.hex() for site, party in self.parties.items()}
+        return domain_hash(
+            "exchange-sanction/v1",
+            canonical_json({"terms": self.terms.hash.hex(), "consents": consents}),
+        )
+
+    def others(self, site: str) -> tuple[str, ...]:
+        """The signers without ``site``."""
+        return tuple(other for other in self.parties if other != site)
 
     def party(self, site: str) -> Party:
-        """The keys of a site. Raises NotOnRosterError for any other name."""
+        """The keys of a site. Raises NotOnRosterError for a name that has not signed."""
         if site not in self.parties:
-            raise NotOnRosterError(f"{site} is not on the roster of this exchange")
+            raise NotOnRosterError(f"{site} has not signed this exchange")
         return self.parties[site]
 
 
-def sign_consent(
-    consent: Consent, key: SigningKey, chain: tuple[x509.Certificate, ...]
-) -> SignedConsent:
-    """Sign a yes; record it durably before it is sent.
-
-    Args:
-        chain: the site's certificate and what lies between it and the anchor.
-    """
-    return SignedConsent(consent, sign(key, SIGNATURE_DOMAIN, consent.signed_bytes), chain)
-
-
 def verify_consent(
-    signed: SignedConsent, terms: ExchangeTerms, anchors: Sequence[x509.Certificate], *, now: float
-) -> Party:
-    """Check one site's yes.
-
-    Raises:
-        ConsentError: it is for other terms, or is not signed by the site that it names.
-    """
-    consent = signed.consent
-    if consent.terms != terms:
-        raise ConsentError(
-            f"{consent.site} said yes to other terms than these (exchange "
-            f"{consent.terms.exchange_id!r} of run {consent.terms.run!r})",
-            safe="no expert was sealed",
-        )
-    try:
-        signer = verify_signed_by(
-            signed.chain,
-            anchors,
-            domain=SIGNATURE_DOMAIN,
-            message=consent.signed_bytes,
-            signature=signed.signature,
-            now=now,
-            role=Role.PARTICIPANT,
-            federation=terms.federation,
-        )
-        if signer != Identity(terms.federation, Role.PARTICIPANT, consent.site):
-            raise IdentityError(f"signed by {signer}")
-    except FedPalmError as error:
-        raise ConsentError(
-            f"the consent of {consent.site} is not its own: {error.what}",
-            safe="no expert was sealed",
-        ) from error
-    key = signing_key_of(signed.chain[0])
-    return Party(consent.site, key, consent.recipient_key, consent.hash)
-
-
-def verify_consents(
-    consents: Iterable[SignedConsent],
+    signed: SignedStatement,
     terms: ExchangeTerms,
     anchors: Sequence[x509.Certificate],
     *,
     now: float,
-) -> Agreement:
-    """All yeses of the roster, or a ConsentError: see :class:`Agreement`."""
-    return Agreement(consents, terms, anchors, now=now)
+) -> Party:
+    """Check one site's yes.
+
+    Raises:
+        ConsentError: it is for other terms, of a stranger, or not signed by the site that it names.
+    """
+    try:
+        consent = Consent.open(signed, anchors, now=now)
+    except FedPalmError as error:
+        raise _invalid(f"a consent is not its site's own: {error.what}") from error
+    if consent.terms != terms or consent.federation != terms.federation:
+        raise _invalid(
+            f"{consent.site} said yes to other terms than these (exchange "
+            f"{consent.terms.exchange_id!r} of run {consent.terms.run!r})"
+        )
+    if consent.site not in terms.roster:
+        raise _invalid(f"{consent.site} is not on the roster of this exchange")
+    key = signing_key_of(signed.chain[0])
+    return Party(consent.site, key, bytes.fromhex(consent.recipient_key), consent)
+
+
+def _invalid(why: str, next_step: str = "") -> ConsentError:
+    return ConsentError(why, safe="no expert was sealed", next_step=next_step)

@@ -1,13 +1,15 @@
 """The coordinator's half of an exchange: a sans-I/O state machine that relays what it cannot open.
 
-    proposed --start--> consenting --every yes--> sealing --every pair--> delivering --all--> completed
-        |                   |                        |                        |
-        +-------------------+------ refusal, cancel -+------------------------+-----------> cancelled
+    proposed --answers--> sealing --experts--> revealing --keys--> delivering --receipts--> completed
+        |                    |                     |                   |
+        +-- refusal, cancel -+---------------------+-------------------+--> cancelled
 
-An expert is accepted in ``sealing`` only, and that state is reached only by an operator's start and a
-yes of every site of the roster. :data:`TABLE` is the whole of it: an input that has no row for the
-present state is an error that names both. Inputs that repeat what is recorded change nothing, so that a
-site may send again what it is not sure to have delivered.
+Each arrow waits for every site. While it is ``proposed`` sites answer: a no ends it, unless the terms go on
+without those who refuse; then it goes on once everybody has answered, if two at least say yes. From then on
+who signs is fixed, and a no of a signer ends it. Keys are accepted only when the sealed expert of every
+signer is stored. :data:`TABLE` is the whole of it: an input that has no row for the present state is an
+error that names both. Inputs that repeat what is recorded change nothing, so that a site may send again what
+it is not sure to have delivered.
 
 Persist, then send: store ``machine.to_json()`` in one transaction with what the input brought, then
 carry out the effects. After a restart, ``machine.outstanding()`` is what is still to be done.
@@ -15,11 +17,14 @@ carry out the effects. After a restart, ``machine.outstanding()`` is what is sti
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
+
+from pydantic import ValidationError
 
 from ..errors import IllegalTransitionError, IntegrityError, NotOnRosterError, RefusedError
 from .terms import ExchangeTerms
@@ -27,21 +32,14 @@ from .terms import ExchangeTerms
 
 class ExchangeState(StrEnum):
     PROPOSED = "proposed"
-    CONSENTING = "consenting"
     SEALING = "sealing"
+    REVEALING = "revealing"
     DELIVERING = "delivering"
     COMPLETED = "completed"
     CANCELLED = "cancelled"
 
 
 # --- inputs: the caller has verified who sends them, and every signature in what they stand for ------
-
-
-@dataclass(frozen=True)
-class Started:
-    """An operator starts the exchange."""
-
-    operator: str
 
 
 @dataclass(frozen=True)
@@ -64,27 +62,33 @@ class ConsentRefused:
 class ExpertSealed:
     """A verified sealed expert is stored; ``sealed_hash`` is ``SealedExpert.hash``."""
 
-    sender: str
-    recipient: str
+    site: str
     sealed_hash: bytes
 
 
 @dataclass(frozen=True)
-class ExpertsDelivered:
-    """A recipient confirms that it holds and has opened the expert of every other site."""
+class KeysSent:
+    """A site's wrapped keys, all that it signed, are stored."""
 
-    recipient: str
+    site: str
+
+
+@dataclass(frozen=True)
+class ExpertsOpened:
+    """A site's signed receipt for the expert of every other signer is stored."""
+
+    site: str
 
 
 @dataclass(frozen=True)
 class CancelRequested:
-    """An operator, or a deadline, ends the exchange."""
+    """An operator, a revocation or the expiry ends the exchange."""
 
     by: str
     reason: str
 
 
-Input = Started | ConsentGiven | ConsentRefused | ExpertSealed | ExpertsDelivered | CancelRequested
+Input = ConsentGiven | ConsentRefused | ExpertSealed | KeysSent | ExpertsOpened | CancelRequested
 
 
 # --- effects -----------------------------------------------------------------------------------------
@@ -99,53 +103,72 @@ class AskConsent:
 
 @dataclass(frozen=True)
 class AskSealed:
-    """Send a site all consents; it verifies them and seals to every other site."""
+    """Let a site fetch all consents; it verifies them and seals its expert to every other signer."""
 
     site: str
 
 
 @dataclass(frozen=True)
-class DeliverExperts:
-    """Let a site fetch the sealed experts of every other site."""
+class AskKeys:
+    """Let a site fetch every sealed expert; it verifies them and sends its wrapped keys."""
 
     site: str
 
 
 @dataclass(frozen=True)
-class TellCancelled:
-    """Tell a site that the exchange is over."""
+class DeliverKeys:
+    """Let a site fetch the keys that are wrapped for it, open the experts and sign its receipt."""
 
     site: str
+
+
+@dataclass(frozen=True)
+class TellClosed:
+    """Tell a site how the exchange ended."""
+
+    site: str
+    completed: bool
     reason: str
 
 
 @dataclass(frozen=True)
 class EraseSealed:
-    """Erase the stored ciphertexts: they are delivered, or never will be."""
+    """Erase the stored ciphertexts and keys: they are delivered, or never will be."""
 
 
-Effect = AskConsent | AskSealed | DeliverExperts | TellCancelled | EraseSealed
+Effect = AskConsent | AskSealed | AskKeys | DeliverKeys | TellClosed | EraseSealed
 
 
 @dataclass(frozen=True)
 class ExchangeMachine:
-    """One exchange as the coordinator knows it; immutable, a step makes the next one.
+    """One exchange as the coordinator knows it, from its proposal on; immutable, a step makes the next one.
 
-    ``consents`` holds consent hashes by site, ``sealed`` the hash of each sealed expert by
-    (sender, recipient), ``delivered`` the sites that confirmed.
+    ``consents`` holds consent hashes by site, ``refused`` the reasons of those who said no, ``sealed`` the
+    hash of each sealed expert by sender, ``revealed`` who sent its keys, ``delivered`` who has opened all.
     """
 
     terms: ExchangeTerms
+    operator: str
     state: ExchangeState = ExchangeState.PROPOSED
     consents: Mapping[str, bytes] = field(default_factory=dict)
-    sealed: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    sealed: Mapping[str, bytes] = field(default_factory=dict)
+    revealed: frozenset[str] = frozenset()
     delivered: frozenset[str] = frozenset()
-    operator: str = ""
     reason: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "consents", MappingProxyType(dict(self.consents)))
-        object.__setattr__(self, "sealed", MappingProxyType(dict(self.sealed)))
+        for name in ("consents", "refused", "sealed"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def signers(self) -> tuple[str, ...]:
+        """Sites that said yes, sorted; fixed once it is no more ``proposed``."""
+        return tuple(sorted(self.consents))
+
+    @property
+    def ended(self) -> bool:
+        return self.state in (ExchangeState.COMPLETED, ExchangeState.CANCELLED)
 
     def step(self, event: Input) -> tuple[ExchangeMachine, tuple[Effect, ...]]:
         """Take one input.
@@ -155,7 +178,7 @@ class ExchangeMachine:
             has been stored.
         Raises:
             IllegalTransitionError: the state has no row for this input.
-            NotOnRosterError: a site or recipient is not on the roster.
+            NotOnRosterError: the site is not on the roster, or has not signed.
             RefusedError: the input contradicts what the same site sent before.
         """
         row = TABLE.get((self.state, type(event)))
@@ -165,41 +188,42 @@ class ExchangeMachine:
                 f"is {self.state.value}",
                 safe="the exchange is as it was",
             )
-        self._check_names(event)
-        record, state = row
-        recorded, done = record(self, event)
-        if not done or state is self.state:
+        self._check_name(event)
+        recorded, state = row(self, event)
+        if state is self.state:
             return recorded, ()
         entered = replace(recorded, state=state)
         return entered, entered.outstanding()
 
     def outstanding(self) -> tuple[Effect, ...]:
         """Everything that the state waits for: to be done on entering it, and again after a restart."""
-        roster = self.terms.roster
+        signers = self.signers
         match self.state:
-            case ExchangeState.CONSENTING:
-                return tuple(AskConsent(site) for site in roster if site not in self.consents)
-            case ExchangeState.SEALING:
-                missing = {sender for sender, _ in _pairs(self.terms) - set(self.sealed)}
-                return tuple(AskSealed(site) for site in roster if site in missing)
-            case ExchangeState.DELIVERING:
-                return tuple(DeliverExperts(site) for site in roster if site not in self.delivered)
-            case ExchangeState.COMPLETED:
-                return (EraseSealed(),)
-            case ExchangeState.CANCELLED:
-                return (EraseSealed(), *(TellCancelled(site, self.reason) for site in roster))
             case ExchangeState.PROPOSED:
-                return ()
+                answered = {*self.consents, *self.refused}
+                return tuple(AskConsent(s) for s in self.terms.roster if s not in answered)
+            case ExchangeState.SEALING:
+                return tuple(AskSealed(site) for site in signers if site not in self.sealed)
+            case ExchangeState.REVEALING:
+                return tuple(AskKeys(site) for site in signers if site not in self.revealed)
+            case ExchangeState.DELIVERING:
+                return tuple(DeliverKeys(site) for site in signers if site not in self.delivered)
+            case ExchangeState.COMPLETED | ExchangeState.CANCELLED:
+                completed = self.state is ExchangeState.COMPLETED
+                told = (TellClosed(s, completed, self.reason) for s in self.terms.roster)
+                return (EraseSealed(), *told)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values for the store."""
         return {
-            "terms": self.terms.to_json(),
+            "terms": self.terms.model_dump(mode="json"),
+            "operator": self.operator,
             "state": self.state.value,
             "consents": {site: digest.hex() for site, digest in sorted(self.consents.items())},
-            "sealed": [[*pair, digest.hex()] for pair, digest in sorted(self.sealed.items())],
+            "refused": dict(sorted(self.refused.items())),
+            "sealed": {site: digest.hex() for site, digest in sorted(self.sealed.items())},
+            "revealed": sorted(self.revealed),
             "delivered": sorted(self.delivered),
-            "operator": self.operator,
             "reason": self.reason,
         }
 
@@ -212,41 +236,48 @@ class ExchangeMachine:
         """
         try:
             machine = cls(
-                terms=ExchangeTerms.from_json(values["terms"]),
+                terms=ExchangeTerms.model_validate_json(json.dumps(values["terms"])),
+                operator=values["operator"],
                 state=ExchangeState(values["state"]),
                 consents={s: bytes.fromhex(digest) for s, digest in values["consents"].items()},
-                sealed={(s, r): bytes.fromhex(digest) for s, r, digest in values["sealed"]},
+                refused=values["refused"],
+                sealed={s: bytes.fromhex(digest) for s, digest in values["sealed"].items()},
+                revealed=frozenset(values["revealed"]),
                 delivered=frozenset(values["delivered"]),
-                operator=values["operator"],
                 reason=values["reason"],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
             raise IntegrityError(f"stored exchange: malformed: {error!r}") from error
         machine._check_supported()
         return machine
 
-    def _check_names(self, event: Input) -> None:
-        names = {
-            getattr(event, name) for name in ("site", "sender", "recipient") if hasattr(event, name)
-        }
-        for name in names - set(self.terms.roster):
-            raise NotOnRosterError(f"{name} is not on the roster of this exchange")
+    def _check_name(self, event: Input) -> None:
+        site = getattr(event, "site", None)
+        if site is None:
+            return
+        signed = self.state is not ExchangeState.PROPOSED and not self.ended
+        if site not in (self.consents if signed else self.terms.roster):
+            raise NotOnRosterError(
+                f"{site} {'has not signed' if signed else 'is not on the roster of'} exchange "
+                f"{self.terms.exchange_id}"
+            )
 
     def _check_supported(self) -> None:
-        live = (ExchangeState.DELIVERING, ExchangeState.COMPLETED)
-        consented = len(self.consents) == len(self.terms.roster)
+        roster, signers = set(self.terms.roster), set(self.consents)
+        at = list(ExchangeState).index(self.state)
+        closed = self.state is ExchangeState.CANCELLED
+        enough = len(signers) >= 2 and (self.terms.without_refusers or signers == roster)
         if (
-            not set(self.consents) <= set(self.terms.roster)
-            or not set(self.sealed) <= _pairs(self.terms)
-            or not self.delivered <= set(self.terms.roster)
-            or (self.state in (ExchangeState.SEALING, *live) and not consented)
-            or (self.sealed and not consented)
-            or (self.state in live and len(self.sealed) != len(_pairs(self.terms)))
-            or (
-                self.state is ExchangeState.COMPLETED
-                and len(self.delivered) != len(self.terms.roster)
-            )
-            or (self.state is not ExchangeState.PROPOSED and not (self.operator or self.reason))
+            not signers | set(self.refused) <= roster
+            or signers & set(self.refused)
+            or not set(self.sealed) | self.revealed | self.delivered <= signers
+            or (not closed and at >= 1 and not (enough and signers | set(self.refused) == roster))
+            or (not closed and at >= 2 and set(self.sealed) != signers)
+            or (self.revealed and set(self.sealed) != signers)
+            or (not closed and at >= 3 and self.revealed != signers)
+            or (self.delivered and self.revealed != signers)
+            or (self.state is ExchangeState.COMPLETED and self.delivered != signers)
+            or (closed and not self.reason)
         ):
             raise IntegrityError(
                 f"stored exchange {self.terms.exchange_id}: its records do not support the state "
@@ -255,52 +286,67 @@ class ExchangeMachine:
             )
 
 
-# --- what an input records: the next machine, and whether the row's next state is reached ------------
+# --- what an input records, and the state that comes of it ---------------------------------------------
 
-Recorded = tuple[ExchangeMachine, bool]
-
-
-def _start(machine: ExchangeMachine, event: Started) -> Recorded:
-    return replace(machine, operator=event.operator), True
+_S = ExchangeState
+Recorded = tuple[ExchangeMachine, ExchangeState]
 
 
 def _consent(machine: ExchangeMachine, event: ConsentGiven) -> Recorded:
+    if event.site in machine.refused:
+        raise RefusedError(f"{event.site} has refused this exchange", safe="the refusal stands")
     known = machine.consents.get(event.site)
     if known is not None:
         return _repeated(machine, known, event.consent_hash, f"{event.site}: consent")
     consents = {**machine.consents, event.site: event.consent_hash}
-    return replace(machine, consents=consents), len(consents) == len(machine.terms.roster)
-
-
-def _seal(machine: ExchangeMachine, event: ExpertSealed) -> Recorded:
-    pair = (event.sender, event.recipient)
-    if event.sender == event.recipient:
-        raise RefusedError(f"{event.sender}: an expert is not sealed to its own site")
-    known = machine.sealed.get(pair)
-    if known is not None:
-        what = f"{event.sender}: sealed expert for {event.recipient}"
-        return _repeated(machine, known, event.sealed_hash, what)
-    sealed = {**machine.sealed, pair: event.sealed_hash}
-    return replace(machine, sealed=sealed), len(sealed) == len(_pairs(machine.terms))
-
-
-def _deliver(machine: ExchangeMachine, event: ExpertsDelivered) -> Recorded:
-    delivered = machine.delivered | {event.recipient}
-    if delivered == machine.delivered:
-        return machine, False
-    return replace(machine, delivered=delivered), len(delivered) == len(machine.terms.roster)
+    return _answered(replace(machine, consents=consents))
 
 
 def _refuse(machine: ExchangeMachine, event: ConsentRefused) -> Recorded:
-    return replace(machine, reason=f"{event.site} refused: {event.reason}"[:500]), True
+    reason = f"{event.site} refused: {event.reason}"[:500]
+    if not (machine.state is _S.PROPOSED and machine.terms.without_refusers):
+        return replace(machine, reason=reason), _S.CANCELLED
+    consents = {site: one for site, one in machine.consents.items() if site != event.site}
+    refused = {event.site: event.reason[:500], **machine.refused}
+    return _answered(replace(machine, consents=consents, refused=refused))
+
+
+def _answered(machine: ExchangeMachine) -> Recorded:
+    if len(machine.consents) + len(machine.refused) < len(machine.terms.roster):
+        return machine, _S.PROPOSED
+    if len(machine.consents) < 2:
+        who = ", ".join(sorted(machine.refused)[:5])
+        return replace(machine, reason=f"refused by {who}: too few are left"), _S.CANCELLED
+    return machine, _S.SEALING
+
+
+def _seal(machine: ExchangeMachine, event: ExpertSealed) -> Recorded:
+    known = machine.sealed.get(event.site)
+    if known is not None:
+        return _repeated(machine, known, event.sealed_hash, f"{event.site}: sealed expert")
+    sealed = {**machine.sealed, event.site: event.sealed_hash}
+    done = len(sealed) == len(machine.consents)
+    return replace(machine, sealed=sealed), _S.REVEALING if done else machine.state
+
+
+def _reveal(machine: ExchangeMachine, event: KeysSent) -> Recorded:
+    revealed = machine.revealed | {event.site}
+    done = machine.state is _S.REVEALING and len(revealed) == len(machine.consents)
+    return replace(machine, revealed=revealed), _S.DELIVERING if done else machine.state
+
+
+def _deliver(machine: ExchangeMachine, event: ExpertsOpened) -> Recorded:
+    delivered = machine.delivered | {event.site}
+    done = len(delivered) == len(machine.consents)
+    return replace(machine, delivered=delivered), _S.COMPLETED if done else machine.state
 
 
 def _cancel(machine: ExchangeMachine, event: CancelRequested) -> Recorded:
-    return replace(machine, reason=f"{event.by} cancelled: {event.reason}"[:500]), True
+    return replace(machine, reason=f"{event.by}: {event.reason}"[:500]), _S.CANCELLED
 
 
 def _ignore(machine: ExchangeMachine, event: Input) -> Recorded:
-    return machine, False
+    return machine, machine.state
 
 
 def _repeated(machine: ExchangeMachine, known: bytes, got: bytes, what: str) -> Recorded:
@@ -310,35 +356,33 @@ def _repeated(machine: ExchangeMachine, known: bytes, got: bytes, what: str) -> 
             safe="the first one stands",
             next_step="cancel the exchange and propose a new one",
         )
-    return machine, False
+    return machine, machine.state
 
 
-def _pairs(terms: ExchangeTerms) -> set[tuple[str, str]]:
-    return {(site, other) for site in terms.roster for other in terms.others(site)}
+Row = Callable[[ExchangeMachine, Any], Recorded]
 
-
-_S = ExchangeState
-Row = tuple[Callable[[ExchangeMachine, Any], Recorded], ExchangeState]
-
-# (state, input) -> (what is recorded, the state once that is complete)
+# (state, input) -> what is recorded, and the next state
 TABLE: Mapping[tuple[ExchangeState, type[Input]], Row] = MappingProxyType(
     {
-        (_S.PROPOSED, Started): (_start, _S.CONSENTING),
-        (_S.PROPOSED, CancelRequested): (_cancel, _S.CANCELLED),
-        (_S.CONSENTING, ConsentGiven): (_consent, _S.SEALING),
-        (_S.CONSENTING, ConsentRefused): (_refuse, _S.CANCELLED),
-        (_S.CONSENTING, CancelRequested): (_cancel, _S.CANCELLED),
-        (_S.SEALING, ConsentGiven): (_consent, _S.SEALING),
-        (_S.SEALING, ExpertSealed): (_seal, _S.DELIVERING),
-        (_S.SEALING, ConsentRefused): (_refuse, _S.CANCELLED),
-        (_S.SEALING, CancelRequested): (_cancel, _S.CANCELLED),
-        (_S.DELIVERING, ConsentGiven): (_consent, _S.DELIVERING),
-        (_S.DELIVERING, ExpertSealed): (_seal, _S.DELIVERING),
-        (_S.DELIVERING, ExpertsDelivered): (_deliver, _S.COMPLETED),
-        (_S.DELIVERING, ConsentRefused): (_refuse, _S.CANCELLED),
-        (_S.DELIVERING, CancelRequested): (_cancel, _S.CANCELLED),
-        (_S.COMPLETED, ExpertsDelivered): (_deliver, _S.COMPLETED),
-        (_S.CANCELLED, ConsentRefused): (_ignore, _S.CANCELLED),
-        (_S.CANCELLED, CancelRequested): (_ignore, _S.CANCELLED),
+        (_S.PROPOSED, ConsentGiven): _consent,
+        (_S.PROPOSED, ConsentRefused): _refuse,
+        (_S.PROPOSED, CancelRequested): _cancel,
+        (_S.SEALING, ConsentGiven): _consent,
+        (_S.SEALING, ExpertSealed): _seal,
+        (_S.SEALING, ConsentRefused): _refuse,
+        (_S.SEALING, CancelRequested): _cancel,
+        (_S.REVEALING, ConsentGiven): _consent,
+        (_S.REVEALING, ExpertSealed): _seal,
+        (_S.REVEALING, KeysSent): _reveal,
+        (_S.REVEALING, ConsentRefused): _refuse,
+        (_S.REVEALING, CancelRequested): _cancel,
+        (_S.DELIVERING, ExpertSealed): _seal,
+        (_S.DELIVERING, KeysSent): _reveal,
+        (_S.DELIVERING, ExpertsOpened): _deliver,
+        (_S.DELIVERING, ConsentRefused): _refuse,
+        (_S.DELIVERING, CancelRequested): _cancel,
+        (_S.COMPLETED, ExpertsOpened): _ignore,
+        (_S.CANCELLED, ConsentRefused): _ignore,
+        (_S.CANCELLED, CancelRequested): _ignore,
     }
 )

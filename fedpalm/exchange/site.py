@@ -1,22 +1,27 @@
 """A site's half of an exchange: its own yes, its own sealing, once.
 
-    asked --approve--> approved --sealed--> sealed --every expert opened--> completed
-      |                   |                   |
-      +--- decline -------+-------------------+--> declined      (cancel by the coordinator: cancelled)
+    asked --approve--> approved --seal--> sealed --all verified--> revealed --all opened--> completed
+      |                   |                  |                        |
+      +-- decline --------+------------------+------------------------+--> declined, or cancelled
 
-:data:`TABLE` is the whole machine. Persist, then send: ``exchange.to_json()`` is stored in one
-transaction with the ledger entry and the bytes that go with it (the signed consent, the sealed experts,
-the opened ones), and what leaves is read back from there. A retry sends the stored bytes and never
+On entering ``revealed`` the keys go, and there is no way back: what a site can still decline then is to say
+that it has all.
+:data:`TABLE` is the whole machine. Persist, then send: ``exchange.to_json()`` is stored in one transaction
+with the ledger entry and the bytes that go with it (the signed consent, the sealed expert with its wrapped
+keys, the opened experts), and what leaves is read back from there. A retry sends the stored bytes and never
 seals again.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
+
+from pydantic import ValidationError
 
 from ..errors import (
     ConsentError,
@@ -24,8 +29,9 @@ from ..errors import (
     IntegrityError,
     NotOnRosterError,
     RefusedError,
+    SanctionRolledBackError,
 )
-from .consent import Agreement
+from .consent import Sanction
 from .terms import ExchangeTerms
 
 
@@ -33,6 +39,7 @@ class SiteState(StrEnum):
     ASKED = "asked"
     APPROVED = "approved"
     SEALED = "sealed"
+    REVEALED = "revealed"
     COMPLETED = "completed"
     DECLINED = "declined"
     CANCELLED = "cancelled"
@@ -43,32 +50,38 @@ class SiteState(StrEnum):
 
 @dataclass(frozen=True)
 class Approved:
-    """The site's people, or the policy they set, say yes; ``consent_hash`` is ``Consent.hash``."""
+    """The site's people say yes; ``consent_hash`` is ``Consent.hash``."""
 
     consent_hash: bytes
 
 
 @dataclass(frozen=True)
 class Declined:
-    """The site's people say no."""
+    """The site's people say no, or what it received is not what was sanctioned."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class ExpertsSealed:
-    """The expert has been sealed to every other site under ``agreement``: hash by recipient."""
+class ExpertSealed:
+    """The expert has been sealed under ``sanction``; ``sealed_hash`` is ``SealedExpert.hash``."""
 
-    agreement: Agreement
+    sanction: Sanction
+    sealed_hash: bytes
+
+
+@dataclass(frozen=True)
+class AllVerified:
+    """The sealed expert of every other signer is stored here and verified: hash by sender."""
+
     sealed_hashes: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
-class ExpertOpened:
-    """The expert of ``sender`` was verified, opened and stored."""
+class AllOpened:
+    """The expert of every other signer was opened and stored: hash of the expert by sender."""
 
-    sender: str
-    expert_hash: bytes
+    expert_hashes: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -78,27 +91,31 @@ class CancelNoted:
     reason: str
 
 
-Input = Approved | Declined | ExpertsSealed | ExpertOpened | CancelNoted
+Input = Approved | Declined | ExpertSealed | AllVerified | AllOpened | CancelNoted
 
 
 @dataclass(frozen=True)
 class SiteExchange:
     """One exchange as a site knows it; immutable, a step makes the next one.
 
-    ``sealed`` holds the hash of each sealed expert by recipient, ``opened`` the hash of each opened
-    expert by sender. Made by :meth:`propose`.
+    ``signers`` and ``sanction`` (its hash) are those that it sealed under, ``sealed`` the hash of its own
+    sealed expert, ``verified`` those of the others by sender, ``opened`` the experts' hashes. Made by
+    :meth:`propose`.
     """
 
     terms: ExchangeTerms
     site: str
     state: SiteState = SiteState.ASKED
     consent_hash: bytes = b""
-    sealed: Mapping[str, bytes] = field(default_factory=dict)
-    opened: Mapping[str, bytes] = field(default_factory=dict)
+    sanction: bytes = b""
+    signers: tuple[str, ...] = ()
+    sealed: bytes = b""
+    verified: Mapping[str, bytes] = field(default_factory=dict)
+    opened: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sealed", MappingProxyType(dict(self.sealed)))
+        object.__setattr__(self, "verified", MappingProxyType(dict(self.verified)))
         object.__setattr__(self, "opened", MappingProxyType(dict(self.opened)))
 
     @classmethod
@@ -111,8 +128,9 @@ class SiteExchange:
             earlier: every exchange that this site has on record.
         Raises:
             NotOnRosterError: the site is not on the roster.
-            RefusedError: the exchange id is taken by other terms, or this plan has another exchange
-                that is open or has released this site's expert: a plan releases once.
+            SanctionRolledBackError: the exchange id is taken by other terms; or this plan has an exchange
+                of this or a higher number, or one that is open, or one that has sealed this site's expert:
+                a plan releases once.
         """
         if site not in terms.roster:
             raise NotOnRosterError(f"{site} is not on the roster of exchange {terms.exchange_id}")
@@ -120,18 +138,26 @@ class SiteExchange:
         for other in earlier:
             if other.terms.exchange_id == terms.exchange_id:
                 if other.terms != terms:
-                    raise RefusedError(
-                        f"exchange {terms.exchange_id} is known here with other terms",
-                        safe="nothing was approved or sealed",
+                    raise _not_this_one(
+                        f"exchange {terms.exchange_id} is known here with other terms"
                     )
                 known = other
             elif other.terms.plan_hash == terms.plan_hash and other.binds:
-                raise RefusedError(
+                raise _not_this_one(
                     f"the plan has its exchange already ({other.terms.exchange_id}, "
-                    f"{other.state.value}); a plan releases the experts once",
-                    safe="nothing was approved or sealed",
+                    f"{other.state.value}); a plan releases the experts once"
+                )
+            elif other.terms.plan_hash == terms.plan_hash and other.terms.number >= terms.number:
+                raise _not_this_one(
+                    f"exchange {terms.exchange_id} has number {terms.number}, and "
+                    f"{other.terms.exchange_id} of the same plan had {other.terms.number}"
                 )
         return known or cls(terms, site)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The signers without this site; empty before it sealed."""
+        return tuple(site for site in self.signers if site != self.site)
 
     @property
     def binds(self) -> bool:
@@ -144,8 +170,8 @@ class SiteExchange:
 
         Raises:
             IllegalTransitionError: the state has no row for this input.
-            ConsentError: sealed under an agreement that is not this exchange's.
-            NotOnRosterError, RefusedError: an expert of a stranger, or another one than before.
+            ConsentError: sealed under a sanction that is not this exchange's.
+            RefusedError: experts of other sites than the signers, or others than before.
         """
         row = TABLE.get((self.state, type(event)))
         if row is None:
@@ -155,18 +181,20 @@ class SiteExchange:
                 safe="the exchange is as it was",
             )
         record, state = row
-        recorded, done = record(self, event)
-        return replace(recorded, state=state) if done else recorded
+        return replace(record(self, event), state=state)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values for the store."""
         return {
-            "terms": self.terms.to_json(),
+            "terms": self.terms.model_dump(mode="json"),
             "site": self.site,
             "state": self.state.value,
             "consent_hash": self.consent_hash.hex(),
-            "sealed": {name: digest.hex() for name, digest in sorted(self.sealed.items())},
-            "opened": {name: digest.hex() for name, digest in sorted(self.opened.items())},
+            "sanction": self.sanction.hex(),
+            "signers": list(self.signers),
+            "sealed": self.sealed.hex(),
+            "verified": {name: digest.hex() for name, digest in sorted(self.verified.items())},
+            "opened": dict(sorted(self.opened.items())),
             "reason": self.reason,
         }
 
@@ -179,29 +207,39 @@ class SiteExchange:
         """
         try:
             exchange = cls(
-                terms=ExchangeTerms.from_json(values["terms"]),
+                terms=ExchangeTerms.model_validate_json(json.dumps(values["terms"])),
                 site=values["site"],
                 state=SiteState(values["state"]),
                 consent_hash=bytes.fromhex(values["consent_hash"]),
-                sealed={name: bytes.fromhex(digest) for name, digest in values["sealed"].items()},
-                opened={name: bytes.fromhex(digest) for name, digest in values["opened"].items()},
+                sanction=bytes.fromhex(values["sanction"]),
+                signers=tuple(values["signers"]),
+                sealed=bytes.fromhex(values["sealed"]),
+                verified={site: bytes.fromhex(h) for site, h in values["verified"].items()},
+                opened=values["opened"],
                 reason=values["reason"],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
             raise IntegrityError(f"stored exchange: malformed: {error!r}") from error
         exchange._check_supported()
         return exchange
 
     def _check_supported(self) -> None:
-        others = set(self.terms.others(self.site))
-        said_yes = self.state in (SiteState.APPROVED, SiteState.SEALED, SiteState.COMPLETED)
+        at = list(SiteState).index(self.state)
+        others = set(self.others)
+        over = self.state in (SiteState.DECLINED, SiteState.CANCELLED)
+        sealed = bool(self.sealed)
         if (
             self.site not in self.terms.roster
-            or (said_yes and not self.consent_hash)
-            or (self.sealed and (set(self.sealed) != others or not self.consent_hash))
-            or (self.state in (SiteState.SEALED, SiteState.COMPLETED) and not self.sealed)
-            or not set(self.opened) <= (others if self.sealed else set())
-            or (self.state is SiteState.COMPLETED and set(self.opened) != others)
+            or not set(self.signers) <= set(self.terms.roster)
+            or sealed != bool(self.sanction)
+            or sealed != (self.site in self.signers and len(self.signers) >= 2)
+            or (sealed and not self.consent_hash)
+            or (not over and at >= 1 and not self.consent_hash)
+            or (not over and (at >= 2) != sealed)
+            or (not over and (at >= 3) != bool(self.verified))
+            or (self.verified and set(self.verified) != others)
+            or (not over and (at >= 4) != bool(self.opened))
+            or (self.opened and (set(self.opened) != others or not self.verified))
         ):
             raise IntegrityError(
                 f"stored exchange {self.terms.exchange_id}: its records do not support the state "
@@ -210,82 +248,81 @@ class SiteExchange:
             )
 
 
-# --- what an input records: the next exchange, and whether the row's next state is reached -----------
-
-Recorded = tuple[SiteExchange, bool]
+# --- what an input records ---------------------------------------------------------------------------
 
 
-def _approve(exchange: SiteExchange, event: Approved) -> Recorded:
-    if exchange.state is SiteState.ASKED:
-        return replace(exchange, consent_hash=event.consent_hash), True
-    if event.consent_hash != exchange.consent_hash:
-        raise RefusedError(
-            f"exchange {exchange.terms.exchange_id} was approved before, with another key",
-            safe="the first consent stands",
-        )
-    return exchange, False
+def _approve(exchange: SiteExchange, event: Approved) -> SiteExchange:
+    return replace(exchange, consent_hash=event.consent_hash)
 
 
-def _decline(exchange: SiteExchange, event: Declined) -> Recorded:
-    return replace(exchange, reason=event.reason[:500]), True
+def _decline(exchange: SiteExchange, event: Declined) -> SiteExchange:
+    return replace(exchange, reason=event.reason[:500])
 
 
-def _seal(exchange: SiteExchange, event: ExpertsSealed) -> Recorded:
-    parties = event.agreement.parties
+def _seal(exchange: SiteExchange, event: ExpertSealed) -> SiteExchange:
+    sanction = event.sanction
     if (
-        event.agreement.terms != exchange.terms
-        or parties[exchange.site].consent_hash != exchange.consent_hash
+        sanction.terms != exchange.terms
+        or sanction.party(exchange.site).consent.hash != exchange.consent_hash
     ):
         raise ConsentError(
-            f"exchange {exchange.terms.exchange_id}: the agreement is not the one that this site "
+            f"exchange {exchange.terms.exchange_id}: the sanction is not the one that this site "
             "consented to",
             safe="nothing that was sealed under it may be sent",
         )
-    if set(event.sealed_hashes) != set(exchange.terms.others(exchange.site)):
-        raise RefusedError("a site seals its expert to every other site of the roster, or to none")
-    return replace(exchange, sealed=event.sealed_hashes), True
+    return replace(
+        exchange, sanction=sanction.hash, signers=sanction.signers, sealed=event.sealed_hash
+    )
 
 
-def _open(exchange: SiteExchange, event: ExpertOpened) -> Recorded:
-    others = exchange.terms.others(exchange.site)
-    if event.sender not in others:
-        raise NotOnRosterError(f"{event.sender} is no other site of this exchange")
-    known = exchange.opened.get(event.sender)
-    if known is not None:
-        if known != event.expert_hash:
-            raise RefusedError(
-                f"{event.sender} sent another expert than before", safe="the first one stands"
-            )
-        return exchange, False
-    opened = {**exchange.opened, event.sender: event.expert_hash}
-    return replace(exchange, opened=opened), len(opened) == len(others)
+def _verify(exchange: SiteExchange, event: AllVerified) -> SiteExchange:
+    _require_of_all(exchange, event.sealed_hashes)
+    return replace(exchange, verified=event.sealed_hashes)
 
 
-def _cancel(exchange: SiteExchange, event: CancelNoted) -> Recorded:
-    return replace(exchange, reason=event.reason[:500]), True
+def _open(exchange: SiteExchange, event: AllOpened) -> SiteExchange:
+    _require_of_all(exchange, event.expert_hashes)
+    return replace(exchange, opened=event.expert_hashes)
 
 
-def _ignore(exchange: SiteExchange, event: Input) -> Recorded:
-    return exchange, False
+def _cancel(exchange: SiteExchange, event: CancelNoted) -> SiteExchange:
+    return replace(exchange, reason=event.reason[:500])
+
+
+def _ignore(exchange: SiteExchange, event: Input) -> SiteExchange:
+    return exchange
+
+
+def _require_of_all(exchange: SiteExchange, by_site: Mapping[str, object]) -> None:
+    if set(by_site) != set(exchange.others):
+        raise RefusedError(
+            f"exchange {exchange.terms.exchange_id} takes the expert of every other signer or of none",
+            safe="the exchange is as it was",
+        )
+
+
+def _not_this_one(why: str) -> SanctionRolledBackError:
+    return SanctionRolledBackError(why, safe="nothing was approved or sealed")
 
 
 _S = SiteState
-Row = tuple[Callable[[SiteExchange, Any], Recorded], SiteState]
+Row = tuple[Callable[[SiteExchange, Any], SiteExchange], SiteState]
 
-# (state, input) -> (what is recorded, the state once that is complete)
+# (state, input) -> (what is recorded, the next state)
 TABLE: Mapping[tuple[SiteState, type[Input]], Row] = MappingProxyType(
     {
         (_S.ASKED, Approved): (_approve, _S.APPROVED),
         (_S.ASKED, Declined): (_decline, _S.DECLINED),
         (_S.ASKED, CancelNoted): (_cancel, _S.CANCELLED),
-        (_S.APPROVED, Approved): (_approve, _S.APPROVED),
+        (_S.APPROVED, ExpertSealed): (_seal, _S.SEALED),
         (_S.APPROVED, Declined): (_decline, _S.DECLINED),
-        (_S.APPROVED, ExpertsSealed): (_seal, _S.SEALED),
         (_S.APPROVED, CancelNoted): (_cancel, _S.CANCELLED),
-        (_S.SEALED, ExpertOpened): (_open, _S.COMPLETED),
+        (_S.SEALED, AllVerified): (_verify, _S.REVEALED),
         (_S.SEALED, Declined): (_decline, _S.DECLINED),
         (_S.SEALED, CancelNoted): (_cancel, _S.CANCELLED),
-        (_S.COMPLETED, ExpertOpened): (_open, _S.COMPLETED),
+        (_S.REVEALED, AllOpened): (_open, _S.COMPLETED),
+        (_S.REVEALED, Declined): (_decline, _S.DECLINED),
+        (_S.REVEALED, CancelNoted): (_cancel, _S.CANCELLED),
         (_S.COMPLETED, CancelNoted): (_ignore, _S.COMPLETED),
         (_S.DECLINED, Declined): (_ignore, _S.DECLINED),
         (_S.DECLINED, CancelNoted): (_ignore, _S.DECLINED),

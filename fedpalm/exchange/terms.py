@@ -1,88 +1,87 @@
-"""What an exchange is about: the facts that every site says yes to, word for word."""
+"""What an exchange is about: what the coordinator proposes and every site says yes to, word for word."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, ClassVar, Self
 
-from ..errors import ProtocolError
-from ..ids import federation_id, run_id, site_id
+from pydantic import Field, StringConstraints, model_validator
+
+from ..errors import SanctionExpiredError
+from ..pki.identity import COORDINATOR_NAME, Identity, Role
+from ..pki.statement import HexHash, Label, Statement, TimeMs
 from ..plan import MAX_SITES, Plan
+from ..text import one_line
+
+Purpose = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
-@dataclass(frozen=True)
-class ExchangeTerms:
-    """One exchange: every site of ``roster`` releases its expert to all the others, once.
+class ExchangeTerms(Statement):
+    """One exchange: every site that signs releases its expert to all others that sign, once.
 
-    Args:
-        plan_hash: 32 bytes, the plan whose run trained the experts.
-        roster: sorted site names, at least two.
-        layout_hash: 32 bytes, the layout of every expert.
-    Raises:
-        ProtocolError: on construction, for a malformed name, hash or roster.
+    ``number`` counts the exchanges that were proposed for a plan, from 1; ``roster`` is the plan's, and
+    ``without_refusers`` what the plan says of a site that refuses: the exchange ends, or goes on among the
+    others. ``purpose`` is the operator's words, one line; ``expires_ms`` ends it for everybody, by the
+    clock of whoever looks.
     """
 
-    federation: str
-    run: str
-    exchange_id: str
-    plan_hash: bytes
-    roster: tuple[str, ...]
-    layout_hash: bytes
+    DOMAIN: ClassVar[str] = "exchange-terms/v1"
 
-    def __post_init__(self) -> None:
-        federation_id(self.federation)
-        run_id(self.run)
-        run_id(self.exchange_id)
-        for site in self.roster:
-            site_id(site)
+    run: Label
+    exchange_id: Label
+    number: Annotated[int, Field(ge=1, lt=2**31)]
+    plan_hash: HexHash
+    roster: tuple[Label, ...]
+    layout_hash: HexHash
+    without_refusers: bool
+    purpose: Purpose
+    expires_ms: TimeMs
+
+    @model_validator(mode="after")
+    def _well_formed(self) -> Self:
         if list(self.roster) != sorted(set(self.roster)) or not 2 <= len(self.roster) <= MAX_SITES:
-            raise ProtocolError(
-                f"the roster of an exchange names 2 to {MAX_SITES} sites, sorted, each once"
-            )
-        if len(self.plan_hash) != 32 or len(self.layout_hash) != 32:
-            raise ProtocolError("a hash in the terms of an exchange is not 32 bytes long")
+            raise ValueError(f"the roster names 2 to {MAX_SITES} sites, sorted, each once")
+        if one_line(self.purpose) != self.purpose:
+            raise ValueError("the purpose is one line of text")
+        return self
 
     @classmethod
-    def of(cls, plan: Plan, run: str, exchange_id: str) -> ExchangeTerms:
-        """What an exchange of a run is about, from the plan that all its sites agreed to."""
+    def of(
+        cls, plan: Plan, run: str, exchange_id: str, *, number: int, purpose: str, expires_ms: int
+    ) -> ExchangeTerms:
+        """The terms of an exchange of a run, from the plan that all its sites agreed to."""
         return cls(
             federation=plan.federation,
             run=run,
             exchange_id=exchange_id,
-            plan_hash=plan.hash,
+            number=number,
+            plan_hash=plan.hash.hex(),
             roster=plan.roster,
-            layout_hash=plan.released_layout.hash,
+            layout_hash=plan.released_layout.hash.hex(),
+            without_refusers=plan.draft.exchange_without_refusers,
+            purpose=purpose,
+            expires_ms=expires_ms,
         )
 
-    def others(self, site: str) -> tuple[str, ...]:
-        """The roster without ``site``."""
-        return tuple(other for other in self.roster if other != site)
+    def are_of(self, plan: Plan, run: str) -> bool:
+        """Whether everything in them that a plan decides is as this plan has it."""
+        return self == ExchangeTerms.of(
+            plan,
+            run,
+            self.exchange_id,
+            number=self.number,
+            purpose=self.purpose,
+            expires_ms=self.expires_ms,
+        )
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "federation": self.federation,
-            "run": self.run,
-            "exchange_id": self.exchange_id,
-            "plan_hash": self.plan_hash.hex(),
-            "roster": list(self.roster),
-            "layout_hash": self.layout_hash.hex(),
-        }
+    @property
+    def signer(self) -> Identity:
+        return Identity(self.federation, Role.COORDINATOR, COORDINATOR_NAME)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> ExchangeTerms:
-        """Inverse of :meth:`to_json`. Raises ProtocolError on anything else."""
-        try:
-            terms = cls(
-                federation=values["federation"],
-                run=values["run"],
-                exchange_id=values["exchange_id"],
-                plan_hash=bytes.fromhex(values["plan_hash"]),
-                roster=tuple(values["roster"]),
-                layout_hash=bytes.fromhex(values["layout_hash"]),
+    def require_alive(self, now: float) -> None:
+        """Raises SanctionExpiredError: it is too late; ``now`` in seconds since the Unix epoch."""
+        if round(now * 1000) > self.expires_ms:
+            raise SanctionExpiredError(
+                f"exchange {self.exchange_id} has expired",
+                safe="nothing was sealed, sent or opened after that",
+                next_step="the operator proposes a new one: fedpalm-coordinator exchange propose",
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"malformed terms of an exchange: {error!r}") from error
-        if terms.to_json() != values:
-            raise ProtocolError("malformed terms of an exchange: unknown or misspelt values")
-        return terms

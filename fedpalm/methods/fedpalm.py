@@ -32,7 +32,7 @@ from torch.nn.functional import normalize
 from ..errors import LayoutMismatchError
 from ..layout import CLOSED_SET_EXPERT, FloatVector
 from ..models.build import Expert, build_expert
-from ..plan import TrainingSettings
+from ..plan import TrainingSettings, warm_up_rounds
 from ..privacy.randomness import Randomness
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
 from .pair import PairSite
@@ -47,11 +47,6 @@ _INTERACTING, _FROZEN = "progress.interacting", "progress.frozen"
 _EXPERT = "expert."
 
 Features = dict[str, Tensor]
-
-
-def warm_up_rounds(rounds: int) -> int:
-    """The first third: TEIM is off and closed-set experts learn. One round at least."""
-    return max(1, rounds // 3)
 
 
 class FedPalmSite(PairSite):

@@ -91,7 +91,7 @@ class InstructionsRequest(_message.Message):
     def __init__(self, site_id: _Optional[str] = ...) -> None: ...
 
 class Instruction(_message.Message):
-    __slots__ = ("heartbeat", "run_offer", "train", "round_closed", "run_ended", "exchange_proposed", "seal_experts", "fetch_experts", "exchange_closed", "masking", "prepare")
+    __slots__ = ("heartbeat", "run_offer", "train", "round_closed", "run_ended", "exchange_proposed", "seal_experts", "open_experts", "exchange_closed", "masking", "prepare", "reveal_keys")
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     RUN_OFFER_FIELD_NUMBER: _ClassVar[int]
     TRAIN_FIELD_NUMBER: _ClassVar[int]
@@ -99,10 +99,11 @@ class Instruction(_message.Message):
     RUN_ENDED_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_PROPOSED_FIELD_NUMBER: _ClassVar[int]
     SEAL_EXPERTS_FIELD_NUMBER: _ClassVar[int]
-    FETCH_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    OPEN_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_CLOSED_FIELD_NUMBER: _ClassVar[int]
     MASKING_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
+    REVEAL_KEYS_FIELD_NUMBER: _ClassVar[int]
     heartbeat: Heartbeat
     run_offer: RunOffer
     train: TrainRound
@@ -110,11 +111,12 @@ class Instruction(_message.Message):
     run_ended: RunEnded
     exchange_proposed: ExchangeProposed
     seal_experts: SealExperts
-    fetch_experts: FetchExperts
+    open_experts: OpenExperts
     exchange_closed: ExchangeClosed
     masking: MaskingStepOpen
     prepare: PrepareRound
-    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., run_offer: _Optional[_Union[RunOffer, _Mapping]] = ..., train: _Optional[_Union[TrainRound, _Mapping]] = ..., round_closed: _Optional[_Union[RoundClosed, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., exchange_proposed: _Optional[_Union[ExchangeProposed, _Mapping]] = ..., seal_experts: _Optional[_Union[SealExperts, _Mapping]] = ..., fetch_experts: _Optional[_Union[FetchExperts, _Mapping]] = ..., exchange_closed: _Optional[_Union[ExchangeClosed, _Mapping]] = ..., masking: _Optional[_Union[MaskingStepOpen, _Mapping]] = ..., prepare: _Optional[_Union[PrepareRound, _Mapping]] = ...) -> None: ...
+    reveal_keys: RevealKeys
+    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., run_offer: _Optional[_Union[RunOffer, _Mapping]] = ..., train: _Optional[_Union[TrainRound, _Mapping]] = ..., round_closed: _Optional[_Union[RoundClosed, _Mapping]] = ..., run_ended: _Optional[_Union[RunEnded, _Mapping]] = ..., exchange_proposed: _Optional[_Union[ExchangeProposed, _Mapping]] = ..., seal_experts: _Optional[_Union[SealExperts, _Mapping]] = ..., open_experts: _Optional[_Union[OpenExperts, _Mapping]] = ..., exchange_closed: _Optional[_Union[ExchangeClosed, _Mapping]] = ..., masking: _Optional[_Union[MaskingStepOpen, _Mapping]] = ..., prepare: _Optional[_Union[PrepareRound, _Mapping]] = ..., reveal_keys: _Optional[_Union[RevealKeys, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -347,12 +349,12 @@ class ExchangeRef(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., exchange_id: _Optional[str] = ...) -> None: ...
 
 class ExchangeProposed(_message.Message):
-    __slots__ = ("ref", "plan_hash")
+    __slots__ = ("ref", "terms")
     REF_FIELD_NUMBER: _ClassVar[int]
-    PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
     ref: ExchangeRef
-    plan_hash: bytes
-    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ..., plan_hash: _Optional[bytes] = ...) -> None: ...
+    terms: SignedStatement
+    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ..., terms: _Optional[_Union[SignedStatement, _Mapping]] = ...) -> None: ...
 
 class SealExperts(_message.Message):
     __slots__ = ("ref",)
@@ -360,7 +362,13 @@ class SealExperts(_message.Message):
     ref: ExchangeRef
     def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ...) -> None: ...
 
-class FetchExperts(_message.Message):
+class RevealKeys(_message.Message):
+    __slots__ = ("ref",)
+    REF_FIELD_NUMBER: _ClassVar[int]
+    ref: ExchangeRef
+    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ...) -> None: ...
+
+class OpenExperts(_message.Message):
     __slots__ = ("ref",)
     REF_FIELD_NUMBER: _ClassVar[int]
     ref: ExchangeRef
@@ -393,14 +401,12 @@ class ConsentReply(_message.Message):
     def __init__(self) -> None: ...
 
 class SealedExpertRef(_message.Message):
-    __slots__ = ("exchange", "sender", "recipient")
+    __slots__ = ("exchange", "sender")
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
-    RECIPIENT_FIELD_NUMBER: _ClassVar[int]
     exchange: ExchangeRef
     sender: str
-    recipient: str
-    def __init__(self, exchange: _Optional[_Union[ExchangeRef, _Mapping]] = ..., sender: _Optional[str] = ..., recipient: _Optional[str] = ...) -> None: ...
+    def __init__(self, exchange: _Optional[_Union[ExchangeRef, _Mapping]] = ..., sender: _Optional[str] = ...) -> None: ...
 
 class SealedExpertHeader(_message.Message):
     __slots__ = ("ref", "payload_hash", "payload_bytes")
@@ -420,13 +426,39 @@ class UploadExpertRequest(_message.Message):
     chunk: Chunk
     def __init__(self, header: _Optional[_Union[SealedExpertHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
-class ConfirmExpertsRequest(_message.Message):
-    __slots__ = ("ref", "site_id")
+class WrappedKey(_message.Message):
+    __slots__ = ("sender", "recipient", "wrapped")
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    RECIPIENT_FIELD_NUMBER: _ClassVar[int]
+    WRAPPED_FIELD_NUMBER: _ClassVar[int]
+    sender: str
+    recipient: str
+    wrapped: bytes
+    def __init__(self, sender: _Optional[str] = ..., recipient: _Optional[str] = ..., wrapped: _Optional[bytes] = ...) -> None: ...
+
+class ExpertKeysRequest(_message.Message):
+    __slots__ = ("ref", "site_id", "keys")
     REF_FIELD_NUMBER: _ClassVar[int]
     SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     ref: ExchangeRef
     site_id: str
-    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ..., site_id: _Optional[str] = ...) -> None: ...
+    keys: _containers.RepeatedCompositeFieldContainer[WrappedKey]
+    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ..., site_id: _Optional[str] = ..., keys: _Optional[_Iterable[_Union[WrappedKey, _Mapping]]] = ...) -> None: ...
+
+class ExpertKeysReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ConfirmExpertsRequest(_message.Message):
+    __slots__ = ("ref", "site_id", "receipt")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    SITE_ID_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    ref: ExchangeRef
+    site_id: str
+    receipt: SignedStatement
+    def __init__(self, ref: _Optional[_Union[ExchangeRef, _Mapping]] = ..., site_id: _Optional[str] = ..., receipt: _Optional[_Union[SignedStatement, _Mapping]] = ...) -> None: ...
 
 class ConfirmExpertsReply(_message.Message):
     __slots__ = ()

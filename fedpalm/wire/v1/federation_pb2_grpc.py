@@ -135,6 +135,16 @@ class FederationStub:
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SealedExpertRef.SerializeToString,
                 response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.Chunk.FromString,
                 _registered_method=True)
+        self.SendExpertKeys = channel.unary_unary(
+                '/fedpalm.wire.v1.Federation/SendExpertKeys',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ExpertKeysRequest.SerializeToString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ExpertKeysReply.FromString,
+                _registered_method=True)
+        self.FetchExpertKeys = channel.unary_stream(
+                '/fedpalm.wire.v1.Federation/FetchExpertKeys',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ExchangeRef.SerializeToString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.WrappedKey.FromString,
+                _registered_method=True)
         self.ConfirmExperts = channel.unary_unary(
                 '/fedpalm.wire.v1.Federation/ConfirmExperts',
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ConfirmExpertsRequest.SerializeToString,
@@ -259,7 +269,8 @@ class FederationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SendConsent(self, request, context):
-        """The deployment exchange: every site's signed yes, then one sealed expert per recipient.
+        """The deployment exchange: every site's signed yes; then every sealed expert; then, once all of them are
+        stored, the keys to them; and a signed receipt when all are open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -279,6 +290,19 @@ class FederationServicer:
 
     def DownloadSealedExpert(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SendExpertKeys(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchExpertKeys(self, request, context):
+        """The keys that are wrapped for this site.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -391,6 +415,16 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.DownloadSealedExpert,
                     request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.SealedExpertRef.FromString,
                     response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.Chunk.SerializeToString,
+            ),
+            'SendExpertKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendExpertKeys,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ExpertKeysRequest.FromString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ExpertKeysReply.SerializeToString,
+            ),
+            'FetchExpertKeys': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchExpertKeys,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.ExchangeRef.FromString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_federation__pb2.WrappedKey.SerializeToString,
             ),
             'ConfirmExperts': grpc.unary_unary_rpc_method_handler(
                     servicer.ConfirmExperts,
@@ -938,6 +972,60 @@ class Federation:
             '/fedpalm.wire.v1.Federation/DownloadSealedExpert',
             fedpalm_dot_wire_dot_v1_dot_federation__pb2.SealedExpertRef.SerializeToString,
             fedpalm_dot_wire_dot_v1_dot_federation__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendExpertKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpalm.wire.v1.Federation/SendExpertKeys',
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.ExpertKeysRequest.SerializeToString,
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.ExpertKeysReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchExpertKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedpalm.wire.v1.Federation/FetchExpertKeys',
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.ExchangeRef.SerializeToString,
+            fedpalm_dot_wire_dot_v1_dot_federation__pb2.WrappedKey.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,7 +26,7 @@ from fedpalm.wire.v1 import federation_pb2 as fedpalm_dot_wire_dot_v1_dot_federa
 from fedpalm.wire.v1 import limits_pb2 as fedpalm_dot_wire_dot_v1_dot_limits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65\x64palm/wire/v1/operator.proto\x12\x0f\x66\x65\x64palm.wire.v1\x1a fedpalm/wire/v1/federation.proto\x1a\x1c\x66\x65\x64palm/wire/v1/limits.proto\"\x12\n\x10ListSitesRequest\"\xdc\x01\n\x08SiteInfo\x12\x15\n\x07site_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12&\n\x17\x63\x65rtificate_fingerprint\x18\x02 \x01(\tB\x05\xa8\xbb\x18\x80\x01\x12\x13\n\x0b\x61\x64mitted_ms\x18\x03 \x01(\x03\x12\x1e\n\x16\x63\x65rtificate_expires_ms\x18\x04 \x01(\x03\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x14\n\x0clast_seen_ms\x18\x06 \x01(\x03\x12\x1e\n\x10software_version\x18\x07 \x01(\tB\x04\xa8\xbb\x18@\x12\x13\n\x05state\x18\x08 \x01(\tB\x04\xa8\xbb\x18 \"^\n\x0eListSitesReply\x12\x1b\n\rfederation_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12/\n\x05sites\x18\x02 \x03(\x0b\x32\x19.fedpalm.wire.v1.SiteInfoB\x05\xb8\xbb\x18\xe8\x07\"\\\n\x11SubmitPlanRequest\x12\x16\n\x04plan\x18\x01 \x01(\x0c\x42\x06\xa8\xbb\x18\x80\x80@H\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.fedpalm.wire.v1.ChunkH\x00\x42\x06\n\x04part\"@\n\x0fSubmitPlanReply\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x17\n\tplan_hash\x18\x02 \x01(\x0c\x42\x04\xb0\xbb\x18 \"\x1e\n\x06RunRef\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\">\n\x0f\x41\x62ortRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x15\n\x06reason\x18\x02 \x01(\tB\x05\xa8\xbb\x18\xf4\x03\"\x11\n\x0fListRunsRequest\"@\n\rListRunsReply\x12/\n\x04runs\x18\x01 \x03(\x0b\x32\x1a.fedpalm.wire.v1.RunStatusB\x05\xb8\xbb\x18\xe8\x07\"\x80\x05\n\tRunStatus\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x17\n\tplan_name\x18\x02 \x01(\tB\x04\xa8\xbb\x18?\x12\x17\n\tplan_hash\x18\x03 \x01(\x0c\x42\x04\xb0\xbb\x18 \x12\x13\n\x05state\x18\x04 \x01(\tB\x04\xa8\xbb\x18 \x12\r\n\x05round\x18\x05 \x01(\r\x12\x0e\n\x06rounds\x18\x06 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x19\n\x0bround_state\x18\x08 \x01(\tB\x04\xa8\xbb\x18 \x12\x19\n\x06joined\x18\t \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x19\n\x06\x63ohort\x18\n \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1c\n\tdelivered\x18\x0b \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0c \x01(\x03\x12\x18\n\nmodel_hash\x18\r \x01(\x0c\x42\x04\xb0\xbb\x18 \x12\x15\n\x06reason\x18\x0e \x01(\tB\x05\xa8\xbb\x18\xf4\x03\x12\x31\n\x08\x65xchange\x18\x0f \x01(\x0b\x32\x1f.fedpalm.wire.v1.ExchangeStatus\x12\x14\n\x06method\x18\x10 \x01(\tB\x04\xa8\xbb\x18 \x12\x19\n\x06roster\x18\x11 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1b\n\x08\x61pproved\x18\x12 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1a\n\x07refused\x18\x13 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x15\n\x07masking\x18\x14 \x01(\tB\x04\xa8\xbb\x18 \x12\x1a\n\x0cmasking_step\x18\x15 \x01(\tB\x04\xa8\xbb\x18 \x12\x1b\n\x08warnings\x18\x16 \x03(\tB\t\xa8\xbb\x18\xf4\x03\xb8\xbb\x18\x08\x12\x1a\n\x0blost_rounds\x18\x17 \x03(\rB\x05\xb8\xbb\x18\x90N\x12\x19\n\x06\x63\x61ught\x18\x18 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\r\n\x05spent\x18\x19 \x01(\x08\"\x93\x01\n\x0e\x45xchangeStatus\x12\x19\n\x0b\x65xchange_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x13\n\x05state\x18\x02 \x01(\tB\x04\xa8\xbb\x18 \x12\x1c\n\tconsented\x18\x03 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1c\n\tdelivered\x18\x04 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x15\n\x06reason\x18\x05 \x01(\tB\x05\xa8\xbb\x18\xf4\x03\"9\n\x12\x45xportModelRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\r\n\x05round\x18\x02 \x01(\r\"x\n\x0c\x45xportHeader\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\r\n\x05round\x18\x02 \x01(\r\x12\x14\n\x04plan\x18\x03 \x01(\x0c\x42\x06\xa8\xbb\x18\x80\x80@\x12\x18\n\nmodel_hash\x18\x04 \x01(\x0c\x42\x04\xb0\xbb\x18 \x12\x13\n\x0bmodel_bytes\x18\x05 \x01(\x04\"t\n\x10\x45xportModelReply\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.fedpalm.wire.v1.ExportHeaderH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.fedpalm.wire.v1.ChunkH\x00\x42\x06\n\x04part2\xf5\x05\n\x08Operator\x12O\n\tListSites\x12!.fedpalm.wire.v1.ListSitesRequest\x1a\x1f.fedpalm.wire.v1.ListSitesReply\x12T\n\nSubmitPlan\x12\".fedpalm.wire.v1.SubmitPlanRequest\x1a .fedpalm.wire.v1.SubmitPlanReply(\x01\x12?\n\x08StartRun\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus\x12H\n\x08\x41\x62ortRun\x12 .fedpalm.wire.v1.AbortRunRequest\x1a\x1a.fedpalm.wire.v1.RunStatus\x12@\n\tResumeRun\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus\x12L\n\x08ListRuns\x12 .fedpalm.wire.v1.ListRunsRequest\x1a\x1e.fedpalm.wire.v1.ListRunsReply\x12\x41\n\x08WatchRun\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus0\x01\x12W\n\x0b\x45xportModel\x12#.fedpalm.wire.v1.ExportModelRequest\x1a!.fedpalm.wire.v1.ExportModelReply0\x01\x12\x44\n\rStartExchange\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus\x12\x45\n\x0e\x43\x61ncelExchange\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65\x64palm/wire/v1/operator.proto\x12\x0f\x66\x65\x64palm.wire.v1\x1a fedpalm/wire/v1/federation.proto\x1a\x1c\x66\x65\x64palm/wire/v1/limits.proto\"\x12\n\x10ListSitesRequest\"\xdc\x01\n\x08SiteInfo\x12\x15\n\x07site_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12&\n\x17\x63\x65rtificate_fingerprint\x18\x02 \x01(\tB\x05\xa8\xbb\x18\x80\x01\x12\x13\n\x0b\x61\x64mitted_ms\x18\x03 \x01(\x03\x12\x1e\n\x16\x63\x65rtificate_expires_ms\x18\x04 \x01(\x03\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x14\n\x0clast_seen_ms\x18\x06 \x01(\x03\x12\x1e\n\x10software_version\x18\x07 \x01(\tB\x04\xa8\xbb\x18@\x12\x13\n\x05state\x18\x08 \x01(\tB\x04\xa8\xbb\x18 \"^\n\x0eListSitesReply\x12\x1b\n\rfederation_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12/\n\x05sites\x18\x02 \x03(\x0b\x32\x19.fedpalm.wire.v1.SiteInfoB\x05\xb8\xbb\x18\xe8\x07\"\\\n\x11SubmitPlanRequest\x12\x16\n\x04plan\x18\x01 \x01(\x0c\x42\x06\xa8\xbb\x18\x80\x80@H\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.fedpalm.wire.v1.ChunkH\x00\x42\x06\n\x04part\"@\n\x0fSubmitPlanReply\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x17\n\tplan_hash\x18\x02 \x01(\x0c\x42\x04\xb0\xbb\x18 \"\x1e\n\x06RunRef\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\"X\n\x16ProposeExchangeRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x16\n\x07purpose\x18\x02 \x01(\tB\x05\xa8\xbb\x18\xc8\x01\x12\x10\n\x08valid_ms\x18\x03 \x01(\x04\">\n\x0f\x41\x62ortRunRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x15\n\x06reason\x18\x02 \x01(\tB\x05\xa8\xbb\x18\xf4\x03\"\x11\n\x0fListRunsRequest\"@\n\rListRunsReply\x12/\n\x04runs\x18\x01 \x03(\x0b\x32\x1a.fedpalm.wire.v1.RunStatusB\x05\xb8\xbb\x18\xe8\x07\"\x80\x05\n\tRunStatus\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x17\n\tplan_name\x18\x02 \x01(\tB\x04\xa8\xbb\x18?\x12\x17\n\tplan_hash\x18\x03 \x01(\x0c\x42\x04\xb0\xbb\x18 \x12\x13\n\x05state\x18\x04 \x01(\tB\x04\xa8\xbb\x18 \x12\r\n\x05round\x18\x05 \x01(\r\x12\x0e\n\x06rounds\x18\x06 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x19\n\x0bround_state\x18\x08 \x01(\tB\x04\xa8\xbb\x18 \x12\x19\n\x06joined\x18\t \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x19\n\x06\x63ohort\x18\n \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1c\n\tdelivered\x18\x0b \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0c \x01(\x03\x12\x18\n\nmodel_hash\x18\r \x01(\x0c\x42\x04\xb0\xbb\x18 \x12\x15\n\x06reason\x18\x0e \x01(\tB\x05\xa8\xbb\x18\xf4\x03\x12\x31\n\x08\x65xchange\x18\x0f \x01(\x0b\x32\x1f.fedpalm.wire.v1.ExchangeStatus\x12\x14\n\x06method\x18\x10 \x01(\tB\x04\xa8\xbb\x18 \x12\x19\n\x06roster\x18\x11 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1b\n\x08\x61pproved\x18\x12 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1a\n\x07refused\x18\x13 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x15\n\x07masking\x18\x14 \x01(\tB\x04\xa8\xbb\x18 \x12\x1a\n\x0cmasking_step\x18\x15 \x01(\tB\x04\xa8\xbb\x18 \x12\x1b\n\x08warnings\x18\x16 \x03(\tB\t\xa8\xbb\x18\xf4\x03\xb8\xbb\x18\x08\x12\x1a\n\x0blost_rounds\x18\x17 \x03(\rB\x05\xb8\xbb\x18\x90N\x12\x19\n\x06\x63\x61ught\x18\x18 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\r\n\x05spent\x18\x19 \x01(\x08\"\xa3\x02\n\x0e\x45xchangeStatus\x12\x19\n\x0b\x65xchange_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\x13\n\x05state\x18\x02 \x01(\tB\x04\xa8\xbb\x18 \x12\x1c\n\tconsented\x18\x03 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1c\n\tdelivered\x18\x04 \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x15\n\x06reason\x18\x05 \x01(\tB\x05\xa8\xbb\x18\xf4\x03\x12\x0e\n\x06number\x18\x06 \x01(\r\x12\x16\n\x07purpose\x18\x07 \x01(\tB\x05\xa8\xbb\x18\xc8\x01\x12\x12\n\nexpires_ms\x18\x08 \x01(\x03\x12\x1a\n\x07refused\x18\t \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x19\n\x06sealed\x18\n \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\x12\x1b\n\x08revealed\x18\x0b \x03(\tB\t\xa8\xbb\x18?\xb8\xbb\x18\xc8\x01\"9\n\x12\x45xportModelRequest\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\r\n\x05round\x18\x02 \x01(\r\"x\n\x0c\x45xportHeader\x12\x14\n\x06run_id\x18\x01 \x01(\tB\x04\xa8\xbb\x18?\x12\r\n\x05round\x18\x02 \x01(\r\x12\x14\n\x04plan\x18\x03 \x01(\x0c\x42\x06\xa8\xbb\x18\x80\x80@\x12\x18\n\nmodel_hash\x18\x04 \x01(\x0c\x42\x04\xb0\xbb\x18 \x12\x13\n\x0bmodel_bytes\x18\x05 \x01(\x04\"t\n\x10\x45xportModelReply\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.fedpalm.wire.v1.ExportHeaderH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.fedpalm.wire.v1.ChunkH\x00\x42\x06\n\x04part2\x87\x06\n\x08Operator\x12O\n\tListSites\x12!.fedpalm.wire.v1.ListSitesRequest\x1a\x1f.fedpalm.wire.v1.ListSitesReply\x12T\n\nSubmitPlan\x12\".fedpalm.wire.v1.SubmitPlanRequest\x1a .fedpalm.wire.v1.SubmitPlanReply(\x01\x12?\n\x08StartRun\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus\x12H\n\x08\x41\x62ortRun\x12 .fedpalm.wire.v1.AbortRunRequest\x1a\x1a.fedpalm.wire.v1.RunStatus\x12@\n\tResumeRun\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus\x12L\n\x08ListRuns\x12 .fedpalm.wire.v1.ListRunsRequest\x1a\x1e.fedpalm.wire.v1.ListRunsReply\x12\x41\n\x08WatchRun\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatus0\x01\x12W\n\x0b\x45xportModel\x12#.fedpalm.wire.v1.ExportModelRequest\x1a!.fedpalm.wire.v1.ExportModelReply0\x01\x12V\n\x0fProposeExchange\x12\'.fedpalm.wire.v1.ProposeExchangeRequest\x1a\x1a.fedpalm.wire.v1.RunStatus\x12\x45\n\x0e\x43\x61ncelExchange\x12\x17.fedpalm.wire.v1.RunRef\x1a\x1a.fedpalm.wire.v1.RunStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,6 +53,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITPLANREPLY'].fields_by_name['plan_hash']._serialized_options = b'\260\273\030 '
   _globals['_RUNREF'].fields_by_name['run_id']._loaded_options = None
   _globals['_RUNREF'].fields_by_name['run_id']._serialized_options = b'\250\273\030?'
+  _globals['_PROPOSEEXCHANGEREQUEST'].fields_by_name['run_id']._loaded_options = None
+  _globals['_PROPOSEEXCHANGEREQUEST'].fields_by_name['run_id']._serialized_options = b'\250\273\030?'
+  _globals['_PROPOSEEXCHANGEREQUEST'].fields_by_name['purpose']._loaded_options = None
+  _globals['_PROPOSEEXCHANGEREQUEST'].fields_by_name['purpose']._serialized_options = b'\250\273\030\310\001'
   _globals['_ABORTRUNREQUEST'].fields_by_name['run_id']._loaded_options = None
   _globals['_ABORTRUNREQUEST'].fields_by_name['run_id']._serialized_options = b'\250\273\030?'
   _globals['_ABORTRUNREQUEST'].fields_by_name['reason']._loaded_options = None
@@ -107,6 +111,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXCHANGESTATUS'].fields_by_name['delivered']._serialized_options = b'\250\273\030?\270\273\030\310\001'
   _globals['_EXCHANGESTATUS'].fields_by_name['reason']._loaded_options = None
   _globals['_EXCHANGESTATUS'].fields_by_name['reason']._serialized_options = b'\250\273\030\364\003'
+  _globals['_EXCHANGESTATUS'].fields_by_name['purpose']._loaded_options = None
+  _globals['_EXCHANGESTATUS'].fields_by_name['purpose']._serialized_options = b'\250\273\030\310\001'
+  _globals['_EXCHANGESTATUS'].fields_by_name['refused']._loaded_options = None
+  _globals['_EXCHANGESTATUS'].fields_by_name['refused']._serialized_options = b'\250\273\030?\270\273\030\310\001'
+  _globals['_EXCHANGESTATUS'].fields_by_name['sealed']._loaded_options = None
+  _globals['_EXCHANGESTATUS'].fields_by_name['sealed']._serialized_options = b'\250\273\030?\270\273\030\310\001'
+  _globals['_EXCHANGESTATUS'].fields_by_name['revealed']._loaded_options = None
+  _globals['_EXCHANGESTATUS'].fields_by_name['revealed']._serialized_options = b'\250\273\030?\270\273\030\310\001'
   _globals['_EXPORTMODELREQUEST'].fields_by_name['run_id']._loaded_options = None
   _globals['_EXPORTMODELREQUEST'].fields_by_name['run_id']._serialized_options = b'\250\273\030?'
   _globals['_EXPORTHEADER'].fields_by_name['run_id']._loaded_options = None
@@ -127,22 +139,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITPLANREPLY']._serialized_end=612
   _globals['_RUNREF']._serialized_start=614
   _globals['_RUNREF']._serialized_end=644
-  _globals['_ABORTRUNREQUEST']._serialized_start=646
-  _globals['_ABORTRUNREQUEST']._serialized_end=708
-  _globals['_LISTRUNSREQUEST']._serialized_start=710
-  _globals['_LISTRUNSREQUEST']._serialized_end=727
-  _globals['_LISTRUNSREPLY']._serialized_start=729
-  _globals['_LISTRUNSREPLY']._serialized_end=793
-  _globals['_RUNSTATUS']._serialized_start=796
-  _globals['_RUNSTATUS']._serialized_end=1436
-  _globals['_EXCHANGESTATUS']._serialized_start=1439
-  _globals['_EXCHANGESTATUS']._serialized_end=1586
-  _globals['_EXPORTMODELREQUEST']._serialized_start=1588
-  _globals['_EXPORTMODELREQUEST']._serialized_end=1645
-  _globals['_EXPORTHEADER']._serialized_start=1647
-  _globals['_EXPORTHEADER']._serialized_end=1767
-  _globals['_EXPORTMODELREPLY']._serialized_start=1769
-  _globals['_EXPORTMODELREPLY']._serialized_end=1885
-  _globals['_OPERATOR']._serialized_start=1888
-  _globals['_OPERATOR']._serialized_end=2645
+  _globals['_PROPOSEEXCHANGEREQUEST']._serialized_start=646
+  _globals['_PROPOSEEXCHANGEREQUEST']._serialized_end=734
+  _globals['_ABORTRUNREQUEST']._serialized_start=736
+  _globals['_ABORTRUNREQUEST']._serialized_end=798
+  _globals['_LISTRUNSREQUEST']._serialized_start=800
+  _globals['_LISTRUNSREQUEST']._serialized_end=817
+  _globals['_LISTRUNSREPLY']._serialized_start=819
+  _globals['_LISTRUNSREPLY']._serialized_end=883
+  _globals['_RUNSTATUS']._serialized_start=886
+  _globals['_RUNSTATUS']._serialized_end=1526
+  _globals['_EXCHANGESTATUS']._serialized_start=1529
+  _globals['_EXCHANGESTATUS']._serialized_end=1820
+  _globals['_EXPORTMODELREQUEST']._serialized_start=1822
+  _globals['_EXPORTMODELREQUEST']._serialized_end=1879
+  _globals['_EXPORTHEADER']._serialized_start=1881
+  _globals['_EXPORTHEADER']._serialized_end=2001
+  _globals['_EXPORTMODELREPLY']._serialized_start=2003
+  _globals['_EXPORTMODELREPLY']._serialized_end=2119
+  _globals['_OPERATOR']._serialized_start=2122
+  _globals['_OPERATOR']._serialized_end=2897
 # @@protoc_insertion_point(module_scope)

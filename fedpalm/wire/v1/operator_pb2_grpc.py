@@ -74,9 +74,9 @@ class OperatorStub:
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.ExportModelRequest.SerializeToString,
                 response_deserializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.ExportModelReply.FromString,
                 _registered_method=True)
-        self.StartExchange = channel.unary_unary(
-                '/fedpalm.wire.v1.Operator/StartExchange',
-                request_serializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunRef.SerializeToString,
+        self.ProposeExchange = channel.unary_unary(
+                '/fedpalm.wire.v1.Operator/ProposeExchange',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.ProposeExchangeRequest.SerializeToString,
                 response_deserializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunStatus.FromString,
                 _registered_method=True)
         self.CancelExchange = channel.unary_unary(
@@ -141,7 +141,7 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def StartExchange(self, request, context):
+    def ProposeExchange(self, request, context):
         """The operator's half of the deployment exchange; every site must also say yes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -197,9 +197,9 @@ def add_OperatorServicer_to_server(servicer, server):
                     request_deserializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.ExportModelRequest.FromString,
                     response_serializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.ExportModelReply.SerializeToString,
             ),
-            'StartExchange': grpc.unary_unary_rpc_method_handler(
-                    servicer.StartExchange,
-                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunRef.FromString,
+            'ProposeExchange': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProposeExchange,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.ProposeExchangeRequest.FromString,
                     response_serializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunStatus.SerializeToString,
             ),
             'CancelExchange': grpc.unary_unary_rpc_method_handler(
@@ -435,7 +435,7 @@ class Operator:
             _registered_method=True)
 
     @staticmethod
-    def StartExchange(request,
+    def ProposeExchange(request,
             target,
             options=(),
             channel_credentials=None,
@@ -448,8 +448,8 @@ class Operator:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/fedpalm.wire.v1.Operator/StartExchange',
-            fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunRef.SerializeToString,
+            '/fedpalm.wire.v1.Operator/ProposeExchange',
+            fedpalm_dot_wire_dot_v1_dot_operator__pb2.ProposeExchangeRequest.SerializeToString,
             fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunStatus.FromString,
             options,
             channel_credentials,

@@ -6,9 +6,8 @@ import safetensors.numpy
 
 from fedpalm.errors import LayoutMismatchError
 from fedpalm.methods.base import RoundContext
-from fedpalm.methods.fedpalm import warm_up_rounds
 from fedpalm.methods.site import build_site_method
-from fedpalm.plan import TrainingSettings
+from fedpalm.plan import TrainingSettings, warm_up_rounds
 
 from .conftest import TRAINING, make_plan, tiny_images
 

@@ -1,0 +1,25 @@
+"""A recipient's word that it has opened what was sealed to it: what ends an exchange."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ..pki.identity import Identity, Role
+from ..pki.statement import HexHash, Label, Statement, TimeMs
+
+
+class ExpertReceipt(Statement):
+    """``site`` verified, opened and keeps the expert of every other signer; hash by sender."""
+
+    DOMAIN: ClassVar[str] = "expert-receipt/v1"
+
+    site: Label
+    run: Label
+    exchange_id: Label
+    sanction: HexHash
+    experts: dict[Label, HexHash]
+    opened_ms: TimeMs
+
+    @property
+    def signer(self) -> Identity:
+        return Identity(self.federation, Role.PARTICIPANT, self.site)
