@@ -140,8 +140,8 @@ class PlanDraft(Settings):
     masking_step_deadline_s: float = Field(120, gt=0, le=86400)
     """Under ``secagg``: how long each step after the keys waits for a site before it counts as dropped."""
     expert_exchange: Literal["deployment", "freeze", "never"] = "never"
-    """``deployment``: after the last round; ``freeze``: once they are frozen, after the first third, so that
-    TEIM trains with all of them. Left out: ``deployment`` for a method with experts, else ``never``."""
+    """``deployment``: after the last round; ``freeze``: once they are frozen, after the first third, so
+    that TEIM trains with all of them. Left out: ``deployment`` for a method with experts, else ``never``."""
     exchange_without_refusers: bool = False
     """A site's no ends the exchange for everybody, or (true) it goes on among those who say yes."""
     training: TrainingSettings = TrainingSettings()

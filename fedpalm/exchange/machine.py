@@ -8,8 +8,8 @@ Each arrow waits for every site. While it is ``proposed`` sites answer: a no end
 without those who refuse; then it goes on once everybody has answered, if two at least say yes. From then on
 who signs is fixed, and a no of a signer ends it. Keys are accepted only when the sealed expert of every
 signer is stored. :data:`TABLE` is the whole of it: an input that has no row for the present state is an
-error that names both. Inputs that repeat what is recorded change nothing, so that a site may send again what
-it is not sure to have delivered.
+error that names both. Inputs that repeat what is recorded change nothing, so that a site may send again
+what it is not sure to have delivered.
 
 Persist, then send: store ``machine.to_json()`` in one transaction with what the input brought, then
 carry out the effects. After a restart, ``machine.outstanding()`` is what is still to be done.

@@ -135,13 +135,21 @@ FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
     # A person at this site says that this is the signing key of that other site.
     EntryKind.PEER_CONFIRMED: ({"site": _name, "key_id": _hash},),
     EntryKind.EXCHANGE_APPROVED: (
-        {**_IN_EXCHANGE, "plan_hash": _hash, "consent_hash": _hash, "layout_hash": _hash},
+        {
+            **_IN_EXCHANGE,
+            "number": _count,
+            "plan_hash": _hash,
+            "consent_hash": _hash,
+            "commitment": _hash,
+            "layout_hash": _hash,
+        },
     ),
     EntryKind.EXCHANGE_REFUSED: ({**_IN_EXCHANGE, "plan_hash": _hash},),
     EntryKind.EXPERT_RELEASED: (
         {
             **_IN_EXCHANGE,
             "plan_hash": _hash,
+            "sanction": _hash,
             "expert_hash": _hash,
             "sealed_hash": _hash,
             "recipient": _identity,
@@ -151,6 +159,7 @@ FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
         {
             **_IN_EXCHANGE,
             "plan_hash": _hash,
+            "sanction": _hash,
             "expert_hash": _hash,
             "sealed_hash": _hash,
             "sender": _identity,
