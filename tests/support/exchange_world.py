@@ -76,6 +76,7 @@ class ExchangeWorld:
         *,
         expelled: frozenset[str] = frozenset(),
         plan: Plan | None = None,
+        run: Run | None = None,
     ) -> None:
         root.mkdir(exist_ok=True)
         self.root, self.plan, self.clock = root, plan or exchange_plan(), FakeClock(time.time())
@@ -93,21 +94,17 @@ class ExchangeWorld:
         self.told: list[tuple[str, str]] = []
         self.heard: list[tuple[str, pb.Instruction]] = []
         store = Store.open(root / "store.sqlite3")
-        self.add_run(store, RUN, state, expelled)
+        over = Run(RunTerms.of(self.plan), self.plan.initial_model, state=state, expelled=expelled)
+        self.add_run(store, RUN, run or over)
         store.close()
         self.boot()
 
-    def add_run(
-        self,
-        store: Store,
-        run_id: str,
-        state: RunState = RunState.COMPLETED,
-        expelled: frozenset[str] = frozenset(),
-    ) -> None:
+    def add_run(self, store: Store, run_id: str, run: Run | None = None) -> None:
+        """A run of the plan; completed, if nothing else is said."""
         records = RunRecords(store)
         records.create(run_id, self.plan, self.notary.offer(run_id, self.plan), 1)
-        over = Run(RunTerms.of(self.plan), self.plan.initial_model, state=state, expelled=expelled)
-        records.save(run_id, over, (), 2)
+        over = Run(RunTerms.of(self.plan), self.plan.initial_model, state=RunState.COMPLETED)
+        records.save(run_id, run or over, (), 2)
 
     def signing_key(self, site: str) -> bytes:
         return self.identities[site].signing_key.public_key().public_bytes_raw()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from coordinator.run_records import RunRecords
 from coordinator.spool import Spool
 from coordinator.store import Store
 from fedpalm.clock import FakeClock
+from fedpalm.errors import ResourceError
 from fedpalm.methods.contribution import codec_for
 from fedpalm.rounds.events import Aggregate, RoundRef
 from tests.simulation.federation import identity, rehearsal_plan, signing_key
@@ -39,6 +41,34 @@ async def test_work_in_the_background_that_fails_is_logged(
     assert record.levelname == "ERROR" and record.exc_info is not None
     assert str(record.exc_info[1]) in record.getMessage()
     assert "of run" in record.getMessage()
+
+
+@in_loop
+async def test_what_is_looked_after_is_looked_after_again_and_again_until_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for pause in ("LOOK_S", "RETRY_S"):
+        monkeypatch.setattr(f"coordinator.driver.{pause}", 0.001)
+    looks, enough = 0, asyncio.Event()
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise ResourceError("the disk is full")
+        if looks == 3:
+            enough.set()
+
+    spool, clock = Spool(tmp_path / "models", tmp_path / "spool"), FakeClock()
+    with Store.open(tmp_path / "store.sqlite3") as store:
+        notary = Notary(Unchanging(identity()), clock, signing_key)
+        driver = Driver(RunRecords(store), spool, clock, notary, "all")
+        driver.keep_looking(look)
+        await asyncio.wait_for(enough.wait(), 20)
+        await driver.stop()
+        seen = looks
+        await asyncio.sleep(0.01)
+    assert looks == seen and "the disk is full" in caplog.text
 
 
 @in_loop

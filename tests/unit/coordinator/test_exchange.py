@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from coordinator.cli.view import exchange_json, exchange_text, run_json
 from coordinator.exchange_records import ExchangeRecords
+from coordinator.status import run_status
 from fedpalm.errors import (
     ConfigError,
     ConsentError,
@@ -22,7 +26,25 @@ from fedpalm.errors import (
     StateError,
 )
 from fedpalm.pki.identity import Role
-from fedpalm.rounds.run import AbortRun, RunState
+from fedpalm.plan import Plan
+from fedpalm.rounds.events import (
+    Aggregated,
+    CohortPersisted,
+    RoundRef,
+    SiteJoined,
+    UpdateAccepted,
+)
+from fedpalm.rounds.run import (
+    AbortRun,
+    InRound,
+    Resume,
+    Run,
+    RunInput,
+    RunState,
+    RunTerms,
+    Start,
+    advance,
+)
 from tests.support.exchange_world import (
     DAY_MS,
     PURPOSE,
@@ -595,3 +617,155 @@ def test_files_that_a_killed_process_left_of_an_ended_exchange_go_at_the_next_st
     assert world.files() == list(SITES)
     world.kill()
     assert world.files() == []
+
+
+# --- in the middle of a run -------------------------------------------------------------------------
+
+
+def after_round_1(plan: Plan) -> Run:
+    """A run of this plan that has just committed its first round."""
+    ref = RoundRef(1, 1)
+    inputs: list[RunInput] = [
+        Start(0),
+        *(SiteJoined(site) for site in SITES),
+        InRound(ref, CohortPersisted(1), 1),
+        *(InRound(ref, UpdateAccepted(site, "ab"), 1) for site in SITES),
+        InRound(ref, Aggregated(plan.initial_model), 1),
+    ]
+    run = Run(RunTerms.of(plan), plan.initial_model)
+    for one in inputs:
+        run, _ = advance(run, one)
+    return run
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Iterator[ExchangeWorld]:
+    """A run of three rounds that waits for its exchange after the first."""
+    plan = exchange_plan(rounds=3, expert_exchange="freeze")
+    made = ExchangeWorld(tmp_path, plan=plan, run=after_round_1(plan))
+    yield made
+    made.store.close()
+
+
+def resume(world: ExchangeWorld) -> None:
+    """As the operator's call does it."""
+    world.conductor.feed(RUN, Resume(9, world.desk.completed(RUN)))
+
+
+def test_a_frozen_run_takes_a_resume_after_its_exchange_and_none_before(
+    frozen: ExchangeWorld,
+) -> None:
+    assert frozen.conductor.run(RUN).waits_for_exchange
+    for state in ("proposed", "sealing", "revealing", "delivering"):
+        frozen.play(state)
+        with pytest.raises(StateError, match="waits for the exchange"):
+            resume(frozen)
+        frozen.kill()
+    frozen.play()
+    frozen.kill()
+    resume(frozen)
+    run = frozen.conductor.run(RUN)
+    assert run.state is RunState.RUNNING
+    assert run.current is not None and run.current.ref == RoundRef(2, 1)
+
+
+def test_a_cancelled_exchange_lets_no_frozen_run_go_on(frozen: ExchangeWorld) -> None:
+    frozen.play("sealing")
+    frozen.desk.cancel(RUN, "olga")
+    with pytest.raises(StateError, match="waits for the exchange"):
+        resume(frozen)
+    frozen.play()
+    assert frozen.machine.terms.number == 2
+    resume(frozen)
+
+
+def test_no_exchange_is_proposed_before_or_after_its_round(tmp_path: Path) -> None:
+    plan = exchange_plan(rounds=9, expert_exchange="freeze")
+    early = ExchangeWorld(tmp_path, plan=plan, run=after_round_1(plan))
+    with pytest.raises(StateError, match="after round 3, while it is paused"):
+        early.propose()
+    early.store.close()
+
+
+def test_a_plan_that_begins_after_the_round_of_its_exchange_has_none(tmp_path: Path) -> None:
+    first = exchange_plan(rounds=3, expert_exchange="freeze")
+    values = first.model_dump() | {
+        "continues": {
+            "run": "earlier",
+            "plan_hash": first.hash.hex(),
+            "rounds_done": 2,
+            "model": first.initial_model,
+        }
+    }
+    plan = Plan.model_validate(values)
+    assert plan.exchange_round is None
+    world = ExchangeWorld(tmp_path, plan=plan)
+    with pytest.raises(StateError, match="goes on after the round"):
+        world.propose()
+    world.store.close()
+
+
+# --- what the operator sees -------------------------------------------------------------------------
+
+
+def text_of(world: ExchangeWorld) -> str:
+    console = Console(width=200, file=io.StringIO(), highlight=False)
+    console.print(exchange_text(run_status(RUN, world.conductor, world.desk)))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_status_says_who_has_done_what(lenient: ExchangeWorld) -> None:
+    assert "no exchange was proposed" in text_of(lenient)
+    lenient.propose()
+    lenient.refuse("cedar")
+    lenient.consent("amber")
+    assert "birch" in text_of(lenient).partition("waiting for")[2]
+    lenient.consent("birch")
+    lenient.send("amber")
+    status = run_status(RUN, lenient.conductor, lenient.desk)
+    shown = exchange_json(status.exchange)
+    assert shown == run_json(status)["exchange"]
+    assert shown == {
+        "exchange_id": lenient.exchange_id,
+        "state": "sealing",
+        "number": 1,
+        "purpose": PURPOSE,
+        "expires_ms": lenient.machine.terms.expires_ms,
+        "consented": ["amber", "birch"],
+        "refused": ["cedar"],
+        "sealed": ["amber"],
+        "revealed": [],
+        "delivered": [],
+        "reason": "",
+    }
+    for said in ("number 1 of this plan", "sealing", PURPOSE, "amber, birch", "cedar"):
+        assert said in text_of(lenient)
+    assert list(status.warnings) == []
+
+
+@pytest.mark.parametrize(
+    ("exchange", "advice"), [("deployment", "plan amend"), ("freeze", "abort")]
+)
+def test_the_status_warns_of_a_plan_whose_exchange_can_never_be_completed(
+    tmp_path: Path, exchange: str, advice: str
+) -> None:
+    plan = exchange_plan(rounds=3, expert_exchange=exchange)
+    run = after_round_1(plan) if exchange == "freeze" else None
+    world = ExchangeWorld(tmp_path, plan=plan, run=run)
+    world.play("sealing")
+    world.send("birch")
+    assert list(run_status(RUN, world.conductor, world.desk).warnings) == []
+    world.desk.cancel(RUN, "olga")
+    world.kill()
+    (warning,) = run_status(RUN, world.conductor, world.desk).warnings
+    assert "birch sealed an expert" in warning and advice in warning
+    world.store.close()
+
+
+def test_the_status_of_a_frozen_run_says_what_is_next(frozen: ExchangeWorld) -> None:
+    said = run_status(RUN, frozen.conductor, frozen.desk).reason
+    assert "fedpalm-coordinator exchange propose" in said
+    frozen.play()
+    said = run_status(RUN, frozen.conductor, frozen.desk).reason
+    assert "fedpalm-coordinator resume" in said
