@@ -75,6 +75,7 @@ class ExchangeDesk:
         self._tell, self._changed, self._absent = tell, changed, absent
         self._machines: dict[str, ExchangeMachine] = {}
         self._terms: dict[str, SignedStatement] = {}
+        self._sanctions: dict[str, Sanction] = {}
         for stored in records.load():
             self._take_up(stored)
 
@@ -287,13 +288,18 @@ class ExchangeDesk:
             )
 
     def sanction(self, machine: ExchangeMachine) -> Sanction:
-        """What the signers agreed to, verified anew. Raises ConsentError, SanctionExpiredError."""
-        return Sanction(
-            self._signed_by(machine),
-            machine.terms,
-            self._notary.anchors,
-            now=self._clock.now(),
-        )
+        """What the signers agreed to, for an exchange whose signers are fixed; verified once a process.
+
+        Raises:
+            ConsentError, SanctionExpiredError: it does not hold, or not any more.
+        """
+        exchange_id, now = machine.terms.exchange_id, self._clock.now()
+        machine.terms.require_alive(now)
+        if exchange_id not in self._sanctions:
+            self._sanctions[exchange_id] = Sanction(
+                self._signed_by(machine), machine.terms, self._notary.anchors, now=now
+            )
+        return self._sanctions[exchange_id]
 
     def feed(
         self, before: ExchangeMachine, received: Input, facts: Sequence[Fact] = ()
@@ -309,6 +315,8 @@ class ExchangeDesk:
             return before
         self._records.save(machine, facts)
         self._machines[machine.terms.exchange_id] = machine
+        if machine.ended:
+            self._sanctions.pop(machine.terms.exchange_id, None)
         self._carry_out(machine, effects)
         if machine.state is not before.state:
             log.info(

@@ -257,10 +257,15 @@ class FederationService(FederationServicer):
         claim = sealed_claim(header, _sender(context, header.ref.sender))
         receipt = self._c.relay.check_sealed(claim)
         if receipt is None:
-            receipt = await self._c.takeover.run(
-                ("expert", claim.exchange_id, claim.sender),
-                self._take_sealed(claim, header, requests),
-            )
+            try:
+                receipt = await self._c.takeover.run(
+                    ("expert", claim.exchange_id, claim.sender),
+                    self._take_sealed(claim, header, requests),
+                )
+            except FedPalmError:
+                # If the exchange ended meanwhile, that is the reason, and not what came of it.
+                self._c.relay.check_sealed(claim)
+                raise
         return _receipt(receipt)
 
     async def DownloadSealedExpert(

@@ -16,7 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 from coordinator.cli import main
-from fedpalm.errors import NotFoundError, RefusedError, StateError
+from fedpalm.errors import (
+    MessageTooLargeError,
+    NotFoundError,
+    ProtocolError,
+    RefusedError,
+    StateError,
+)
 from fedpalm.exchange.consent import Consent, Coverage, Sanction, commit, new_salt
 from fedpalm.exchange.receipt import ExpertReceipt
 from fedpalm.exchange.sealing import SealedExpert, expert_hash, open_expert, seal_expert
@@ -284,6 +290,49 @@ async def test_an_exchange_expires_while_nobody_calls(world: World) -> None:
             "SELECT action, detail FROM operator_events ORDER BY seq DESC LIMIT 1"
         )
         assert events == [("exchange propose", PURPOSE)]
+
+
+@in_loop
+async def test_no_message_of_an_exchange_is_larger_than_the_contract_has_it(world: World) -> None:
+    ref, me = f.ExchangeRef(run_id="r", exchange_id="e"), SITES[0]
+    key = f.WrappedKey(sender=me, recipient=SITES[1], wrapped=bytes(1168))
+    short = f.WrappedKey(sender=me, recipient=SITES[1], wrapped=bytes(1167))
+    huge = f.SignedStatement(statement=bytes(65537), signature=bytes(64))
+    async with world.running() as hub, hub.site(me) as site:
+        for method, request, error in (
+            (
+                "SendExpertKeys",
+                f.ExpertKeysRequest(ref=ref, site_id=me, keys=[key] * 201),
+                MessageTooLargeError,
+            ),
+            (
+                "SendExpertKeys",
+                f.ExpertKeysRequest(ref=ref, site_id=me, keys=[short]),
+                ProtocolError,
+            ),
+            (
+                "ConfirmExperts",
+                f.ConfirmExpertsRequest(ref=ref, site_id=me, receipt=huge),
+                MessageTooLargeError,
+            ),
+            (
+                "SendConsent",
+                f.ConsentRequest(ref=ref, site_id=me, refusal="x" * 501),
+                MessageTooLargeError,
+            ),
+            (
+                "SendConsent",
+                f.ConsentRequest(ref=ref, site_id=me),
+                ProtocolError,
+            ),
+            (
+                "SendExpertKeys",
+                f.ExpertKeysRequest(ref=ref, site_id=me, keys=[key] * 200),
+                NotFoundError,
+            ),
+        ):
+            with pytest.raises(error):
+                await site.call(method, request)
 
 
 @pytest.mark.parametrize("valid", ["0d", "7", "1w", "-1d", "1h30m", "٣d"])
