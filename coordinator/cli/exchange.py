@@ -10,7 +10,7 @@ import click
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.wire.v1 import operator_pb2 as pb
 
-from .link import call, coordinator_option, run_option
+from .link import call, coordinator_option, newest_run_option
 from .runs import named
 from .view import exchange_json, exchange_text
 
@@ -42,7 +42,7 @@ def _show(status: pb.RunStatus, as_json: bool) -> None:
 
 @exchange.command()
 @home_option("the coordinator")
-@run_option
+@newest_run_option
 @click.option(
     "--purpose",
     required=True,
@@ -75,7 +75,7 @@ def propose(
 
 @exchange.command()
 @home_option("the coordinator")
-@click.option("--run", "run_id", default="", metavar="RUN", help="Left out, the newest run.")
+@newest_run_option
 @coordinator_option
 @json_option
 @command_errors
@@ -87,7 +87,7 @@ def status(home: Path, run_id: str, address: str | None, as_json: bool) -> None:
 
 @exchange.command()
 @home_option("the coordinator")
-@run_option
+@newest_run_option
 @coordinator_option
 @json_option
 @command_errors

@@ -29,6 +29,9 @@ coordinator_option = click.option(
 run_option = click.option(
     "--run", "run_id", default="", metavar="RUN", help="Left out, the one run that is not over."
 )
+newest_run_option = click.option(
+    "--run", "run_id", default="", metavar="RUN", help="Left out, the newest run."
+)
 
 
 def with_operator(home: Path, address: str | None, work: Callable[[Connection], Awaitable[T]]) -> T:

@@ -16,7 +16,13 @@ from fedpalm.text import one_line
 from fedpalm.transport.channel import Connection
 from fedpalm.wire.v1 import operator_pb2 as pb
 
-from .link import call, coordinator_option, run_option, with_operator
+from .link import (
+    call,
+    coordinator_option,
+    newest_run_option,
+    run_option,
+    with_operator,
+)
 from .view import run_json, run_line, run_text, runs_text
 
 WATCH_IDLE_S = 60.0
@@ -67,7 +73,7 @@ def abort(home: Path, run_id: str, reason: str, address: str | None, as_json: bo
 
 @click.command()
 @home_option("the coordinator")
-@click.option("--run", "run_id", default="", metavar="RUN", help="Left out, the newest run.")
+@newest_run_option
 @click.option("--all", "everything", is_flag=True, help="All runs, newest first.")
 @coordinator_option
 @json_option

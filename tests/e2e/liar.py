@@ -277,7 +277,6 @@ class Liar(FederationServicer, MembershipServicer):
             site=header.site_id,
             payload="update",
             place=f"{ref.run_id}/{ref.round}/{ref.attempt}",
-            recipient="",
             payload_hash=hashlib.sha256(data).hexdigest(),
             payload_bytes=len(data),
             received_ms=_now_ms(),

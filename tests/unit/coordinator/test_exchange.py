@@ -342,28 +342,6 @@ def test_a_yes_whose_storing_is_killed_is_asked_for_again(
     assert world.state == "sealing"
 
 
-def test_a_step_that_was_stored_and_told_to_nobody_is_told_after_a_restart(
-    world: ExchangeWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.propose()
-    world.consent("amber", "birch")
-    stored = ExchangeRecords.save
-
-    def killed(*args: object) -> None:
-        stored(*args)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ExchangeRecords, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            world.consent("cedar")
-    world.kill()
-    assert world.told == []
-    for site in SITES:
-        world.desk.site_connected(site)
-    assert world.told == [(site, "seal_experts") for site in SITES]
-
-
 # --- refusals ---------------------------------------------------------------------------------------
 
 
@@ -606,6 +584,59 @@ def test_a_site_that_dials_in_hears_what_it_owes_also_after_a_restart(world: Exc
     world.desk.site_connected("cedar")
     assert world.told == [("cedar", "exchange_closed")]
     assert world.files() == []
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(
+    ("state", "after", "owed"),
+    [
+        ("proposed", "sealing", "seal_experts"),
+        ("sealing", "revealing", "reveal_keys"),
+        ("revealing", "delivering", "open_experts"),
+        ("delivering", "completed", "exchange_closed"),
+    ],
+)
+def test_a_kill_at_the_step_of_the_last_site_loses_nothing(
+    world: ExchangeWorld,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    after: str,
+    owed: str,
+    stored: bool,
+) -> None:
+    world.play(state)
+    step = {
+        "proposed": world.consent,
+        "sealing": world.send,
+        "revealing": world.reveal,
+        "delivering": world.confirm,
+    }[state]
+    step("amber")
+    step("birch")
+    save = ExchangeRecords.save
+
+    def killed(*args: object) -> None:
+        if stored:
+            save(*args)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ExchangeRecords, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            step("cedar")
+    world.kill()
+    assert world.state == (after if stored else state)
+    for site in SITES:
+        world.desk.site_connected(site)
+    if stored:
+        assert world.told == [(site, owed) for site in SITES]
+    else:
+        assert [site for site, _ in world.told] == ["cedar"]
+        step("cedar")
+    if after == "completed":
+        assert world.files() == [] and world.rows("expert_keys") == 0
+    else:
+        world.play()
 
 
 def test_files_that_a_killed_process_left_of_an_ended_exchange_go_at_the_next_start(

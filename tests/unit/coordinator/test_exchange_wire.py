@@ -35,7 +35,7 @@ from fedpalm.wire.v1 import operator_pb2 as o
 from tests.simulation.federation import encoded_update, rehearsal_plan
 from tests.support.aio import in_loop
 from tests.support.commands import run_program
-from tests.support.coordinator import RunningCoordinator, Site, World
+from tests.support.coordinator import Operator, RunningCoordinator, Site, World
 from tests.support.exchange_world import EXPERT, PURPOSE
 from tests.support.servicer import live_identity
 
@@ -172,6 +172,23 @@ async def playing(
     return sites
 
 
+async def trained(
+    hub: RunningCoordinator, stack: AsyncExitStack, plan: Plan, kept: dict[str, Releasing]
+) -> tuple[Operator, str, list[Playing]]:
+    """A run that has just been given the updates of its first round."""
+    operator = await stack.enter_async_context(hub.operator())
+    run_id = await operator.start(plan)
+    sites = await playing(hub, stack, kept)
+    for one in sites:
+        await one.heard("run_offer")
+        await one.site.answer(run_id, plan)
+        await one.site.join(run_id, plan)
+    first = await sites[0].site.download(run_id, bytes.fromhex(plan.initial_model))
+    for one in sites:
+        await one.train(plan, np.frombuffer(first, "<f4"))
+    return operator, run_id, sites
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     made = World(tmp_path, *SITES)
@@ -192,16 +209,7 @@ async def test_a_frozen_run_waits_for_its_exchange_and_then_trains_on(world: Wor
     kept = {name: Releasing(number) for number, name in enumerate(SITES, 1)}
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(world.running())
-        operator = await stack.enter_async_context(hub.operator())
-        run_id = await operator.start(plan)
-        sites = await playing(hub, stack, kept)
-        for one in sites:
-            await one.heard("run_offer")
-            await one.site.answer(run_id, plan)
-            await one.site.join(run_id, plan)
-        first = await sites[0].site.download(run_id, bytes.fromhex(plan.initial_model))
-        for one in sites:
-            await one.train(plan, np.frombuffer(first, "<f4"))
+        operator, run_id, sites = await trained(hub, stack, plan, kept)
         assert (await sites[0].heard("round_closed")).committed
 
     async with AsyncExitStack() as stack:
@@ -270,16 +278,7 @@ async def test_an_exchange_expires_while_nobody_calls(world: World) -> None:
     kept = {name: Releasing(number) for number, name in enumerate(SITES, 1)}
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(world.running())
-        operator = await stack.enter_async_context(hub.operator())
-        run_id = await operator.start(plan)
-        sites = await playing(hub, stack, kept)
-        for one in sites:
-            await one.heard("run_offer")
-            await one.site.answer(run_id, plan)
-            await one.site.join(run_id, plan)
-        first = await sites[0].site.download(run_id, bytes.fromhex(plan.initial_model))
-        for one in sites:
-            await one.train(plan, np.frombuffer(first, "<f4"))
+        operator, run_id, sites = await trained(hub, stack, plan, kept)
         assert (await sites[0].heard("run_ended")).completed
         request = o.ProposeExchangeRequest(run_id=run_id, purpose=PURPOSE, valid_ms=1)
         assert (await operator.call("ProposeExchange", request)).exchange.number == 1
@@ -290,6 +289,41 @@ async def test_an_exchange_expires_while_nobody_calls(world: World) -> None:
             "SELECT action, detail FROM operator_events ORDER BY seq DESC LIMIT 1"
         )
         assert events == [("exchange propose", PURPOSE)]
+
+
+@in_loop
+async def test_a_sealed_expert_that_comes_while_the_exchange_ends_is_told_so(world: World) -> None:
+    plan = frozen_plan(expert_exchange="deployment", rounds=1)
+    kept = {name: Releasing(number) for number, name in enumerate(SITES, 1)}
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        operator, run_id, sites = await trained(hub, stack, plan, kept)
+        await sites[0].heard("run_ended")
+        request = o.ProposeExchangeRequest(run_id=run_id, purpose=PURPOSE, valid_ms=WEEK_MS)
+        await operator.call("ProposeExchange", request)
+        for one in sites:
+            ref = await one.say_yes()
+        cancelled = asyncio.Event()
+        part = world.home.spool / "exchange" / ref.exchange_id
+
+        async def slowly() -> AsyncIterator[f.UploadExpertRequest]:
+            pair = f.SealedExpertRef(exchange=ref, sender=SITES[0])
+            yield f.UploadExpertRequest(
+                header=f.SealedExpertHeader(ref=pair, payload_hash=bytes(32), payload_bytes=64)
+            )
+            yield f.UploadExpertRequest(chunk=f.Chunk(offset=0, data=bytes(32)))
+            while not list(part.glob("*.part")):
+                await asyncio.sleep(0.01)
+            await operator.call("CancelExchange", o.RunRef(run_id=run_id))
+            cancelled.set()
+            yield f.UploadExpertRequest(chunk=f.Chunk(offset=32, data=bytes(32)))
+
+        connection = sites[0].site.connection
+        with pytest.raises(StateError, match="is cancelled"):
+            await connection.upload(
+                connection.federation.UploadSealedExpert, slowly(), deadline_s=20
+            )
+        assert cancelled.is_set() and not part.exists()
 
 
 @in_loop
