@@ -108,7 +108,6 @@ class FakeConnection:
             return
         else:
             place = {"run": ref.exchange.run_id, "exchange": ref.exchange.exchange_id}
-            recipient = f"spiffe://{FEDERATION}/participant/{ref.recipient}"
         announced = {
             **place,
             "recipient": recipient,
@@ -177,7 +176,8 @@ class FakeCoordinator:
         self.exchange_state = ""
         self.consents: dict[str, wire.SignedStatement] = {}
         self.refusals: dict[str, str] = {}
-        self.sealed: dict[tuple[str, str], bytes] = {}
+        self.sealed: dict[str, bytes] = {}
+        self.keys: dict[str, dict[str, bytes]] = {}
         self.confirmed: set[str] = set()
 
     @asynccontextmanager
@@ -390,8 +390,15 @@ class FakeCoordinator:
 
     # --- the exchange -----------------------------------------------------------------------------
 
+    def terms(self, exchange_id: str = "exchange-1", **changes: Any) -> SignedStatement:
+        """Signed terms of an exchange of the run."""
+        values = {"number": 1, "purpose": "to verify at all sites", "expires_ms": 2**52} | changes
+        return ExchangeTerms.of(self.plan, self.run_id, exchange_id, **values).sign(
+            self.world.coordinator
+        )
+
     def propose_exchange(self) -> None:
-        self.exchange_state = "consenting"
+        self.exchange_state = "proposed"
         self._tell_all()
 
     def SendConsent(self, site: str, request: wire.ConsentRequest) -> wire.ConsentReply:
@@ -401,7 +408,7 @@ class FakeCoordinator:
             self._tell_all()
             return wire.ConsentReply()
         assert self.consents.setdefault(site, request.consent) == request.consent
-        if set(self.consents) == set(self.expected) and self.exchange_state == "consenting":
+        if set(self.consents) == set(self.expected) and self.exchange_state == "proposed":
             self.exchange_state = "sealing"
             self._tell_all()
         return wire.ConsentReply()
@@ -425,26 +432,43 @@ class FakeCoordinator:
         assert header is not None
         assert header.ref.sender == site
         self.fail_if_due("UploadSealedExpert")
-        pair = (site, header.ref.recipient)
-        assert self.sealed.setdefault(pair, bytes(data)) == bytes(data), "sealed twice"
-        if len(self.sealed) == len(self.expected) * (len(self.expected) - 1):
-            self.exchange_state = "delivering"
+        assert self.sealed.setdefault(site, bytes(data)) == bytes(data), "sealed twice"
+        if len(self.sealed) == len(self.expected) and self.exchange_state == "sealing":
+            self.exchange_state = "revealing"
             self._tell_all()
         place = f"{self.run_id}/{header.ref.exchange.exchange_id}"
-        return self._receipt(site, "sealed_expert", place, header.ref.recipient, bytes(data))
+        return self._receipt(site, "sealed_expert", place, bytes(data))
 
     async def DownloadSealedExpert(
         self, site: str, request: wire.SealedExpertRef
     ) -> AsyncIterator[wire.Chunk]:
-        assert request.recipient == site
-        async for chunk in send_buffer(self.sealed[request.sender, site]):
+        async for chunk in send_buffer(self.sealed[request.sender]):
             yield chunk
+
+    def SendExpertKeys(self, site: str, request: wire.ExpertKeysRequest) -> wire.ExpertKeysReply:
+        assert len(self.sealed) == len(self.expected), "a key left before every expert was here"
+        keys = {key.recipient: key.wrapped for key in request.keys}
+        assert self.keys.setdefault(site, keys) == keys
+        if len(self.keys) == len(self.expected) and self.exchange_state == "revealing":
+            self.exchange_state = "delivering"
+            self._tell_all()
+        return wire.ExpertKeysReply()
+
+    async def FetchExpertKeys(
+        self, site: str, request: wire.ExchangeRef
+    ) -> AsyncIterator[wire.WrappedKey]:
+        for sender, keys in self.keys.items():
+            if sender != site:
+                yield wire.WrappedKey(sender=sender, recipient=site, wrapped=keys[site])
 
     def ConfirmExperts(
         self, site: str, request: wire.ConfirmExpertsRequest
     ) -> wire.ConfirmExpertsReply:
-        self.confirmed.add(site)
-        if self.confirmed == set(self.expected):
+        signed = from_wire(request.receipt)
+        receipt = ExpertReceipt.open(signed, self.world.coordinator.anchors, now=time.time())
+        assert receipt.site == site
+        self.confirmed[site] = receipt
+        if set(self.confirmed) == set(self.expected):
             self.exchange_state = "completed"
             self._tell_all()
         return wire.ConfirmExpertsReply()
@@ -480,13 +504,15 @@ class FakeCoordinator:
     def _exchange(self) -> list[wire.Instruction]:
         ref = wire.ExchangeRef(run_id=self.run_id, exchange_id="exchange-1")
         match self.exchange_state:
-            case "consenting":
-                proposed = wire.ExchangeProposed(ref=ref, plan_hash=self.plan.hash)
+            case "proposed":
+                proposed = wire.ExchangeProposed(ref=ref, terms=to_wire(self.terms()))
                 return [wire.Instruction(exchange_proposed=proposed)]
             case "sealing":
                 return [wire.Instruction(seal_experts=wire.SealExperts(ref=ref))]
+            case "revealing":
+                return [wire.Instruction(reveal_keys=wire.RevealKeys(ref=ref))]
             case "delivering":
-                return [wire.Instruction(fetch_experts=wire.FetchExperts(ref=ref))]
+                return [wire.Instruction(open_experts=wire.OpenExperts(ref=ref))]
             case "completed" | "cancelled":
                 closed = wire.ExchangeClosed(ref=ref, completed=self.exchange_state == "completed")
                 return [wire.Instruction(exchange_closed=closed)]
@@ -509,20 +535,17 @@ class FakeCoordinator:
     def ref(self) -> wire.RoundRef:
         return wire.RoundRef(run_id=self.run_id, round=self.round, attempt=self.attempt)
 
-    def _receipt(
-        self, site: str, payload: Any, place: str, recipient: str, data: bytes
-    ) -> wire.Receipt:
+    def _receipt(self, site: str, payload: Any, place: str, data: bytes) -> wire.Receipt:
         receipt = PayloadReceipt(
             federation=FEDERATION,
             site=site,
             payload=payload,
             place=place,
-            recipient=recipient,
             payload_hash=hashlib.sha256(data).hexdigest(),
             payload_bytes=len(data),
             received_ms=1,
         ).sign(self.world.coordinator)
-        given = self.receipts.setdefault((site, place, recipient), receipt)
+        given = self.receipts.setdefault((site, place), receipt)
         return wire.Receipt(receipt=to_wire(given))
 
     def _check_header(self, site: str, header: wire.UpdateHeader) -> None:

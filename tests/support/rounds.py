@@ -83,7 +83,6 @@ def receipt_for(world: World, sent: OutgoingPayload, /, **changes: Any) -> Signe
         "site": "north",
         "payload": sent.kind.value,
         "place": str(sent.place),
-        "recipient": sent.recipient.rpartition("/")[2] if sealed else "",
         "payload_hash": sent.payload_hash.hex(),
         "payload_bytes": sent.size,
         "received_ms": 1,
