@@ -18,7 +18,7 @@ recipient | ciphertext length (8) | ciphertext | signature (64); integers big-en
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -49,6 +49,7 @@ from ..pki.signing import SIGNATURE_BYTES, sign, verify
 from ..pki.statement import HexHash, Label
 from ..plan import MAX_SITES
 from .consent import Sanction, commit
+from .terms import ExchangeTerms
 
 MAGIC = b"FPX2"
 SIGNATURE_DOMAIN = "sealed-expert/v2"
@@ -225,6 +226,35 @@ def seal_expert(
     ciphertext = AESGCM(content_key).encrypt(_NONCE, plaintext, header.encoded)
     signature = sign(signing_key, SIGNATURE_DOMAIN, _signed_bytes(header, key_hashes, ciphertext))
     return SealedExpert(header, key_hashes, ciphertext, signature), wrapped
+
+
+def sealed_bytes(
+    layout: Layout, terms: ExchangeTerms, *, sender: str, recipients: Sequence[str]
+) -> int:
+    """How many bytes a sealed expert has: names and shapes decide it, and nothing that is secret.
+
+    Args:
+        recipients: the other signers.
+    """
+    zeros = layout.unflatten(np.zeros(layout.size, np.float32))
+    plaintext = len(safetensors.numpy.save({name: np.asarray(t) for name, t in zeros.items()}))
+    any_hash = "0" * 64
+    header = SealedHeader(
+        federation=terms.federation,
+        run=terms.run,
+        exchange_id=terms.exchange_id,
+        sanction=any_hash,
+        plan_hash=any_hash,
+        sender=sender,
+        recipients=tuple(Recipient(site=site, key_id=any_hash) for site in recipients),
+        layout_hash=any_hash,
+        salt=any_hash,
+        expert_hash=any_hash,
+        plaintext_bytes=plaintext,
+        key_commitment=any_hash,
+    )
+    frame = len(MAGIC) + 4 + 8 + SIGNATURE_BYTES + _TAG_BYTES
+    return frame + len(header.encoded) + 32 * len(recipients) + plaintext
 
 
 def verify_sealed(
