@@ -22,6 +22,8 @@ from fedpalm.errors import (
     StateError,
     UnavailableError,
 )
+from fedpalm.exchange.receipt import ExpertReceipt
+from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.methods.contribution import codec_for
 from fedpalm.methods.rules import server_rule
@@ -137,6 +139,14 @@ class FakeConnection:
         assert digest in logged, f"{method} left the site unlogged"
 
 
+def exchange_terms(
+    world: World, plan: Plan, run: str = "toy-1", exchange_id: str = "exchange-1", **changes: Any
+) -> SignedStatement:
+    """What the coordinator proposes to a plan's sites, signed."""
+    values = {"number": 1, "purpose": "to verify at all sites", "expires_ms": 2**52} | changes
+    return ExchangeTerms.of(plan, run, exchange_id, **values).sign(world.coordinator)
+
+
 class FakeCoordinator:
     """One run on one coordinator, level-triggered: who connects is told where things stand.
 
@@ -158,7 +168,7 @@ class FakeCoordinator:
         self.head = ManifestHead.start(plan, run_id)
         self.countersignatures: dict[tuple[int, int], dict[str, SignedStatement]] = {}
         self.absent_sign = True
-        self.receipts: dict[tuple[str, str, str], SignedStatement] = {}
+        self.receipts: dict[tuple[str, str], SignedStatement] = {}
         self.codec = codec_for(plan)
         self.round, self.attempt = 1, 1
         self.models = {1: initial_vector().astype("<f4").tobytes()}
@@ -178,7 +188,7 @@ class FakeCoordinator:
         self.refusals: dict[str, str] = {}
         self.sealed: dict[str, bytes] = {}
         self.keys: dict[str, dict[str, bytes]] = {}
-        self.confirmed: set[str] = set()
+        self.confirmed: dict[str, ExpertReceipt] = {}
 
     @asynccontextmanager
     async def connect(self, site: Site) -> AsyncIterator[FakeConnection]:
@@ -348,7 +358,7 @@ class FakeCoordinator:
         self._check_header(site, header)
         done = self.accepted.get(site)
         if done is not None and hashlib.sha256(done).digest() == header.payload_hash:
-            receipt = self._receipt(site, "update", _round_place(header.ref), "", done)
+            receipt = self._receipt(site, "update", _round_place(header.ref), done)
             return wire.OffsetReply(offset=len(done), receipt=receipt)
         return wire.OffsetReply(offset=len(self.partial.get((site, header.payload_hash), b"")))
 
@@ -376,7 +386,7 @@ class FakeCoordinator:
         digest = header.payload_hash.hex()
         self.deliveries.append((site, header.ref.round, header.ref.attempt, digest))
         self.accepted[site] = data
-        receipt = self._receipt(site, "update", _round_place(header.ref), "", data)
+        receipt = self._receipt(site, "update", _round_place(header.ref), data)
         self._advance()
         self.fail_if_due("receipt")
         return receipt
@@ -384,7 +394,7 @@ class FakeCoordinator:
     async def ListReceipts(
         self, site: str, request: wire.ListReceiptsRequest
     ) -> AsyncIterator[wire.SignedStatement]:
-        for (owner, place, _), signed in self.receipts.items():
+        for (owner, place), signed in self.receipts.items():
             if owner == site and place.startswith(f"{request.run_id}/"):
                 yield to_wire(signed)
 
@@ -392,10 +402,7 @@ class FakeCoordinator:
 
     def terms(self, exchange_id: str = "exchange-1", **changes: Any) -> SignedStatement:
         """Signed terms of an exchange of the run."""
-        values = {"number": 1, "purpose": "to verify at all sites", "expires_ms": 2**52} | changes
-        return ExchangeTerms.of(self.plan, self.run_id, exchange_id, **values).sign(
-            self.world.coordinator
-        )
+        return exchange_terms(self.world, self.plan, self.run_id, exchange_id, **changes)
 
     def propose_exchange(self) -> None:
         self.exchange_state = "proposed"
