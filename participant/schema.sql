@@ -178,22 +178,25 @@ CREATE TABLE exchanges (
   run_id TEXT NOT NULL REFERENCES runs (run_id),
   machine TEXT NOT NULL,
   state TEXT NOT NULL,
-  consent BLOB,                    -- this site's own signed consent
+  proposal BLOB NOT NULL,          -- SignedStatement of the coordinator's ExchangeTerms
+  consent BLOB,                    -- SignedStatement of this site's own Consent
   agreed TEXT,                     -- JSON array of the consents under which it sealed
-  key_file TEXT,                   -- the recipient key, until the experts are opened
+  wrapped TEXT,                    -- JSON: the wrapped key of its expert by recipient, until it is over
+  key_file TEXT,                   -- recipient key and salt, until the experts are opened
   answered INTEGER NOT NULL DEFAULT 0,  -- the coordinator has this site's present answer
   closed INTEGER NOT NULL DEFAULT 0,    -- the coordinator has said that it is over
   proposed_ms INTEGER NOT NULL
 ) STRICT;
 
--- This site's expert as sealed to each other site; sealing is randomised, so it is done once.
+-- Sealed experts: this site's own, sealed once since sealing is randomised, and those of the other signers,
+-- verified. The files go when the exchange is over.
 CREATE TABLE sealed_experts (
   exchange_id TEXT NOT NULL REFERENCES exchanges (exchange_id),
-  recipient TEXT NOT NULL,
+  sender TEXT NOT NULL,
   payload_hash BLOB NOT NULL,
   payload_bytes INTEGER NOT NULL,
   file TEXT,
-  PRIMARY KEY (exchange_id, recipient)
+  PRIMARY KEY (exchange_id, sender)
 ) STRICT;
 
 -- The hash-chained log. Rows are added at the end and never touched again.

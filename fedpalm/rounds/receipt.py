@@ -16,17 +16,13 @@ Place = Annotated[
 
 
 class PayloadReceipt(Statement):
-    """``site``'s payload of this SHA-256 and length came whole.
-
-    ``recipient`` is the site that a sealed expert is for; empty for an update.
-    """
+    """``site``'s payload of this SHA-256 and length came whole."""
 
     DOMAIN: ClassVar[str] = "payload-receipt/v1"
 
     site: Label
     payload: Literal["update", "sealed_expert"]
     place: Place
-    recipient: Label | Literal[""]
     payload_hash: HexHash
     payload_bytes: int = Field(ge=0, lt=2**53)
     received_ms: TimeMs
