@@ -45,7 +45,6 @@ class SealedClaim:
     run_id: str
     exchange_id: str
     sender: str
-    recipient: str
     payload_hash: str
     payload_bytes: int
 
@@ -127,7 +126,6 @@ def sealed_claim(header: pb.SealedExpertHeader, site: str) -> SealedClaim:
         run_id=header.ref.exchange.run_id,
         exchange_id=header.ref.exchange.exchange_id,
         sender=site,
-        recipient=header.ref.recipient,
         payload_hash=header.payload_hash.hex(),
         payload_bytes=header.payload_bytes,
     )

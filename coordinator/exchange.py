@@ -1,63 +1,51 @@
-"""The deployment exchange at the coordinator: it relays what it cannot open, and checks that it may.
+"""Exchanges of experts at the coordinator: who is asked, who has said yes, and when it ends.
 
-Conducts :class:`fedpalm.exchange.machine.ExchangeMachine` the way the conductor conducts runs: step,
-store, then tell. A consent is verified against the federation's trust anchors before it is stored, a
-sealed expert against the consents of the whole roster.
+Conducts :class:`fedpalm.exchange.machine.ExchangeMachine` the way the conductor conducts runs: step, store,
+then tell. A consent is verified against the federation's trust anchors before it is stored. What is sealed
+goes through :class:`coordinator.exchange_relay.ExpertRelay`.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from fedpalm.clock import Clock
-from fedpalm.errors import (
-    HashMismatchError,
-    MessageTooLargeError,
-    NotFoundError,
-    NotOnRosterError,
-    StateError,
-)
-from fedpalm.exchange.consent import Agreement, SignedConsent, verify_consent
+from fedpalm.errors import ConsentError, NotFoundError, NotOnRosterError, StateError
+from fedpalm.exchange.consent import Consent, Sanction, verify_consent
 from fedpalm.exchange.machine import (
     AskConsent,
+    AskKeys,
     AskSealed,
     CancelRequested,
     ConsentGiven,
     ConsentRefused,
-    DeliverExperts,
+    DeliverKeys,
     Effect,
     EraseSealed,
     ExchangeMachine,
     ExchangeState,
-    ExpertsDelivered,
-    ExpertSealed,
     Input,
-    Started,
-    TellCancelled,
+    TellClosed,
 )
-from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES, SealedExpert, verify_sealed
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.pki.statement import SignedStatement
-from fedpalm.rounds.run import RunState
 from fedpalm.text import one_line
 from fedpalm.wire.v1 import federation_pb2 as pb
 
 from . import instructions
-from .claims import SealedClaim, sealed_place
 from .conductor import Conductor
-from .exchange_records import ConsentRow, ExchangeRecords, SealedRow
-from .facts import Fact, ReceiptRow
+from .exchange_records import ConsentRow, ExchangeRecords, StoredExchange
+from .facts import Fact
 from .notary import Notary
-from .run_records import RunRecords
+from .proposal import check_first, check_moment, check_sites, check_words
 from .spool import Spool
 
 log = logging.getLogger(__name__)
 
-_ENDED = (ExchangeState.COMPLETED, ExchangeState.CANCELLED)
-_RELAYING = (ExchangeState.SEALING, ExchangeState.DELIVERING)
+SIGNED = (ExchangeState.SEALING, ExchangeState.REVEALING, ExchangeState.DELIVERING)
+"""Every site has answered: who signs is fixed."""
 
 
 class ExchangeDesk:
@@ -66,8 +54,7 @@ class ExchangeDesk:
     Args:
         tell: gives an instruction to a site, if it is connected.
         changed: the status of this run is another one.
-        notary: knows the trust anchors that every consent must lead to, and signs receipts.
-        runs: where the receipts are.
+        notary: signs terms, and knows the trust anchors that every consent must lead to.
         absent: the sites that cannot come at the moment.
     """
 
@@ -78,293 +65,315 @@ class ExchangeDesk:
         spool: Spool,
         clock: Clock,
         notary: Notary,
-        runs: RunRecords,
         *,
         tell: Callable[[str, pb.Instruction], None],
         changed: Callable[[str], None],
         absent: Callable[[], frozenset[str]],
     ) -> None:
         self._records, self._conductor, self._spool = records, conductor, spool
-        self._clock, self._notary, self._runs = clock, notary, runs
+        self._clock, self._notary = clock, notary
         self._tell, self._changed, self._absent = tell, changed, absent
-        self._machines = {machine.terms.exchange_id: machine for machine in records.load()}
+        self._machines: dict[str, ExchangeMachine] = {}
+        self._terms: dict[str, SignedStatement] = {}
+        for stored in records.load():
+            self._take_up(stored)
 
     def restart(self) -> None:
         """Erase what is not needed any more; sites are told what they owe when they connect."""
         self._spool.keep_sealed_only(
-            machine.terms.exchange_id
-            for machine in self._machines.values()
-            if machine.state not in _ENDED
+            machine.terms.exchange_id for machine in self._machines.values() if not machine.ended
         )
 
     def of_run(self, run_id: str) -> ExchangeMachine | None:
         """The newest exchange of a run."""
         found = [one for one in self._machines.values() if one.terms.run == run_id]
-        return found[-1] if found else None
+        return max(found, key=lambda one: one.terms.number, default=None)
+
+    def completed(self, run_id: str) -> bool:
+        """Whether the experts of a run are exchanged."""
+        newest = self.of_run(run_id)
+        return newest is not None and newest.state is ExchangeState.COMPLETED
+
+    def sealed_before(self, plan_hash: str) -> frozenset[str]:
+        """Sites that sealed an expert in a cancelled exchange of a plan: they will seal no other."""
+        return frozenset(
+            site
+            for machine in self._of_plan(plan_hash)
+            if machine.state is ExchangeState.CANCELLED
+            for site in machine.sealed
+        )
 
     # --- what operators do ------------------------------------------------------------------------
 
-    def start(self, run_id: str, operator: str) -> None:
-        """Propose the exchange of a completed run to its roster.
+    def propose(self, run_id: str, operator: str, purpose: str, valid_ms: int) -> None:
+        """Propose the exchange of a run to its roster.
 
+        Where the plan goes on without those who refuse, sites that cannot come count as such.
+
+        Args:
+            purpose: one line for the people at the sites.
+            valid_ms: how long it may take from now.
         Raises:
-            StateError: the run is not completed, releases no experts, or has an exchange already; or a
-                site of its roster is revoked or was expelled, whose yes cannot come.
+            ConfigError: no purpose, or no such time.
+            StateError: the run is not where its plan exchanges experts; the plan has an exchange already,
+                or too few sites are left that can say yes.
+            ResourceError: the terms could not be signed or stored.
         """
         run, plan = self._conductor.run(run_id), self._conductor.plan(run_id)
-        if run.state is not RunState.COMPLETED:
-            raise StateError(
-                f"run {run_id} is {run.state.value}; experts are exchanged after its last round",
-                safe="nothing was proposed",
+        check_words(purpose, valid_ms)
+        check_moment(run_id, run, plan)
+        self.expire()
+        plan_hash = plan.hash.hex()
+        check_first(self._of_plan(plan_hash))
+        absent = (self._absent() | run.expelled) & set(plan.roster)
+        check_sites(run_id, plan, absent, self.sealed_before(plan_hash))
+        now_ms = self._now_ms()
+
+        def made(number: int) -> StoredExchange:
+            exchange_id = f"exchange-{secrets.token_hex(4)}"
+            terms = ExchangeTerms.of(
+                plan,
+                run_id,
+                exchange_id,
+                number=number,
+                purpose=purpose,
+                expires_ms=now_ms + valid_ms,
             )
-        if not plan.expert_layout:
-            raise StateError(f"the plan of run {run_id} releases no experts")
-        if missing := sorted((self._absent() | run.expelled) & set(plan.roster)):
-            raise StateError(
-                f"run {run_id}: every site of its roster must say yes, and these cannot, since they "
-                f"were revoked or left the run: {', '.join(missing[:5])}",
-                safe="nothing was proposed",
-                next_step="let a revoked site in again (fedpalm-coordinator invite), or exchange after "
-                "a run without them: fedpalm-coordinator plan amend RUN --remove SITE before the last "
-                "round, or plan submit with another roster",
-            )
-        earlier = self.of_run(run_id)
-        if earlier is not None and earlier.state is not ExchangeState.CANCELLED:
-            raise StateError(
-                f"run {run_id} has exchange {earlier.terms.exchange_id} ({earlier.state.value})",
-                safe="it goes on unchanged",
-            )
-        exchange_id = f"exchange-{secrets.token_hex(4)}"
-        fresh = ExchangeMachine(ExchangeTerms.of(plan, run_id, exchange_id))
-        self._machines[exchange_id] = fresh
-        try:
-            self._feed(exchange_id, Started(operator))
-        except BaseException:
-            if self._machines[exchange_id] is fresh:
-                del self._machines[exchange_id]
-            raise
+            refused = dict.fromkeys(absent, "it was revoked, or has left the run")
+            machine = ExchangeMachine(terms, operator, refused=refused)
+            return StoredExchange(machine, self._notary.exchange_terms(terms))
+
+        stored = self._records.propose(plan_hash, made, now_ms)
+        self._take_up(stored)
+        log.info("%s: proposed, number %d", run_id, stored.machine.terms.number)
+        self._carry_out(stored.machine, stored.machine.outstanding())
+        self._changed(run_id)
 
     def cancel(self, run_id: str, operator: str) -> None:
         """End the exchange of a run. Raises NotFoundError, IllegalTransitionError."""
         machine = self.of_run(run_id)
         if machine is None:
             raise NotFoundError(f"run {run_id} has no exchange")
-        cancelled = CancelRequested(f"operator {operator}", "by command")
-        self._feed(machine.terms.exchange_id, cancelled)
+        self.feed(machine, CancelRequested(f"operator {operator}", "by command"))
 
     def expel(self, site: str, reason: str) -> None:
-        """End every exchange that this site is in: nobody seals an expert to keys that are revoked.
+        """Nobody seals an expert to keys that are revoked: end every exchange that waits for this site.
+
+        Where the terms go on without those who refuse, and who signs is still open, it counts as one.
 
         Raises:
             ResourceError: not all of it could be stored; again does the rest.
         """
-        for exchange_id, machine in list(self._machines.items()):
-            if site in machine.terms.roster and machine.state not in _ENDED:
-                ended = CancelRequested("the coordinator", f"site {site} was {reason}")
-                self._feed(exchange_id, ended)
+        for machine in list(self._machines.values()):
+            if machine.ended or site not in _awaited(machine):
+                continue
+            if machine.state is ExchangeState.PROPOSED and machine.terms.without_refusers:
+                left = self.feed(machine, ConsentRefused(site, f"it was {reason}"))
+                if left.state is ExchangeState.PROPOSED:
+                    # Whoever said yes meanwhile was told to come again.
+                    self._carry_out(left, left.outstanding())
+            else:
+                self.feed(machine, CancelRequested("the coordinator", f"site {site} was {reason}"))
+
+    def expire(self) -> None:
+        """End every exchange whose time is over. Raises ResourceError: not all of it could be stored."""
+        for machine in list(self._machines.values()):
+            self._unless_expired(machine)
 
     # --- what sites do ----------------------------------------------------------------------------
 
     def site_connected(self, site: str) -> None:
-        """Tell the site what its exchanges still want of it, or how the last one ended."""
-        newest = {machine.terms.run: machine for machine in self._machines.values()}
-        for machine in newest.values():
-            if site not in machine.terms.roster:
-                continue
-            if machine.state is ExchangeState.COMPLETED:
-                self._tell(site, instructions.exchange_closed(machine.terms, True, ""))
-            for effect in machine.outstanding():
-                if getattr(effect, "site", None) == site:
-                    self._carry_out(machine, effect)
+        """Tell the site what its exchanges still want of it, or how the last one of a run ended."""
+        for run_id in dict.fromkeys(machine.terms.run for machine in self._machines.values()):
+            newest = self.of_run(run_id)
+            if newest is not None and site in newest.terms.roster:
+                effects = self._unless_expired(newest).outstanding()
+                mine = [one for one in effects if getattr(one, "site", None) == site]
+                self._carry_out(newest, mine)
 
-    def consent(self, run_id: str, exchange_id: str, site: str, signed: SignedConsent) -> None:
-        """Store a site's yes.
+    def consent(self, run_id: str, exchange_id: str, site: str, signed: SignedStatement) -> None:
+        """Store a site's yes; the same one again changes nothing.
 
         Raises:
-            ConsentError, NotOnRosterError, IdentityError: not its own, signed with its present key.
-            StateError: not now.
+            ConsentError, NotOnRosterError, IdentityError: not its own, or not signed with its present key;
+                or with the key or the commitment of another site.
+            RefusedError: it said something else before.
+            SanctionExpiredError, StateError: not now.
         """
-        machine = self._machine(run_id, exchange_id, site)
-        self._require_all_there(machine)
+        machine = self.of_site(run_id, exchange_id, site)
+        if machine.consents.get(site) == signed.hash:
+            return
+        self.require_open(machine)
+        self.require_all_there(machine)
         party = verify_consent(signed, machine.terms, self._notary.anchors, now=self._clock.now())
         if party.site != site:
             raise NotOnRosterError(f"site {site} sent the consent of {party.site}")
         self._notary.require_present_key(site, party.signing_key)
-        known = site in machine.consents
-        self._feed(
-            exchange_id,
-            ConsentGiven(site, signed.consent.hash),
-            () if known else (ConsentRow(exchange_id, signed),),
-        )
+        self._require_own(machine, party.consent)
+        row = ConsentRow(exchange_id, site, signed)
+        self.feed(machine, ConsentGiven(site, signed.hash), (row,))
 
     def refuse(self, run_id: str, exchange_id: str, site: str, reason: str) -> None:
-        """A site's no ends the exchange; every site and operator reads its reason, in one line."""
-        self._machine(run_id, exchange_id, site)
-        self._feed(exchange_id, ConsentRefused(site, one_line(reason)))
+        """A site's no; every site and operator reads its reason, in one line. Again changes nothing."""
+        machine = self.of_site(run_id, exchange_id, site)
+        if site not in machine.refused:
+            self.feed(machine, ConsentRefused(site, one_line(reason)))
 
-    def consents(self, run_id: str, exchange_id: str, site: str) -> list[SignedConsent]:
-        """All consents, once there is one of every site. Raises StateError before."""
-        machine = self._machine(run_id, exchange_id, site)
-        self._require_relaying(machine)
-        return self._records.consents(exchange_id)
-
-    def check_sealed(self, claim: SealedClaim) -> SignedStatement | None:
-        """May this sealed expert come? If it has come already: its receipt, as it was given.
+    def consents(self, run_id: str, exchange_id: str, site: str) -> list[SignedStatement]:
+        """The consents of all signers, for each of them.
 
         Raises:
-            NotOnRosterError, StateError: not between these sites, or not now.
-            HashMismatchError: the sender delivered another one already.
-            MessageTooLargeError: longer than an expert of the plan can be.
+            SanctionExpiredError, StateError: not every site has answered, or the exchange is over.
+            NotOnRosterError: the site has not signed.
         """
-        machine = self._machine(claim.run_id, claim.exchange_id, claim.sender)
-        if claim.recipient not in machine.terms.others(claim.sender):
-            raise NotOnRosterError(f"{claim.recipient!r} is no recipient of this exchange")
-        self._require_relaying(machine)
-        known = self._records.sealed(claim.exchange_id, claim.sender, claim.recipient)
-        if known is not None and known.payload_hash != claim.payload_hash:
-            raise HashMismatchError(
-                f"{claim.sender} already sealed another expert to {claim.recipient}",
-                safe="the first one stays",
-            )
-        expert_bytes = 4 * self._conductor.plan(claim.run_id).released_layout.size
-        if not 0 < claim.payload_bytes <= expert_bytes + SEAL_OVERHEAD_BYTES:
-            raise MessageTooLargeError(
-                f"{claim.payload_bytes} bytes; a sealed expert of this plan has at most "
-                f"{expert_bytes + SEAL_OVERHEAD_BYTES}",
-                safe="nothing was stored",
-            )
-        if known is None:
-            return None
-        place = sealed_place(claim.run_id, claim.exchange_id)
-        return self._runs.receipt(claim.run_id, claim.sender, place, claim.recipient)
+        machine = self.of_signer(run_id, exchange_id, site, SIGNED)
+        return self._signed_by(machine)
 
-    def accept_sealed(self, claim: SealedClaim) -> SignedStatement:
-        """The sealed bytes are whole and durable: verify what can be verified, and count them.
+    # --- for the relay ----------------------------------------------------------------------------
+
+    def of_site(self, run_id: str, exchange_id: str, site: str) -> ExchangeMachine:
+        """An exchange that the site may speak of; ended, if its time is over.
 
         Raises:
-            SealedExpertError: not signed by the sender, or not for this exchange.
+            NotFoundError, NotOnRosterError: none of this run, or not this site's.
         """
-        known = self.check_sealed(claim)
-        if known is not None:
-            return known
-        machine = self._machines[claim.exchange_id]
-        path = self.sealed_path(claim)
-        try:
-            sealed = SealedExpert.from_bytes(path.read_bytes())
-            agreement = Agreement(
-                self._records.consents(claim.exchange_id),
-                machine.terms,
-                self._notary.anchors,
-                now=self._clock.now(),
-            )
-            layout = self._conductor.plan(claim.run_id).released_layout
-            verify_sealed(sealed, layout, agreement, sender=claim.sender, recipient=claim.recipient)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        now_ms = self._now_ms()
-        row = SealedRow(
-            claim.exchange_id, claim.sender, claim.recipient,
-            claim.payload_hash, claim.payload_bytes, now_ms,
-        )  # fmt: skip
-        place = sealed_place(claim.run_id, claim.exchange_id)
-        receipt = self._notary.receipt(
-            site=claim.sender,
-            payload="sealed_expert",
-            place=place,
-            recipient=claim.recipient,
-            payload_hash=claim.payload_hash,
-            payload_bytes=claim.payload_bytes,
-            received_ms=now_ms,
-        )
-        given = ReceiptRow(claim.run_id, claim.sender, place, claim.recipient, receipt)
-        came = ExpertSealed(claim.sender, claim.recipient, sealed.hash)
-        self._feed(claim.exchange_id, came, (row, given))
-        return receipt
-
-    def sealed_path(self, claim: SealedClaim) -> Path:
-        return self._spool.sealed(claim.exchange_id, claim.sender, claim.recipient)
-
-    def deliverable(
-        self, run_id: str, exchange_id: str, sender: str, recipient: str
-    ) -> tuple[Path, int]:
-        """File and size of an expert that its recipient may fetch now.
-
-        Raises:
-            StateError: not every expert has arrived, or the exchange is over.
-            NotFoundError: there is none from this sender.
-        """
-        machine = self._machine(run_id, exchange_id, recipient)
-        self._require_all_there(machine)
-        if machine.state is not ExchangeState.DELIVERING:
-            raise StateError(f"exchange {exchange_id} is {machine.state.value}")
-        row = self._records.sealed(exchange_id, sender, recipient)
-        if row is None:
-            raise NotFoundError(
-                f"exchange {exchange_id} has no expert of {sender!r} for {recipient}"
-            )
-        return self._spool.sealed(exchange_id, sender, recipient), row.payload_bytes
-
-    def confirm(self, run_id: str, exchange_id: str, site: str) -> None:
-        """The site has opened every expert."""
-        self._machine(run_id, exchange_id, site)
-        self._feed(exchange_id, ExpertsDelivered(site))
-
-    # --- inside -----------------------------------------------------------------------------------
-
-    def _feed(self, exchange_id: str, received: Input, facts: Sequence[Fact] = ()) -> None:
-        before = self._machines[exchange_id]
-        machine, effects = before.step(received)
-        if machine != before:
-            self._records.save(machine, self._now_ms(), facts)
-        self._machines[exchange_id] = machine
-        for effect in effects:
-            self._carry_out(machine, effect)
-        if machine.state is ExchangeState.COMPLETED and before.state is not machine.state:
-            for site in machine.terms.roster:
-                self._tell(site, instructions.exchange_closed(machine.terms, True, ""))
-        if machine.state is not before.state:
-            log.info("%s: %s", exchange_id, machine.state.value)
-        self._changed(machine.terms.run)
-
-    def _carry_out(self, machine: ExchangeMachine, effect: Effect) -> None:
-        terms = machine.terms
-        match effect:
-            case AskConsent(site=site):
-                self._tell(site, instructions.exchange_proposed(terms))
-            case AskSealed(site=site):
-                self._tell(site, instructions.seal_experts(terms))
-            case DeliverExperts(site=site):
-                self._tell(site, instructions.fetch_experts(terms))
-            case TellCancelled(site=site, reason=reason):
-                self._tell(site, instructions.exchange_closed(terms, False, reason))
-            case EraseSealed():
-                self._spool.erase_sealed(terms.exchange_id)
-
-    def _machine(self, run_id: str, exchange_id: str, site: str) -> ExchangeMachine:
         machine = self._machines.get(exchange_id)
         if machine is None or machine.terms.run != run_id:
             raise NotFoundError(f"run {run_id!r} has no exchange {exchange_id!r}")
         if site not in machine.terms.roster:
             raise NotOnRosterError(f"site {site} is not on the roster of exchange {exchange_id}")
+        return self._unless_expired(machine)
+
+    def of_signer(
+        self, run_id: str, exchange_id: str, site: str, states: Collection[ExchangeState]
+    ) -> ExchangeMachine:
+        """An exchange in one of these states, for a site that signs it while nobody has left.
+
+        Raises:
+            NotFoundError, NotOnRosterError: none of this run, or the site has not signed.
+            SanctionExpiredError, StateError: not in these states, or a signer has left.
+        """
+        machine = self.of_site(run_id, exchange_id, site)
+        self.require_open(machine)
+        if machine.state not in states:
+            raise StateError(
+                f"exchange {exchange_id} is {machine.state.value}", safe="nothing was relayed"
+            )
+        if site not in machine.consents:
+            raise NotOnRosterError(
+                f"site {site} has not signed exchange {exchange_id}", safe="nothing was relayed"
+            )
+        self.require_all_there(machine)
         return machine
 
-    def _require_all_there(self, machine: ExchangeMachine) -> None:
-        """A revocation counts from the moment that it is in the registry."""
-        if gone := sorted(self._absent() & set(machine.terms.roster)):
-            raise StateError(
-                f"exchange {machine.terms.exchange_id} ends: {', '.join(gone[:5])} left the federation, or "
-                "was admitted anew",
-                safe="nothing was relayed",
-            )
-
-    def _require_relaying(self, machine: ExchangeMachine) -> None:
-        self._require_all_there(machine)
-        if machine.state not in _RELAYING:
+    def require_open(self, machine: ExchangeMachine) -> None:
+        """Raises SanctionExpiredError, StateError: the exchange is over."""
+        if machine.state is ExchangeState.CANCELLED:
+            machine.terms.require_alive(self._clock.now())
+        if machine.ended:
             raise StateError(
                 f"exchange {machine.terms.exchange_id} is {machine.state.value}",
                 safe="nothing was relayed",
             )
 
+    def require_all_there(self, machine: ExchangeMachine) -> None:
+        """A revocation counts from the moment that it is in the registry. Raises StateError."""
+        if gone := sorted(self._absent() & _awaited(machine)):
+            raise StateError(
+                f"exchange {machine.terms.exchange_id}: {', '.join(gone[:5])} left the federation, or was "
+                "admitted anew",
+                safe="nothing was relayed",
+                next_step="wait: the exchange is about to end, or to go on without",
+            )
+
+    def sanction(self, machine: ExchangeMachine) -> Sanction:
+        """What the signers agreed to, verified anew. Raises ConsentError, SanctionExpiredError."""
+        return Sanction(
+            self._signed_by(machine),
+            machine.terms,
+            self._notary.anchors,
+            now=self._clock.now(),
+        )
+
+    def feed(
+        self, before: ExchangeMachine, received: Input, facts: Sequence[Fact] = ()
+    ) -> ExchangeMachine:
+        """Step, store with ``facts``, then carry out; returns the exchange as it is then.
+
+        Raises:
+            IllegalTransitionError, NotOnRosterError, RefusedError: as :meth:`ExchangeMachine.step`.
+            ResourceError: it could not be stored; nothing changed.
+        """
+        machine, effects = before.step(received)
+        if machine == before:
+            return before
+        self._records.save(machine, facts)
+        self._machines[machine.terms.exchange_id] = machine
+        self._carry_out(machine, effects)
+        if machine.state is not before.state:
+            log.info(
+                "%s: %s%s",
+                machine.terms.exchange_id,
+                machine.state.value,
+                f": {machine.reason}" if machine.reason else "",
+            )
+        self._changed(machine.terms.run)
+        return machine
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _take_up(self, stored: StoredExchange) -> None:
+        exchange_id = stored.machine.terms.exchange_id
+        self._machines[exchange_id], self._terms[exchange_id] = stored.machine, stored.terms
+
+    def _of_plan(self, plan_hash: str) -> Iterator[ExchangeMachine]:
+        return (one for one in self._machines.values() if one.terms.plan_hash == plan_hash)
+
+    def _unless_expired(self, machine: ExchangeMachine) -> ExchangeMachine:
+        """The exchange; if its time is over, it ends now."""
+        if machine.ended or self._now_ms() <= machine.terms.expires_ms:
+            return machine
+        return self.feed(machine, CancelRequested("the coordinator", "expired"))
+
+    def _require_own(self, machine: ExchangeMachine, consent: Consent) -> None:
+        """Raises ConsentError: no sanction could hold this consent beside another site's."""
+        for signed in self._signed_by(machine):
+            other = Consent.read(signed)
+            for what in ("recipient_key", "commitment"):
+                if other.site != consent.site and getattr(other, what) == getattr(consent, what):
+                    raise ConsentError(
+                        f"the {what.replace('_', ' ')} of {consent.site} is that of {other.site}",
+                        safe="nothing was stored",
+                    )
+
+    def _signed_by(self, machine: ExchangeMachine) -> list[SignedStatement]:
+        stored = self._records.consents(machine.terms.exchange_id)
+        return [stored[site] for site in machine.signers]
+
+    def _carry_out(self, machine: ExchangeMachine, effects: Sequence[Effect]) -> None:
+        terms = machine.terms
+        for effect in effects:
+            match effect:
+                case AskConsent(site=site):
+                    signed = self._terms[terms.exchange_id]
+                    self._tell(site, instructions.exchange_proposed(terms, signed))
+                case AskSealed(site=site):
+                    self._tell(site, instructions.seal_experts(terms))
+                case AskKeys(site=site):
+                    self._tell(site, instructions.reveal_keys(terms))
+                case DeliverKeys(site=site):
+                    self._tell(site, instructions.open_experts(terms))
+                case TellClosed(site=site, completed=completed, reason=reason):
+                    self._tell(site, instructions.exchange_closed(terms, completed, reason))
+                case EraseSealed():
+                    self._spool.erase_sealed(terms.exchange_id)
+
     def _now_ms(self) -> int:
         return round(self._clock.now() * 1000)
+
+
+def _awaited(machine: ExchangeMachine) -> frozenset[str]:
+    """The sites that an exchange cannot do without: its signers, or those that have not refused so far."""
+    if machine.state is ExchangeState.PROPOSED:
+        return frozenset(machine.terms.roster) - frozenset(machine.refused)
+    return frozenset(machine.consents)

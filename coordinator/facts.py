@@ -48,13 +48,12 @@ class ReceiptRow:
     run_id: str
     site: str
     place: str
-    recipient: str
     signed: SignedStatement
 
     def write(self, db: sqlite3.Connection) -> None:
         db.execute(
-            "INSERT INTO receipts VALUES (?, ?, ?, ?, ?)",
-            (self.run_id, self.site, self.place, self.recipient, self.signed.to_bytes()),
+            "INSERT INTO receipts VALUES (?, ?, ?, ?)",
+            (self.run_id, self.site, self.place, self.signed.to_bytes()),
         )
 
 

@@ -76,9 +76,10 @@ def run_ended(run_id: str, effect: EndRun) -> pb.Instruction:
     )
 
 
-def exchange_proposed(terms: ExchangeTerms) -> pb.Instruction:
+def exchange_proposed(terms: ExchangeTerms, signed: SignedStatement) -> pb.Instruction:
+    """``signed`` is the coordinator's signed form of ``terms``."""
     return pb.Instruction(
-        exchange_proposed=pb.ExchangeProposed(ref=exchange_ref(terms), plan_hash=terms.plan_hash)
+        exchange_proposed=pb.ExchangeProposed(ref=exchange_ref(terms), terms=to_wire(signed))
     )
 
 
@@ -86,8 +87,12 @@ def seal_experts(terms: ExchangeTerms) -> pb.Instruction:
     return pb.Instruction(seal_experts=pb.SealExperts(ref=exchange_ref(terms)))
 
 
-def fetch_experts(terms: ExchangeTerms) -> pb.Instruction:
-    return pb.Instruction(fetch_experts=pb.FetchExperts(ref=exchange_ref(terms)))
+def reveal_keys(terms: ExchangeTerms) -> pb.Instruction:
+    return pb.Instruction(reveal_keys=pb.RevealKeys(ref=exchange_ref(terms)))
+
+
+def open_experts(terms: ExchangeTerms) -> pb.Instruction:
+    return pb.Instruction(open_experts=pb.OpenExperts(ref=exchange_ref(terms)))
 
 
 def exchange_closed(terms: ExchangeTerms, completed: bool, reason: str) -> pb.Instruction:

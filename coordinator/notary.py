@@ -1,8 +1,8 @@
 """What the coordinator signs, and what it takes a site's word for.
 
-Offers, manifests and receipts are signed with the identity as it is at that moment; answers and
-countersignatures count only if the site that they name has signed them under the federation's trust
-anchors with the key of its admission, and if they are about what they came for.
+Offers, terms of exchanges, manifests and receipts are signed with the identity as it is at that moment.
+What sites sign counts only if the site that it names has signed it under the federation's trust anchors
+with the key of its admission, and if it is about what it came for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from cryptography import x509
 
 from fedpalm.clock import Clock
 from fedpalm.errors import HashMismatchError, IdentityError, ResourceError, SenderMismatchError
+from fedpalm.exchange.receipt import ExpertReceipt
+from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.ledger.checkpoint import Checkpoint
 from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.keys import VerifyingKey
@@ -69,6 +71,10 @@ class Notary:
             offered_ms=self._now_ms(),
         ).sign(self._signer())
 
+    def exchange_terms(self, terms: ExchangeTerms) -> SignedStatement:
+        """The roster is asked to exchange experts on these terms."""
+        return terms.sign(self._signer())
+
     def manifest(
         self,
         run_id: str,
@@ -108,7 +114,6 @@ class Notary:
         site: str,
         payload: Literal["update", "sealed_expert"],
         place: str,
-        recipient: str,
         payload_hash: str,
         payload_bytes: int,
         received_ms: int,
@@ -120,7 +125,6 @@ class Notary:
             site=site,
             payload=payload,
             place=place,
-            recipient=recipient,
             payload_hash=payload_hash,
             payload_bytes=payload_bytes,
             received_ms=received_ms,
@@ -183,6 +187,19 @@ class Notary:
         """
         found = Checkpoint.open(signed, self.anchors, now=self._clock.now())
         _check_sender(found.site, site, "checkpoint")
+        self.require_present_key(site, signing_key_of(signed.chain[0]))
+        return found
+
+    def expert_receipt(self, signed: SignedStatement, site: str) -> ExpertReceipt:
+        """The site's word that it has opened what was sealed to it, of whatever exchange.
+
+        Raises:
+            ProtocolError, IdentityError, WrongRoleError: not one that the site it names has signed, with
+                its present key.
+            SenderMismatchError: of another site than the one that sent it.
+        """
+        found = ExpertReceipt.open(signed, self.anchors, now=self._clock.now())
+        _check_sender(found.site, site, "receipt")
         self.require_present_key(site, signing_key_of(signed.chain[0]))
         return found
 

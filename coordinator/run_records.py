@@ -182,26 +182,26 @@ class RunRecords:
 
     # --- statements -------------------------------------------------------------------------------
 
-    def receipt(
-        self, run_id: str, site: str, place: str, recipient: str = ""
-    ) -> SignedStatement | None:
+    def receipt(self, run_id: str, site: str, place: str) -> SignedStatement | None:
         """The receipt that was given for a payload, if one was."""
         rows = self._store.query(
-            "SELECT signed FROM receipts WHERE (run_id, site, place, recipient) = (?, ?, ?, ?)",
-            run_id, site, place, recipient,
-        )  # fmt: skip
+            "SELECT signed FROM receipts WHERE (run_id, site, place) = (?, ?, ?)",
+            run_id,
+            site,
+            place,
+        )
         return SignedStatement.from_bytes(rows[0][0]) if rows else None
 
     def receipts(self, run_id: str, site: str) -> Iterator[SignedStatement]:
         """Every receipt that a site was given in a run, by place, read a page at a time."""
-        last: tuple[str, str] = ("", "")
+        last = ""
         while rows := self._store.query(
-            "SELECT place, recipient, signed FROM receipts WHERE run_id = ? AND site = ? "
-            "AND (place, recipient) > (?, ?) ORDER BY place, recipient LIMIT ?",
-            run_id, site, *last, PAGE_ROWS,
+            "SELECT place, signed FROM receipts WHERE run_id = ? AND site = ? AND place > ? "
+            "ORDER BY place LIMIT ?",
+            run_id, site, last, PAGE_ROWS,
         ):  # fmt: skip
-            for place, recipient, signed in rows:
-                last = (place, recipient)
+            for place, signed in rows:
+                last = place
                 yield SignedStatement.from_bytes(signed)
 
     def manifest(self, run_id: str, ref: RoundRef) -> SignedStatement | None:

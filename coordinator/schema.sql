@@ -190,36 +190,60 @@ CREATE TABLE receipts (
     run_id       TEXT NOT NULL REFERENCES runs,  -- table runs
     site         TEXT NOT NULL,                  -- whose payload it is
     place        TEXT NOT NULL,                  -- run/round/attempt or run/exchange
-    recipient    TEXT NOT NULL DEFAULT '',       -- of a sealed expert
     signed       BLOB NOT NULL,                  -- SignedStatement of a PayloadReceipt
-    PRIMARY KEY (run_id, site, place, recipient)
+    PRIMARY KEY (run_id, site, place)
 ) STRICT;
 
 CREATE TABLE exchanges (
-    exchange_id TEXT PRIMARY KEY,                -- chosen at the start
+    exchange_id TEXT PRIMARY KEY,                -- chosen with the proposal
     run_id      TEXT NOT NULL REFERENCES runs,   -- table runs
+    plan_hash   TEXT NOT NULL,                   -- of the run's plan, which releases its experts once
+    number      INTEGER NOT NULL,                -- of this plan's exchanges, from 1; a cancelled one keeps its number
+    terms       BLOB NOT NULL,                   -- SignedStatement of a fedpalm.exchange.terms.ExchangeTerms
     state       TEXT NOT NULL,                   -- JSON of fedpalm.exchange.machine.ExchangeMachine
-    created_ms  INTEGER NOT NULL                 -- when the operator started it
+    created_ms  INTEGER NOT NULL,                -- when the operator proposed it
+    UNIQUE (plan_hash, number)
 ) STRICT;
 
--- Public statements: a site's signed yes, relayed to every other site as it came.
+-- Public statements: a site's signed yes, relayed to every other signer as it came. Who signs is said by
+-- exchanges.state: the row of a site that took its yes back stays.
 CREATE TABLE consents (
     exchange_id TEXT NOT NULL REFERENCES exchanges, -- table exchanges
     site        TEXT NOT NULL,                   -- whose it is
-    consent     BLOB NOT NULL,                   -- canonical JSON of statement, signature and certificates
+    signed      BLOB NOT NULL,                   -- SignedStatement of a fedpalm.exchange.consent.Consent
     PRIMARY KEY (exchange_id, site)
 ) STRICT;
 
--- Ciphertext only, sealed from site to site; the coordinator has no key to any of it. The bytes lie
--- in spool/ and are erased when the exchange is over; the row stays.
+-- Ciphertext only, sealed from a site to all other signers; the coordinator has no key to any of it. The bytes
+-- lie in spool/ and are erased when the exchange is over; the row stays.
 CREATE TABLE sealed_experts (
     exchange_id   TEXT NOT NULL REFERENCES exchanges, -- table exchanges
     sender        TEXT NOT NULL,                 -- site that sealed it
-    recipient     TEXT NOT NULL,                 -- site that alone can open it
+    expert_hash   TEXT NOT NULL,                 -- of the expert, as its header announces it; nobody may announce another's
     payload_hash  TEXT NOT NULL,                 -- of the sealed bytes
     payload_bytes INTEGER NOT NULL,              -- length
     received_ms   INTEGER NOT NULL,              -- when it was whole and verified
-    PRIMARY KEY (exchange_id, sender, recipient)
+    PRIMARY KEY (exchange_id, sender),
+    UNIQUE (exchange_id, expert_hash)
+) STRICT;
+
+-- Content keys, each sealed to the site that alone can open it, as its sender signed them. Deleted in the
+-- transaction that ends the exchange.
+CREATE TABLE expert_keys (
+    exchange_id TEXT NOT NULL,                   -- with sender: table sealed_experts
+    sender      TEXT NOT NULL,                   -- whose expert it opens
+    recipient   TEXT NOT NULL,                   -- site that it is wrapped for
+    wrapped     BLOB NOT NULL,                   -- HPKE ciphertext
+    PRIMARY KEY (exchange_id, sender, recipient),
+    FOREIGN KEY (exchange_id, sender) REFERENCES sealed_experts
+) STRICT;
+
+-- A site's signed word that it has opened the expert of every other signer.
+CREATE TABLE expert_receipts (
+    exchange_id TEXT NOT NULL REFERENCES exchanges, -- table exchanges
+    site        TEXT NOT NULL,                   -- whose it is
+    signed      BLOB NOT NULL,                   -- SignedStatement of a fedpalm.exchange.receipt.ExpertReceipt
+    PRIMARY KEY (exchange_id, site)
 ) STRICT;
 
 -- What operators did, in order, for whoever has to account for it; an operator reads it with
@@ -228,8 +252,8 @@ CREATE TABLE operator_events (
     seq      INTEGER PRIMARY KEY,                -- order
     at_ms    INTEGER NOT NULL,                   -- when it was asked
     operator TEXT NOT NULL,                      -- name in the operator's certificate
-    action   TEXT NOT NULL,                      -- submit, start, abort, resume, exchange start, exchange cancel, invite, cancel invitation,
+    action   TEXT NOT NULL,                      -- submit, start, abort, resume, exchange propose, exchange cancel, invite, cancel invitation,
                                                  -- approve, reject, sign, revoke, rotate, new anchor, retire, renew
     run_id   TEXT NOT NULL,                      -- table runs, or the site that it is about
-    detail   TEXT NOT NULL DEFAULT ''            -- the reason given, if any
+    detail   TEXT NOT NULL DEFAULT ''            -- the reason or the purpose given, if any
 ) STRICT;

@@ -23,7 +23,7 @@ from fedpalm.secagg.codec import BYTES_PER_VALUE
 from fedpalm.text import one_line
 from fedpalm.transport.chunks import SpoolWriter, partial_bytes, send_file
 from fedpalm.transport.peer import Context, current_peer
-from fedpalm.wire import checkpoints, consents, masking
+from fedpalm.wire import checkpoints, masking
 from fedpalm.wire.statements import from_wire, to_wire
 from fedpalm.wire.v1 import federation_pb2 as pb
 from fedpalm.wire.v1.federation_pb2_grpc import FederationServicer
@@ -31,6 +31,7 @@ from fedpalm.wire.v1.masking_pb2 import MaskingMessage
 
 from .aggregate import check_values
 from .claims import SealedClaim, UpdateClaim, sealed_claim, update_claim
+from .exchange_relay import KeyClaim
 from .state import Coordinator
 
 PROTOCOL_VERSION = 1
@@ -229,12 +230,12 @@ class FederationService(FederationServicer):
         for one in self._c.conductor.masking.fetch(ref.run_id, _round_ref(ref), site, step):
             yield masking.to_wire(one)
 
-    # --- the deployment exchange ------------------------------------------------------------------
+    # --- the exchange of experts ------------------------------------------------------------------
 
     async def SendConsent(self, request: pb.ConsentRequest, context: Context) -> pb.ConsentReply:
         site, ref = _sender(context, request.site_id), request.ref
         if request.WhichOneof("answer") == "consent":
-            signed = consents.from_wire(request.consent)
+            signed = from_wire(request.consent)
             self._c.exchanges.consent(ref.run_id, ref.exchange_id, site, signed)
         elif request.WhichOneof("answer") == "refusal":
             self._c.exchanges.refuse(ref.run_id, ref.exchange_id, site, request.refusal)
@@ -247,18 +248,17 @@ class FederationService(FederationServicer):
     ) -> AsyncIterator[pb.SignedStatement]:
         site = _caller(context)
         for signed in self._c.exchanges.consents(request.run_id, request.exchange_id, site):
-            yield consents.to_wire(signed)
+            yield to_wire(signed)
 
     async def UploadSealedExpert(
         self, requests: AsyncIterator[pb.UploadExpertRequest], context: Context
     ) -> pb.Receipt:
         header = await _header(requests)
         claim = sealed_claim(header, _sender(context, header.ref.sender))
-        exchanges = self._c.exchanges
-        receipt = exchanges.check_sealed(claim)
+        receipt = self._c.relay.check_sealed(claim)
         if receipt is None:
             receipt = await self._c.takeover.run(
-                ("expert", claim.exchange_id, claim.sender, claim.recipient),
+                ("expert", claim.exchange_id, claim.sender),
                 self._take_sealed(claim, header, requests),
             )
         return _receipt(receipt)
@@ -266,10 +266,8 @@ class FederationService(FederationServicer):
     async def DownloadSealedExpert(
         self, request: pb.SealedExpertRef, context: Context
     ) -> AsyncIterator[pb.Chunk]:
-        site, ref = _sender(context, request.recipient), request.exchange
-        path, size = self._c.exchanges.deliverable(
-            ref.run_id, ref.exchange_id, request.sender, site
-        )
+        site, ref = _caller(context), request.exchange
+        path, size = self._c.relay.deliverable(ref.run_id, ref.exchange_id, request.sender, site)
         chunks = self._c.transfers.relayed(
             ("down", site), PATIENCE_S, size, send_file(path, 0, size)
         )
@@ -277,11 +275,25 @@ class FederationService(FederationServicer):
             async for chunk in chunks:
                 yield chunk
 
+    async def SendExpertKeys(
+        self, request: pb.ExpertKeysRequest, context: Context
+    ) -> pb.ExpertKeysReply:
+        site, ref = _sender(context, request.site_id), request.ref
+        keys = [KeyClaim(one.sender, one.recipient, one.wrapped) for one in request.keys]
+        self._c.relay.take_keys(ref.run_id, ref.exchange_id, site, keys)
+        return pb.ExpertKeysReply()
+
+    async def FetchExpertKeys(
+        self, request: pb.ExchangeRef, context: Context
+    ) -> AsyncIterator[pb.WrappedKey]:
+        for key in self._c.relay.keys(request.run_id, request.exchange_id, _caller(context)):
+            yield pb.WrappedKey(sender=key.sender, recipient=key.recipient, wrapped=key.wrapped)
+
     async def ConfirmExperts(
         self, request: pb.ConfirmExpertsRequest, context: Context
     ) -> pb.ConfirmExpertsReply:
         site, ref = _sender(context, request.site_id), request.ref
-        self._c.exchanges.confirm(ref.run_id, ref.exchange_id, site)
+        self._c.relay.confirm(ref.run_id, ref.exchange_id, site, from_wire(request.receipt))
         return pb.ConfirmExpertsReply()
 
     # --- inside -----------------------------------------------------------------------------------
@@ -318,14 +330,14 @@ class FederationService(FederationServicer):
         self, claim: SealedClaim, header: pb.SealedExpertHeader, requests: AsyncIterator[Any]
     ) -> SignedStatement:
         """Receive a sealed expert from its first byte, and count it; asks again as for an update."""
-        exchanges = self._c.exchanges
-        known = exchanges.check_sealed(claim)
+        relay = self._c.relay
+        known = relay.check_sealed(claim)
         if known is not None:
             return known
-        path = exchanges.sealed_path(claim)
+        path = relay.sealed_path(claim)
         _unlink_all(path)
         await self._receive(claim.run_id, claim.sender, path, header, requests)
-        return exchanges.accept_sealed(claim)
+        return relay.accept_sealed(claim)
 
     async def _receive(
         self, run_id: str, site: str, path: Path, header: Any, requests: AsyncIterator[Any]

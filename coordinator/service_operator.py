@@ -23,6 +23,7 @@ from fedpalm.wire.v1 import operator_pb2 as pb
 from fedpalm.wire.v1.federation_pb2 import Chunk
 from fedpalm.wire.v1.operator_pb2_grpc import OperatorServicer
 
+from .proposal import check_words
 from .state import Coordinator
 from .status import run_status
 
@@ -74,7 +75,9 @@ class OperatorService(OperatorServicer):
 
     async def ResumeRun(self, request: pb.RunRef, context: Context) -> pb.RunStatus:
         await self._require_model(request.run_id)
-        return self._order(context, "resume", request.run_id, Resume(self._c.now_ms()))
+        run_id = self._resolve(request.run_id)
+        exchanged = self._c.exchanges.completed(run_id)
+        return self._order(context, "resume", run_id, Resume(self._c.now_ms(), exchanged))
 
     async def AbortRun(self, request: pb.AbortRunRequest, context: Context) -> pb.RunStatus:
         reason = one_line(request.reason) or "aborted by the operator"
@@ -93,7 +96,7 @@ class OperatorService(OperatorServicer):
                 status = self._status(run_id)
                 yield status
                 exchanged = status.exchange.state in ("completed", "cancelled")
-                may_exchange = bool(plan.expert_layout) and not exchanged
+                may_exchange = plan.exchange_round is not None and not exchanged
                 if status.state == "aborted" or (status.state == "completed" and not may_exchange):
                     return
 
@@ -120,10 +123,14 @@ class OperatorService(OperatorServicer):
             async for chunk in chunks:
                 yield pb.ExportModelReply(chunk=chunk)
 
-    async def StartExchange(self, request: pb.RunRef, context: Context) -> pb.RunStatus:
+    async def ProposeExchange(
+        self, request: pb.ProposeExchangeRequest, context: Context
+    ) -> pb.RunStatus:
         run_id = self._resolve(request.run_id, for_exchange=True)
-        self._record(context, "exchange start", run_id)
-        self._c.exchanges.start(run_id, current_peer(context).identity.name)
+        purpose, operator = request.purpose, current_peer(context).identity.name
+        check_words(purpose, request.valid_ms)
+        self._record(context, "exchange propose", run_id, purpose)
+        self._c.exchanges.propose(run_id, operator, purpose, request.valid_ms)
         return self._status(run_id)
 
     async def CancelExchange(self, request: pb.RunRef, context: Context) -> pb.RunStatus:

@@ -2,7 +2,7 @@
 
     models/<sha256>.f32                            (P,) little-endian float32
     spool/<run>/<round>-<attempt>/<site>.<hash16>  (P + k,) little-endian uint32, complete once named so
-    spool/exchange/<exchange>/<sender>.<recipient> sealed bytes
+    spool/exchange/<exchange>/<sender>             sealed bytes
 
 A file under its final name is whole and durable; whatever no row of the store speaks of is deleted at
 the next start.
@@ -77,9 +77,9 @@ class Spool:
         """Delete all updates of an attempt that is over; what resists goes at the next start."""
         _erase(self._attempt(run_id, ref))
 
-    def sealed(self, exchange_id: str, sender: str, recipient: str) -> Path:
+    def sealed(self, exchange_id: str, sender: str) -> Path:
         """Where a sealed expert belongs; its folder exists."""
-        return self._made(self.root / EXCHANGE / exchange_id) / f"{sender}.{recipient}"
+        return self._made(self.root / EXCHANGE / exchange_id) / sender
 
     def erase_sealed(self, exchange_id: str) -> None:
         """Delete the sealed experts of an exchange that is over; what resists goes at the next start."""

@@ -14,6 +14,7 @@ from .config import CoordinatorSettings, Home
 from .driver import Driver
 from .exchange import ExchangeDesk
 from .exchange_records import ExchangeRecords
+from .exchange_relay import ExpertRelay
 from .invitations import Invitations
 from .issuing import IssuingDesk
 from .notary import Notary
@@ -40,6 +41,7 @@ class Coordinator:
     driver: Driver
     statements: StatementDesk
     exchanges: ExchangeDesk
+    relay: ExpertRelay
     transfers: Transfers
     takeover: Takeover
 
@@ -56,13 +58,13 @@ class Coordinator:
         registry, runs = Registry(store), RunRecords(store)
         notary = Notary(identity, clock, registry.signing_key)
         driver = Driver(runs, spool, clock, notary, settings.keep_models)
+        records = ExchangeRecords(store)
         exchanges = ExchangeDesk(
-            ExchangeRecords(store),
+            records,
             driver.conductor,
             spool,
             clock,
             notary,
-            runs,
             tell=driver.instruct,
             changed=driver.changed,
             absent=registry.absent_sites,
@@ -80,6 +82,7 @@ class Coordinator:
             driver=driver,
             statements=StatementDesk(runs, driver.conductor, notary),
             exchanges=exchanges,
+            relay=ExpertRelay(exchanges, records, driver.conductor, spool, clock, notary, runs),
             transfers=Transfers(settings.max_transfers),
             takeover=Takeover(),
         )
@@ -95,6 +98,7 @@ class Coordinator:
         """Go on where the store says."""
         self.driver.start()
         self.exchanges.restart()
+        self.driver.keep_looking(self.exchanges.expire)
 
     def expel(self, site: str, reason: str) -> None:
         """A site is not any more what it was: runs and exchanges go on, or end, without it.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from fedpalm.methods.contribution import sites_to_spare
 from fedpalm.plan import Plan
+from fedpalm.rounds.run import Run
 from fedpalm.wire.v1 import operator_pb2 as pb
 
 from .conductor import Conductor
 from .exchange import ExchangeDesk
 from .instructions import clip
+from .proposal import other_plan, stuck
 
 
 def run_status(run_id: str, conductor: Conductor, exchanges: ExchangeDesk) -> pb.RunStatus:
@@ -27,10 +29,10 @@ def run_status(run_id: str, conductor: Conductor, exchanges: ExchangeDesk) -> pb
         refused=conductor.answered(run_id, "refuse"),
         joined=sorted(run.joined),
         model_hash=bytes.fromhex(run.model_hash),
-        reason=clip(run.reason),
+        reason=clip(_reason(run_id, run, exchanges)),
         exchange=_exchange_status(run_id, exchanges),
         masking=plan.draft.masking,
-        warnings=[] if run.over else warnings(plan),
+        warnings=[*([] if run.over else warnings(plan)), *_exchange_warnings(plan, exchanges)],
         lost_rounds=run.lost_rounds,
         caught=sorted(run.caught),
     )
@@ -57,6 +59,19 @@ def warnings(plan: Plan) -> list[str]:
     return []
 
 
+def _reason(run_id: str, run: Run, exchanges: ExchangeDesk) -> str:
+    """Why a run is where it is; what it waits for may have come since it paused."""
+    if run.waits_for_exchange and exchanges.completed(run_id):
+        return "the experts are exchanged; let it go on: fedpalm-coordinator resume"
+    return run.reason
+
+
+def _exchange_warnings(plan: Plan, exchanges: ExchangeDesk) -> list[str]:
+    """What an operator should know about a plan whose exchange can never be completed."""
+    why = stuck(plan, sorted(exchanges.sealed_before(plan.hash.hex())))
+    return [f"{why}; {other_plan(plan)}"] if why else []
+
+
 def _exchange_status(run_id: str, exchanges: ExchangeDesk) -> pb.ExchangeStatus:
     machine = exchanges.of_run(run_id)
     if machine is None:
@@ -64,7 +79,13 @@ def _exchange_status(run_id: str, exchanges: ExchangeDesk) -> pb.ExchangeStatus:
     return pb.ExchangeStatus(
         exchange_id=machine.terms.exchange_id,
         state=machine.state.value,
+        number=machine.terms.number,
+        purpose=machine.terms.purpose,
+        expires_ms=machine.terms.expires_ms,
         consented=sorted(machine.consents),
+        refused=sorted(machine.refused),
+        sealed=sorted(machine.sealed),
+        revealed=sorted(machine.revealed),
         delivered=sorted(machine.delivered),
         reason=clip(machine.reason),
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 from fedpalm.errors import ConfigError, IntegrityError, ResourceError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BUSY_TIMEOUT_S = 10.0
 
 

@@ -65,12 +65,11 @@ class UpdateDesk:
             site=claim.site,
             payload="update",
             place=place,
-            recipient="",
             payload_hash=claim.payload_hash,
             payload_bytes=claim.payload_bytes,
             received_ms=now_ms,
         )
-        facts = (row, ReceiptRow(claim.run_id, claim.site, place, "", receipt))
+        facts = (row, ReceiptRow(claim.run_id, claim.site, place, receipt))
         if claim.masked is not None:
             self._loop.masking.accept_input(claim.run_id, claim.ref, claim.masked, facts)
         else:

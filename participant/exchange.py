@@ -24,6 +24,7 @@ from fedpalm.exchange.consent import Sanction
 from fedpalm.exchange.sealing import (
     SealedExpert,
     expert_hash,
+    max_sealed_bytes,
     open_expert,
     refuse_duplicates,
     verify_sealed,
@@ -160,11 +161,10 @@ class ExchangeAgent:
         """
         exchange = self._sealed(exchange_id)
         if exchange.state is SiteState.SEALED:
+            limit = max_sealed_bytes(run.plan.released_layout, len(exchange.signers))
             sealed = {}
             for sender in exchange.others:
-                sealed[sender] = await link.download_sealed(
-                    run.run_id, exchange_id, sender, 4 * run.plan.released_layout.size
-                )
+                sealed[sender] = await link.download_sealed(run.run_id, exchange_id, sender, limit)
             await asyncio.to_thread(self._verify_all, run, exchange, sealed)
         await link.send_keys(self.gate.release_keys(exchange_id))
         return len(exchange.others)

@@ -20,7 +20,7 @@ from fedpalm.errors import (
     ProtocolError,
     VersionMismatchError,
 )
-from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES, SealedExpert
+from fedpalm.exchange.sealing import SealedExpert
 from fedpalm.ledger.checkpoint import GivenCheckpoint
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.pki.trust import TrustBundle
@@ -308,15 +308,14 @@ class Link:
         return self._gate.record_receipt(payload, statements.from_wire(receipt.receipt))
 
     async def download_sealed(
-        self, run_id: str, exchange_id: str, sender: str, expert_bytes: int
+        self, run_id: str, exchange_id: str, sender: str, limit: int
     ) -> SealedExpert:
-        """One sealed expert of ``expert_bytes`` of plaintext, not yet verified.
+        """One sealed expert of at most ``limit`` bytes, not yet verified.
 
         Raises:
-            ProtocolError: chunks out of order, or more bytes than an expert of this size can have.
+            ProtocolError: chunks out of order, or more bytes.
             SealedExpertError: not the bytes of a sealed expert.
         """
-        limit = expert_bytes + SEAL_OVERHEAD_BYTES
         data = bytearray()
         payload = self._gate.release_download_expert(run_id, exchange_id, sender)
         async for chunk in self._stream("DownloadSealedExpert", payload):

@@ -45,7 +45,10 @@ def start(home: Path, run_id: str, address: str | None, as_json: bool) -> None:
 @json_option
 @command_errors
 def resume(home: Path, run_id: str, address: str | None, as_json: bool) -> None:
-    """Let a paused run go on, with a new attempt of its round."""
+    """Let a paused run go on, with a new attempt of its round.
+
+    One that waits for the exchange of experts goes on once that is completed.
+    """
     _show(call(home, address, "ResumeRun", pb.RunRef(run_id=run_id)), as_json)
 
 
@@ -75,9 +78,18 @@ def status(home: Path, run_id: str, everything: bool, address: str | None, as_js
     if everything or not runs:
         emit({"runs": [run_json(one) for one in runs]}, as_json, runs_text(runs))
         return
-    if run_id and run_id not in [one.run_id for one in runs]:
-        raise NotFoundError(f"no run {run_id!r}", next_step="fedpalm-coordinator status --all")
-    _show(next(one for one in runs if not run_id or one.run_id == run_id), as_json)
+    _show(named(runs, run_id), as_json)
+
+
+def named(runs: list[pb.RunStatus], run_id: str) -> pb.RunStatus:
+    """The run of this name; without one, the newest. Raises NotFoundError."""
+    for one in runs:
+        if not run_id or one.run_id == run_id:
+            return one
+    raise NotFoundError(
+        f"no run {run_id!r}" if run_id else "there is no run yet",
+        next_step="fedpalm-coordinator status --all",
+    )
 
 
 @click.command()

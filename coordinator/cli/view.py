@@ -53,19 +53,29 @@ def run_json(status: pb.RunStatus) -> dict[str, Any]:
         "spent": status.spent,
         "warnings": list(status.warnings),
         "reason": status.reason,
-        "exchange": {
-            "exchange_id": status.exchange.exchange_id,
-            "state": status.exchange.state,
-            "consented": list(status.exchange.consented),
-            "delivered": list(status.exchange.delivered),
-            "reason": status.exchange.reason,
-        },
+        "exchange": exchange_json(status.exchange),
+    }
+
+
+def exchange_json(exchange: pb.ExchangeStatus) -> dict[str, Any]:
+    """What ``--json`` prints of an exchange; its state is empty if none was proposed."""
+    return {
+        "exchange_id": exchange.exchange_id,
+        "state": exchange.state,
+        "number": exchange.number,
+        "purpose": exchange.purpose,
+        "expires_ms": exchange.expires_ms,
+        "consented": list(exchange.consented),
+        "refused": list(exchange.refused),
+        "sealed": list(exchange.sealed),
+        "revealed": list(exchange.revealed),
+        "delivered": list(exchange.delivered),
+        "reason": exchange.reason,
     }
 
 
 def run_text(status: pb.RunStatus) -> RenderableType:
     """What a person sees of a run."""
-    table = Table.grid(padding=(0, 2))
     rows = [
         ("run", f"{status.run_id}  ({status.method}, plan {status.plan_hash.hex()[:16]})"),
         ("state", status.state + (f": {status.reason}" if status.reason else "")),
@@ -95,8 +105,44 @@ def run_text(status: pb.RunStatus) -> RenderableType:
         exchange = status.exchange
         said = f"{exchange.state}, yes from {', '.join(exchange.consented) or 'nobody yet'}"
         rows.append(("exchange", said + (f": {exchange.reason}" if exchange.reason else "")))
+    return _table(rows)
+
+
+def exchange_text(status: pb.RunStatus) -> RenderableType:
+    """What a person sees of a run's newest exchange."""
+    exchange = status.exchange
+    if not exchange.state:
+        return Text(f"run {status.run_id}: no exchange was proposed")
+    state = exchange.state + (f": {exchange.reason}" if exchange.reason else "")
+    rows = [
+        ("run", f"{status.run_id}  ({status.state})"),
+        ("exchange", f"{exchange.exchange_id}, number {exchange.number} of this plan"),
+        ("state", state),
+        ("purpose", exchange.purpose),
+        ("expires", when(exchange.expires_ms)),
+        ("said yes", ", ".join(exchange.consented) or "nobody"),
+    ]
+    if exchange.refused:
+        rows.append(("said no", ", ".join(exchange.refused)))
+    answered = {*exchange.consented, *exchange.refused}
+    waiting = ", ".join(sorted(set(status.roster) - answered))
+    if exchange.state == "proposed":
+        rows.append(("waiting for", waiting))
+    else:
+        for what, sites in (
+            ("sealed", exchange.sealed),
+            ("sent keys", exchange.revealed),
+            ("opened", exchange.delivered),
+        ):
+            rows.append((what, ", ".join(sites) or "nobody"))
+    rows.extend(("warning", one) for one in status.warnings)
+    return _table(rows)
+
+
+def _table(rows: list[tuple[str, str]]) -> Table:
+    """Names and values; reasons and warnings quote others, and a line break would look like a row."""
+    table = Table.grid(padding=(0, 2))
     for name, value in rows:
-        # Reasons and warnings quote others; a line break would look like another row.
         table.add_row(Text(name, style="bold"), Text(one_line(value)))
     return table
 

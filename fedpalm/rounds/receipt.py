@@ -18,7 +18,7 @@ Place = Annotated[
 class PayloadReceipt(Statement):
     """``site``'s payload of this SHA-256 and length came whole."""
 
-    DOMAIN: ClassVar[str] = "payload-receipt/v1"
+    DOMAIN: ClassVar[str] = "payload-receipt/v2"
 
     site: Label
     payload: Literal["update", "sealed_expert"]

@@ -3,6 +3,7 @@
     created --Start--> running --last round committed--> completed
     running --an attempt aborted--> running (next attempt) or paused (max_attempts in a row)
     running --too many sites caught--> paused
+    running --the round that the exchange of experts follows is committed--> paused
     running --Pause--> paused --Resume--> running;   created, running, paused --AbortRun--> aborted
 
 Sites join as soon as the run exists, and may be expelled from it; one that joins again is back. Whoever
@@ -13,6 +14,9 @@ no later one until a resume, even if the run must pause because the others are n
 
 A round is lost if it commits without a sum; see :mod:`fedpalm.rounds.machine`. It counts as a failure, like
 an aborted attempt, and is not repeated. If a spent attempt was stopped, a resume ends it first, as lost.
+
+Where the plan wants the experts exchanged in the middle of training, the run pauses by itself after that
+round and takes no resume until the exchange is completed.
 
 A run holds its current round, so one stored value is the whole truth and every advance is atomic:
 the commit of round r and the opening of round r + 1 are one transition.
@@ -25,7 +29,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from ..errors import IllegalTransitionError, NotOnRosterError, StaleRoundError
+from ..errors import IllegalTransitionError, NotOnRosterError, StaleRoundError, StateError
 from ..plan import Plan
 from .events import (
     CheckpointGiven,
@@ -53,11 +57,15 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True)
 class RunTerms:
-    """What the plan says about the course of a run."""
+    """What the plan says about the course of a run.
+
+    ``exchange_after``: the round after which it waits for the exchange of experts; None: it never does.
+    """
 
     rounds: int
     max_attempts: int
     round: RoundTerms
+    exchange_after: int | None = None
 
     @classmethod
     def of(cls, plan: Plan) -> RunTerms:
@@ -73,6 +81,7 @@ class RunTerms:
                 masked=draft.masking != "none",
                 witnessed=plan.witnessed,
             ),
+            exchange_after=plan.exchange_round if draft.expert_exchange == "freeze" else None,
         )
 
 
@@ -88,9 +97,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Resume:
-    """The operator lets a paused run go on: with a new attempt, or the end of one that is spent."""
+    """The operator lets a paused run go on: with a new attempt, or the end of one that is spent.
+
+    ``exchanged``: an exchange of the run's experts is completed. A run that waits for it takes no other.
+    """
 
     at_ms: int
+    exchanged: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,6 +221,17 @@ class Run:
         return self.state in (RunState.COMPLETED, RunState.ABORTED)
 
     @property
+    def waits_for_exchange(self) -> bool:
+        """It paused after the round that the exchange follows, and has not been resumed since."""
+        last = self.current
+        return (
+            self.state is RunState.PAUSED
+            and last is not None
+            and last.state is RoundState.COMMITTED
+            and last.ref.round == self.terms.exchange_after
+        )
+
+    @property
     def kept_out(self) -> frozenset[str]:
         """Those that take no part now: all ``caught``; ``barred``, unless the quorum needs one of them."""
         terms = self.terms.round
@@ -290,6 +314,13 @@ def _start(run: Run, received: Start) -> Advance:
 
 def _resume(run: Run, received: Resume) -> Advance:
     last = _current(run)
+    if run.waits_for_exchange and not received.exchanged:
+        raise StateError(
+            f"the run waits for the exchange of experts after round {last.ref.round}",
+            safe="the run is unchanged",
+            next_step="fedpalm-coordinator exchange propose; once that is completed: "
+            "fedpalm-coordinator resume. Or abort",
+        )
     running = replace(
         run,
         state=RunState.RUNNING,
@@ -421,6 +452,11 @@ def _settle(run: Run, ended: Round, at_ms: int) -> Advance:
 
 def _why_not_on(run: Run, ended: Round) -> str:
     """Why a run waits for its operator after an attempt; empty if another attempt may follow."""
+    if ended.state is RoundState.COMMITTED and ended.ref.round == run.terms.exchange_after:
+        return (
+            f"waits for the exchange of experts after round {ended.ref.round}: "
+            "fedpalm-coordinator exchange propose"
+        )
     last = ended.lost or ended.reason
     if run.failures >= run.terms.max_attempts:
         if ended.lost:

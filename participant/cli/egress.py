@@ -186,4 +186,3 @@ def _place(entry: dict[str, Any]) -> str:
     if "round" in entry:
         return f"{entry['run']} round {entry['round']}.{entry['attempt']}"
     return str(entry.get("run", "-"))
-

@@ -132,9 +132,7 @@ def _describe(desk: Desk, one: SiteExchange) -> dict[str, Any]:
             "layout_hash": terms.layout_hash,
             "privacy_unit": run.plan.draft.privacy.unit,
         },
-        "recipients": [
-            site for site in (one.signers or terms.roster) if site != one.site
-        ],
+        "recipients": [site for site in (one.signers or terms.roster) if site != one.site],
         "goes_on_without_refusers": terms.without_refusers,
         "consent": None
         if consent is None

@@ -140,7 +140,9 @@ def _data(peer: Peer) -> dict[str, Any]:
 
 def _words(peer: Peer) -> str:
     confirmed = (
-        "not confirmed" if peer.confirmed_ms is None else f"confirmed {local_time(peer.confirmed_ms)}"
+        "not confirmed"
+        if peer.confirmed_ms is None
+        else f"confirmed {local_time(peer.confirmed_ms)}"
     )
     lines = [
         f"{peer.site}, since {local_time(peer.since_ms)}, {confirmed}",
