@@ -30,6 +30,7 @@ from fedpalm.exchange.sealing import (
     MAX_EXPERT_BYTES,
     SealedExpert,
     expert_hash,
+    max_sealed_bytes,
     refuse_duplicates,
     seal_expert,
     sealed_bytes,
@@ -38,6 +39,7 @@ from fedpalm.exchange.sealing import (
 )
 from fedpalm.layout import Layout, TensorSpec
 from fedpalm.pki.hybrid import HybridKey
+from fedpalm.plan import MAX_SITES
 from tests.support.crafted import opens_with_two_keys
 from tests.support.exchange import (
     EXPIRES_MS,
@@ -48,6 +50,7 @@ from tests.support.exchange import (
     Spies,
     changed_in,
     expert_of,
+    make_terms,
     plaintext_of,
 )
 
@@ -85,6 +88,16 @@ def test_its_length_follows_from_names_and_shapes(group, sanction, sealed):
     assert sealed_bytes(LAYOUT, free.terms, sender="north", recipients=["west"]) == len(
         made.to_bytes()
     )
+
+
+def test_the_longest_names_on_the_longest_roster_fit_what_a_sealed_expert_may_weigh():
+    names = [f"{at:03}".rjust(63, "x") for at in range(MAX_SITES)]
+    longest = make_terms(
+        federation="f" * 63, run="r" * 63, exchange_id="e" * 63, roster=tuple(names)
+    )
+    for roster in (names, names[:2]):
+        size = sealed_bytes(LAYOUT, longest, sender=roster[0], recipients=roster[1:])
+        assert size <= max_sealed_bytes(LAYOUT, len(roster))
 
 
 def test_sealing_again_shares_no_secret_with_the_first_time(group, sanction, sent):
@@ -505,7 +518,7 @@ def test_an_expert_over_the_cap_is_neither_sealed_nor_read(group, sanction, seal
     monkeypatch.setattr(sealing, "MAX_EXPERT_BYTES", 4 * LAYOUT.size - 1)
     with pytest.raises(SealedExpertError, match="at most"):
         group.seal(sanction)
-    monkeypatch.setattr(sealing, "SEAL_OVERHEAD_BYTES", 0)
+    monkeypatch.setattr(sealing, "_MOST_BYTES", len(content) - 1)
     with pytest.raises(SealedExpertError, match="too long"):
         SealedExpert.from_bytes(content)
 
