@@ -7,7 +7,7 @@ PACKAGES := coordinator participant fedpalm
 PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg fuzz-audit bench-audit bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-audit-attack bench-dp bench-dp-accounting bench-dp-cost
+.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg fuzz-audit fuzz-sealed bench-audit bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-audit-attack bench-dp bench-dp-accounting bench-dp-cost
 
 env: $(STAMP)
 
@@ -40,6 +40,11 @@ fuzz-secagg: env
 # At least 10,000 forged bundles; prints how many of each kind were caught as what. Some ten minutes.
 fuzz-audit: env
 	FEDPALM_AUDIT_FORGERIES=10080 $(BIN)/python -m pytest tests/unit/audit/test_forgeries.py -s --timeout 0 $(ARGS)
+
+# At least 10,000 different mutations of one byte of a sealed expert or its wrapped key; prints how many of
+# each region were refused, and as what.
+fuzz-sealed: env
+	FEDPALM_SEALED_MUTATIONS=24000 $(BIN)/python -m pytest tests/unit/exchange/test_mutations.py -s --timeout 0 $(ARGS)
 
 # A bundle of 100,000 entries, made and verified; a few minutes.
 bench-audit: env

@@ -181,6 +181,8 @@ class ExchangeMachine:
             NotOnRosterError: the site is not on the roster, or has not signed.
             RefusedError: the input contradicts what the same site sent before.
         """
+        if isinstance(event, ConsentRefused) and event.site in self.refused:
+            return self, ()  # told again by a site that is out of it
         row = TABLE.get((self.state, type(event)))
         if row is None:
             raise IllegalTransitionError(
@@ -188,8 +190,6 @@ class ExchangeMachine:
                 f"is {self.state.value}",
                 safe="the exchange is as it was",
             )
-        if isinstance(event, ConsentRefused) and event.site in self.refused:
-            return self, ()  # told again by a site that is out of it
         self._check_name(event)
         recorded, state = row(self, event)
         if state is self.state:

@@ -242,8 +242,7 @@ def sealed_bytes(
     Args:
         recipients: the other signers.
     """
-    zeros = layout.unflatten(np.zeros(layout.size, np.float32))
-    plaintext = len(safetensors.numpy.save({name: np.asarray(t) for name, t in zeros.items()}))
+    plaintext = len(_plaintext(layout, np.zeros(layout.size, np.float32)))
     any_hash = "0" * 64
     header = SealedHeader(
         federation=terms.federation,
@@ -259,8 +258,7 @@ def sealed_bytes(
         plaintext_bytes=plaintext,
         key_commitment=any_hash,
     )
-    frame = len(MAGIC) + 4 + 8 + SIGNATURE_BYTES + _TAG_BYTES
-    return frame + len(header.encoded) + 32 * len(recipients) + plaintext
+    return _FRAME_BYTES + len(header.encoded) + 32 * len(recipients) + plaintext
 
 
 def verify_sealed(

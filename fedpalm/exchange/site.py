@@ -263,6 +263,7 @@ def _seal(exchange: SiteExchange, event: ExpertSealed) -> SiteExchange:
     sanction = event.sanction
     if (
         sanction.terms != exchange.terms
+        or exchange.site not in sanction.parties
         or sanction.party(exchange.site).consent.hash != exchange.consent_hash
     ):
         raise ConsentError(
