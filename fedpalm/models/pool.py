@@ -47,14 +47,14 @@ class ExpertPool:
     what a new one would be.
     """
 
-    def __init__(self, experts: Sequence[Expert]) -> None:
+    def __init__(self, experts: Sequence[Expert], grouped_up_to: int = GROUPED_UP_TO) -> None:
         self._experts = tuple(experts)
         # Views: what is written into an expert's tensors shows here.
         self._values = [one.detach().view(-1) for expert in experts for one in _tensors(expert)]
         self._made_of = torch.cat(self._values)
         compnets = [one for one in experts if isinstance(one, TexturalExpert)]
         ccnets = [one for one in experts if isinstance(one, ccnet.TexturalExpert)]
-        self._textures = _Comprehensive(ccnets) if ccnets else _Competitive(compnets)
+        self._textures = _Comprehensive(ccnets) if ccnets else _Competitive(compnets, grouped_up_to)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 1, 128, 128) float32 -> (N, B, feature_length), as each expert's; carries no gradient."""
@@ -73,12 +73,12 @@ class ExpertPool:
 class _Competitive:
     """CompNet's experts."""
 
-    def __init__(self, experts: Sequence[TexturalExpert]) -> None:
+    def __init__(self, experts: Sequence[TexturalExpert], grouped_up_to: int) -> None:
         with torch.no_grad():
             self.blocks = (
-                _PooledBlock([one.large for one in experts]),
-                _PooledBlock([one.medium for one in experts]),
-                _PooledBlock([one.small for one in experts]),
+                _PooledBlock([one.large for one in experts], grouped_up_to),
+                _PooledBlock([one.medium for one in experts], grouped_up_to),
+                _PooledBlock([one.small for one in experts], grouped_up_to),
             )
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -89,7 +89,8 @@ class _Competitive:
 class _PooledBlock:
     """One block of all experts."""
 
-    def __init__(self, blocks: Sequence[CompetitiveBlock]) -> None:
+    def __init__(self, blocks: Sequence[CompetitiveBlock], grouped_up_to: int) -> None:
+        self.grouped_up_to = grouped_up_to
         self.count, self.side = len(blocks), blocks[0].gabor.side
         kernels = torch.cat([one.competition.scale * one.gabor.kernels() for one in blocks])
         self.direct = self.side <= _DIRECT_UP_TO
@@ -109,10 +110,12 @@ class _PooledBlock:
             responses = F.conv2d(images, self.kernels, stride=STRIDE)
         else:
             responses = bank_conv(spectrum, self.kernels, self.side)
-        competed = torch.softmax(responses.unflatten(1, (self.count, ORIENTATIONS)), dim=2)
-        if len(images) <= GROUPED_UP_TO:
+        batch, _, side, _ = responses.shape
+        competitors = responses.view(batch, self.count, ORIENTATIONS, side, side)
+        competed = torch.softmax(competitors, dim=2)
+        if batch <= self.grouped_up_to:
             maps = _maps(competed.flatten(1, 2), self.tail, self.count)
-            return maps.unflatten(1, (self.count, -1)).flatten(2).transpose(0, 1)
+            return maps.view(batch, self.count, -1).transpose(0, 1)
         each = zip(competed.unbind(1), self.tails, strict=True)
         return torch.stack([_maps(one, tail, 1).flatten(1) for one, tail in each])
 
