@@ -7,7 +7,7 @@ PACKAGES := coordinator participant fedpalm
 PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg fuzz-audit fuzz-sealed bench-audit bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-audit-attack bench-dp bench-dp-accounting bench-dp-cost
+.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg fuzz-audit fuzz-sealed bench-audit bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-audit-attack bench-dp bench-dp-accounting bench-dp-cost bench-verify
 
 env: $(STAMP)
 
@@ -77,6 +77,10 @@ bench-palm: env
 # A FedPalm round at a site against a plain PyTorch loop of the same mathematics.
 bench-train: env
 	$(BIN)/fedpalm bench train $(ARGS)
+
+# One verification with nine experts against loops over them; some two minutes.
+bench-verify: env
+	$(BIN)/fedpalm bench verify $(ARGS)
 
 # Open-set error rates by epsilon, cold and warm started; under half an hour on two cores.
 bench-dp: env
