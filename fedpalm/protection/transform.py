@@ -25,9 +25,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from ..errors import TemplateError
 
 KEY_BYTES = 32
-GROUPS = 512
+GROUPS = 1024
 """m: symbols of a protected template, a byte each."""
-CHOICES = 16
+CHOICES = 8
 """q: coordinates that a symbol names the greatest of. Both were measured (docs/results/templates.md)."""
 MAX_LENGTH = 1 << 16
 """Features of an unprotected template; ours have 512."""
@@ -103,21 +103,21 @@ class Transform:
         rows = np.ldexp(templates, -np.frexp(peak)[1]).astype(np.float32)
         found = np.empty((len(rows), self._groups), dtype=np.uint8)
         for at in range(0, len(rows), _ROWS):
-            found[at : at + _ROWS] = self._symbols(rows[at : at + _ROWS])
+            found[at : at + _ROWS] = self.coordinates(rows[at : at + _ROWS]).argmax(axis=2)
         return found
 
-    def _symbols(self, rows: Templates) -> Symbols:
-        """(n, D) -> (n, m). Coordinates lead, blocks come last: a butterfly runs along memory."""
+    def coordinates(self, rows: Templates) -> Templates:
+        """(N, D) float32 -> (N, m, q): what a symbol names the greatest of. Linear in ``rows``."""
         _, size, _, blocks = self._signs.shape
+        # Coordinates lead and blocks come last, so that a butterfly runs along memory.
         turned = np.zeros((size, len(rows), blocks), dtype=np.float32)
         turned[: self._length] = rows.T[:, :, None]
         for signs in self._signs:
             turned *= signs
             turned = _hadamard(turned)
         flat = turned.transpose(1, 2, 0).reshape(len(rows), blocks * size)
-        grouped = flat[:, : self._groups * self._choices].reshape(len(rows), self._groups, -1)
-        found: Symbols = grouped.argmax(axis=2).astype(np.uint8)
-        return found
+        used = flat[:, : self._groups * self._choices]
+        return used.reshape(len(rows), self._groups, self._choices)
 
 
 def score(probe: Symbols, reference: Symbols) -> float:
