@@ -59,7 +59,7 @@ def own_keys(trial: Trial, keys: Keyring, gallery_system: int, probe_system: int
     """
     gallery = keys.protect(trial.gallery, trial.gallery_labels, gallery_system)
     probe = keys.protect(trial.probe, trial.probe_labels, probe_system)
-    return _score_set(trial, scores(probe[:, None], gallery))
+    return _score_set(trial, np.stack([scores(one, gallery) for one in probe]))
 
 
 def claimed_keys(trial: Trial, keys: Keyring, system: int) -> ScoreSet:
@@ -68,8 +68,9 @@ def claimed_keys(trial: Trial, keys: Keyring, system: int) -> ScoreSet:
     for person in np.unique(trial.gallery_labels):
         transform = keys.transform(int(person), system)
         own = np.flatnonzero(trial.gallery_labels == person)
-        gallery = transform.apply(trial.gallery[own])
-        found[:, own] = scores(transform.apply(trial.probe)[:, None], gallery)
+        probe = transform.apply(trial.probe)
+        for at, reference in zip(own, transform.apply(trial.gallery[own]), strict=True):
+            found[:, at] = scores(probe, reference)
     return _score_set(trial, found)
 
 
