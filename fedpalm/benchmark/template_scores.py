@@ -16,31 +16,31 @@ from ..canonical import domain_hash
 from ..data.loading import Trial
 from ..evaluation.pairs import ScoreSet, score_pairs, score_set
 from ..protection import Transform, scores
+from ..protection.transform import SIZE_BYTES
 
-Symbols = npt.NDArray[np.uint8]
+Protected = npt.NDArray[np.uint8]
 Cosines = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Keyring:
-    """Of one site: a transform for every person in every system; ``groups`` m, ``choices`` q."""
+    """Of one site: a transform for every person in every system."""
 
     seed: int
     site: str
     length: int
-    groups: int
-    choices: int
+    size_bytes: int = SIZE_BYTES
 
     def transform(self, person: int, system: int) -> Transform:
         parts = (str(one).encode() for one in (self.seed, self.site, person, system))
         key = domain_hash("bench-template-key/v1", *parts)
-        return Transform.of(key, self.length, groups=self.groups, choices=self.choices)
+        return Transform.of(key, self.length, size_bytes=self.size_bytes)
 
     def protect(
         self, templates: npt.NDArray[np.float32], people: npt.NDArray[np.int64], system: int
-    ) -> Symbols:
+    ) -> Protected:
         """(N, m): everybody's templates under their own key of ``system``."""
-        found = np.empty((len(templates), self.groups), dtype=np.uint8)
+        found = np.empty((len(templates), self.size_bytes), dtype=np.uint8)
         for person in np.unique(people):
             own = people == person
             found[own] = self.transform(int(person), system).apply(templates[own])
@@ -99,19 +99,18 @@ class Inversion:
 
 
 def invert(trial: Trial, keys: Keyring, people: int) -> Inversion:
-    """The first gallery template of ``people`` people, estimated from its symbols and its key.
+    """The first gallery template of ``people`` people, estimated from its signs and its key.
 
-    The simplest way: the mean of the directions that were the greatest of their groups, less that of all.
-    Ghammam et al. 2019, arXiv:1910.01389, do better.
+    The simplest way: the sum of all directions, each with its sign. Topcu et al. 2016,
+    doi 10.1186/s13634-016-0396-1, and Durbet et al. 2021, arXiv:2110.15163, do more.
     """
     itself, others = [], []
     for person in np.unique(trial.gallery_labels)[:people]:
         template = trial.gallery[trial.gallery_labels == person][:1]
         transform = keys.transform(int(person), 0)
-        directions = transform.coordinates(np.eye(keys.length, dtype=np.float32))  # (D, m, q)
-        symbols = transform.apply(template)[:, :, None].astype(np.intp)
-        chosen = np.take_along_axis(directions, symbols, axis=2)[:, :, 0]
-        estimate = (chosen - directions.mean(axis=2)).sum(axis=1, dtype=np.float64)
+        directions = transform.coordinates(np.eye(keys.length, dtype=np.float32))  # (D, 8 m)
+        positive = np.unpackbits(transform.apply(template)[0], bitorder="little")
+        estimate = directions.astype(np.float64) @ (2.0 * positive - 1.0)
         itself.append(_cosines(template, estimate))
         others.append(_cosines(trial.probe[trial.probe_labels == person], estimate))
     return Inversion(np.concatenate(itself), np.concatenate(others))

@@ -1,8 +1,8 @@
 """What cancelable templates cost in accuracy and what they hide, on drawn palms.
 
-A model is trained in one process on some people of each site; nobody trains on the others, and half of
-those choose the transform's parameters (``tuning``), so that the figures of the rest are not of the best of
-many. One threshold for all sites, impostors within a site.
+A model is trained in one process on some people of each site; nobody trains on the others, and a third of
+those choose the transform's size (``tuning``), so that the figures of the rest are not of the best of many.
+One threshold for all sites, impostors within a site.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..layout import FloatVector
 from ..methods.base import SiteImages, SiteMethod
 from ..methods.template import model_template
 from ..plan import Plan, PlanDraft, TrainingSettings
-from ..protection.transform import CHOICES, GROUPS
+from ..protection.transform import SIZE_BYTES
 from ..settings import Settings
 from .palm.scoring import difference
 from .simulate import RoundMetrics, simulate
@@ -59,10 +59,8 @@ class TemplatesConfig(Settings):
     """Of palms, plan, keys and intervals."""
     issues: int = Field(5, ge=1, le=100)
     """How often everybody gets new keys."""
-    parameters: tuple[tuple[int, int], ...] = (
-        (2048, 4), (1024, 8), (512, 16), (256, 32), (512, 8), (256, 8), (1024, 16),
-    )  # fmt: skip
-    """(m, q) that are tried on ``tuning``: equal work first, then less and more of it."""
+    sizes: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    """Bytes of a protected template that are tried on ``tuning``."""
     inverted: int = Field(10, ge=1, le=900)
     """People a site whose keys are stolen with their templates."""
     resamples: int = Field(500, ge=20, le=100_000)
@@ -82,7 +80,7 @@ QUICK = TemplatesConfig.model_validate(
         "images": 2,
         "rounds": 1,
         "issues": 2,
-        "parameters": [[GROUPS, CHOICES], [64, 8]],
+        "sizes": [64, SIZE_BYTES],
         "inverted": 2,
         "resamples": 20,
         "training": {"local_epochs": 1, "template_normaliser": "site"},
@@ -100,10 +98,10 @@ def measure(config: TemplatesConfig, tell: Tell) -> dict[str, Any]:
     begun = time.perf_counter()
     tuning, strangers = embed(config, tell)
     trained = time.perf_counter()
-    tell("trying the transform's parameters")
+    tell("trying sizes of a protected template")
     grid = {
         "unprotected": _eer(pool_scores([unprotected(one) for one in tuning.values()])),
-        "protected": [_tried(config, tuning, *one) for one in config.parameters],
+        "protected": [_tried(config, tuning, one) for one in config.sizes],
     }
     tell("scoring everybody under every distribution of keys")
     scored = score_all(config, strangers)
@@ -111,8 +109,7 @@ def measure(config: TemplatesConfig, tell: Tell) -> dict[str, Any]:
     tell("estimating templates from stolen keys")
     found = {
         "config": config.model_dump(mode="json"),
-        "groups": GROUPS,
-        "choices": CHOICES,
+        "size_bytes": SIZE_BYTES,
         "keys": "seeded: they protect nobody",
         "tuning": grid,
         "cases": cases,
@@ -236,23 +233,22 @@ def _templates(site: SiteMethod, trial: Trial, shared: FloatVector) -> Trial:
 
 
 def _keyring(
-    config: TemplatesConfig, site: str, trial: Trial, groups: int = GROUPS, choices: int = CHOICES
+    config: TemplatesConfig, site: str, trial: Trial, size_bytes: int = SIZE_BYTES
 ) -> Keyring:
-    return Keyring(config.seed, site, trial.gallery.shape[1], groups, choices)
+    return Keyring(config.seed, site, trial.gallery.shape[1], size_bytes)
 
 
-def _tried(config: TemplatesConfig, trials: Trials, groups: int, choices: int) -> dict[str, Any]:
+def _tried(config: TemplatesConfig, trials: Trials, size_bytes: int) -> dict[str, Any]:
     """EER under the claimed person's key, mean and spread of the issues of keys."""
     rates = []
     for issue in range(config.issues):
         sets = [
-            claimed_keys(one, _keyring(config, name, one, groups, choices), issue)
+            claimed_keys(one, _keyring(config, name, one, size_bytes), issue)
             for name, one in trials.items()
         ]
         rates.append(_eer(pool_scores(sets)))
     return {
-        "groups": groups,
-        "choices": choices,
+        "size_bytes": size_bytes,
         "eer": float(np.mean(rates)),
         "standard_deviation": float(np.std(rates, ddof=1)) if len(rates) > 1 else None,
     }
@@ -309,7 +305,7 @@ def _stolen(config: TemplatesConfig, trials: Trials, base: ScoreSet) -> dict[str
 
 def _milliseconds(trial: Trial) -> float:
     """Median of expanding a key and applying it to one template, in milliseconds."""
-    keys = Keyring(0, "clock", trial.gallery.shape[1], GROUPS, CHOICES)
+    keys = Keyring(0, "clock", trial.gallery.shape[1])
     taken = []
     for person in range(200):
         begun = time.perf_counter()

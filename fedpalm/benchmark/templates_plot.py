@@ -40,7 +40,7 @@ def _curves(axes: Axes, curve: Mapping[str, Any]) -> None:
     ):
         axes.stairs(curve[part], edges, color=color, label=label, linewidth=1.4, fill=False)
     axes.set_ylim(bottom=0, top=1.35 * max(max(curve["mated"]), max(curve["non_mated"])))
-    axes.set_xlabel("score: part of equal symbols")
+    axes.set_xlabel("score: part of equal signs")
     axes.set_ylabel("part of the pairs, a bin")
     right = axes.twinx()
     right.stairs(

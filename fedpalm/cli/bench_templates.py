@@ -56,18 +56,17 @@ def templates_command(quick: bool, seed: int, out: Path, as_json: bool) -> None:
 
 
 def tables(found: Mapping[str, Any]) -> Group:
-    """For people: the parameters that were tried, the distributions of keys, and a thief's yield."""
-    tried = Table("m", "q", "EER, claimed person's key", "deviation by keys", title="tuning")
-    tried.add_row("", "", percent(found["tuning"]["unprotected"]), "unprotected")
+    """For people: the sizes that were tried, the distributions of keys, and a thief's yield."""
+    tried = Table("bytes", "EER, claimed person's key", "deviation by keys", title="tuning")
+    tried.add_row("unprotected", percent(found["tuning"]["unprotected"]), "")
     for one in found["tuning"]["protected"]:
         spread = one["standard_deviation"]
         tried.add_row(
-            str(one["groups"]), str(one["choices"]), percent(one["eer"]),
-            "" if spread is None else percent(spread),
-        )  # fmt: skip
+            str(one["size_bytes"]), percent(one["eer"]), "" if spread is None else percent(spread)
+        )
     table = Table(
         "keys", "EER", "points above the cosine", "D_sys",
-        title=f"strangers, m = {found['groups']}, q = {found['choices']}",
+        title=f"strangers, {found['size_bytes']} bytes",
     )  # fmt: skip
     for name, label in CASES.items():
         table.add_row(label, *row(found["cases"][name]))
