@@ -57,13 +57,17 @@ def templates_command(quick: bool, seed: int, out: Path, as_json: bool) -> None:
 
 def tables(found: Mapping[str, Any]) -> Group:
     """For people: the sizes that were tried, the distributions of keys, and a thief's yield."""
-    tried = Table("bytes", "EER, claimed person's key", "deviation by keys", title="tuning")
-    tried.add_row("unprotected", percent(found["tuning"]["unprotected"]), "")
+    tried = Table(
+        "bytes", "EER, claimed person's key", "deviation by keys", "a thief's estimate: cosine",
+        title="tuning",
+    )  # fmt: skip
+    tried.add_row("unprotected", percent(found["tuning"]["unprotected"]), "", "")
     for one in found["tuning"]["protected"]:
         spread = one["standard_deviation"]
         tried.add_row(
-            str(one["size_bytes"]), percent(one["eer"]), "" if spread is None else percent(spread)
-        )
+            str(one["size_bytes"]), percent(one["eer"]),
+            "" if spread is None else percent(spread), f"{one['cosine_of_estimate']:.3f}",
+        )  # fmt: skip
     table = Table(
         "keys", "EER", "points above the cosine", "D_sys",
         title=f"strangers, {found['size_bytes']} bytes",
