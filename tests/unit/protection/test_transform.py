@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -247,3 +249,9 @@ def test_a_zero_template_is_refused_and_not_given_a_direction():
 def test_what_is_not_of_one_transform_is_not_compared(probe, reference):
     with pytest.raises(TemplateError, match="protected templates"):
         score(probe, reference)
+
+
+def test_protection_needs_neither_torch_nor_scikit_learn():
+    told = "import sys, fedpalm.protection; print({'torch', 'sklearn', 'scipy'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
