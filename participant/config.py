@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedpalm.data.readers import SourceKind
 from fedpalm.plan import Name
@@ -24,6 +25,26 @@ class DataSettings(Settings):
     split_seed: int = Field(0, ge=0, lt=2**53)
 
 
+class VaultSettings(Settings):
+    """What unlocks the vault; left out, the key file ``vault.key`` in the home.
+
+    Paths are relative to the home. ``passphrase = "ask"``: a person types it when it is needed.
+    """
+
+    key_file: str | None = Field(None, min_length=1)
+    passphrase: Literal["ask"] | None = None
+    passphrase_file: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (
+            sum(one is not None for one in (self.key_file, self.passphrase, self.passphrase_file))
+            > 1
+        ):
+            raise ValueError("name one of key_file, passphrase and passphrase_file")
+        return self
+
+
 class ParticipantConfig(Settings):
     """The keys of ``participant.toml``. Without ``[data]`` a site can rehearse but not train."""
 
@@ -32,6 +53,7 @@ class ParticipantConfig(Settings):
     coordinator: HostPort
     data: DataSettings | None = None
     keep_models: int = Field(3, ge=1, le=10_000)
+    vault: VaultSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,26 @@ class Home:
     @property
     def database(self) -> Path:
         return self.path / "site.sqlite3"
+
+    @property
+    def vault_header(self) -> Path:
+        """How the vault is unlocked, and its wrapped keys."""
+        return self.path / "vault.json"
+
+    @property
+    def vault_key(self) -> Path:
+        """What unlocks the vault where ``[vault]`` names nothing else."""
+        return self.path / "vault.key"
+
+    @property
+    def vault_mark(self) -> Path:
+        """Which records the database must hold, so that an old one shows."""
+        return self.path / "vault.mark"
+
+    @property
+    def vault_lock(self) -> Path:
+        """Held while the mark changes."""
+        return self.path / "vault.lock"
 
     @property
     def state(self) -> Path:
@@ -102,10 +144,15 @@ class Home:
 def to_toml(config: ParticipantConfig) -> str:
     """The settings as TOML; what is unset is left out."""
     values = config.model_dump(mode="json", exclude_none=True)
-    data = values.pop("data", None)
+    sections = {name: values.pop(name, None) for name in ("data", "vault")}
     lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
-    if data is not None:
-        lines += ["", "[data]", *(f"{key} = {_toml(value)}" for key, value in data.items())]
+    for name, section in sections.items():
+        if section is not None:
+            lines += [
+                "",
+                f"[{name}]",
+                *(f"{key} = {_toml(value)}" for key, value in section.items()),
+            ]
     return "\n".join(lines) + "\n"
 
 
