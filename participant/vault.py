@@ -203,7 +203,8 @@ class Vault:
                 f"{self._path}: the vault opens with a {header.slots[0].kind}, [vault] in participant.toml "
                 f"names a {source.kind}",
                 safe=_SAFE,
-                next_step="correct [vault] in participant.toml",
+                next_step="correct [vault] in participant.toml; another lock is set with "
+                "fedpalm-participant vault passphrase, or vault key",
             )
         secret = source.read()
         for slot in slots:
