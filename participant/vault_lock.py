@@ -1,10 +1,10 @@
 """Another way to unlock the vault: a new passphrase, or a new key file.
 
 The header has two locks while this goes on, and ``participant.toml`` (or the key file's name) decides, in
-one step, which of them is used; then the old one goes. So whatever a crash leaves opens as the settings say,
-and the same command run again finishes. What was sealed is not touched: a copy of the old header still opens
-with the old secret, and gives the data keys until a rotation. Put in place of the new one, it is refused:
-the records name the newest epoch.
+one step, which of them is used; then the old one goes. So whatever a crash leaves opens as the settings
+say, and the same command run again finishes. What was sealed is not touched: a copy of the old header still
+opens with the old secret, and gives the data keys until a rotation. Put in place of the new one, it is
+refused: the records name the newest epoch.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from fedpalm.errors import FedPalmError, IntegrityError
 
 from .files import erase
 from .store import SiteStore
-from .vault import BLOB_EXTRA
+from .vault import BLOB_EXTRA, sealed_generation
 
 BATCH = 256
 """Records in one transaction of a rotation."""
@@ -62,7 +62,7 @@ def rotate(store: SiteStore, tick: Tick) -> Rotated:
         VaultError, IntegrityError: something does not open; both keys stay, and nothing is lost.
     """
     vault = store.vault
-    vault.beginfile_generation()
+    vault.begin_generation()
     newest, files, records = vault.header.newest, 0, 0
     total = store.items.count()
     while True:
@@ -79,7 +79,7 @@ def rotate(store: SiteStore, tick: Tick) -> Rotated:
         # Whoever seals something holds the transaction: nothing comes under the old key after this look.
         with store.transaction() as db:
             if not _left(store, db, newest):
-                vault.endfile_generation()
+                vault.end_generation()
                 break
     with store.transaction() as db:
         store.items.touch(db)
@@ -144,14 +144,14 @@ def _generations(store: SiteStore, db: sqlite3.Connection) -> Iterator[int | Non
         yield file_generation(one.path)
     for table in ("vault_items", "vault_root"):
         for row in db.execute(f"SELECT substr(sealed, 1, 72) AS start FROM {table}"):  # noqa: S608
-            yield sealedfile_generation(row["start"])
+            yield sealed_generation(row["start"])
 
 
 def file_generation(path: Path) -> int | None:
     """Under which data key a file is sealed; None if it is not sealed. Raises IntegrityError: gone."""
     try:
         with path.open("rb") as file:
-            return sealedfile_generation(file.read(BLOB_EXTRA))
+            return sealed_generation(file.read(BLOB_EXTRA))
     except OSError as error:
         raise IntegrityError(
             f"{path}: {error.strerror}", next_step="restore the site's home from a backup"
