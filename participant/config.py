@@ -142,8 +142,8 @@ class Home:
         """Write ``participant.toml``, durably."""
         write_durably(self.config, to_toml(config).encode())
 
-    def save_vault(self, settings: VaultSettings | None) -> None:
-        """Replace the section ``[vault]`` of ``participant.toml``; what else a person wrote there stays.
+    def with_vault(self, settings: VaultSettings | None) -> bytes:
+        """``participant.toml`` with another section ``[vault]``; what else a person wrote there stays.
 
         Raises:
             ConfigError: the section is written in a way that is not understood here.
@@ -152,14 +152,17 @@ class Home:
         section = "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
         text = _VAULT_SECTION.sub("\n", self.config.read_text(encoding="utf-8")).rstrip("\n") + "\n"
         text += f"\n[vault]\n{section}" if values else ""
-        found = parse_toml(ParticipantConfig, text.encode(), str(self.config))
-        if found.vault != settings:
+        try:
+            understood = parse_toml(ParticipantConfig, text.encode(), "").vault == settings
+        except ConfigError:
+            understood = False
+        if not understood:
             raise ConfigError(
                 f"{self.config}: what it says of the vault cannot be replaced",
                 safe="nothing was changed",
                 next_step="write it as a section that begins with the line [vault]",
             )
-        write_durably(self.config, text.encode())
+        return text.encode()
 
 
 _VAULT_SECTION = re.compile(r"^\[vault\][^\n]*\n(?:(?!\[)[^\n]*\n?)*", re.MULTILINE)

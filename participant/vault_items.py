@@ -136,9 +136,10 @@ class VaultItems:
         mark = read_mark(self._home, vault)
         if mark is None or mark.prepared is None:
             return
-        with self._store.snapshot_lock() as db, vault_lock(self._home):
+        # Whoever holds the lock reads or commits; the next process that unlocks the vault settles it.
+        with self._store.snapshot_lock() as db, vault_lock(self._home, wait=False) as held:
             mark, root = read_mark(self._home, vault), self._root_hash(db)
-            if mark is not None and mark.prepared is not None and mark.allows(root):
+            if held and mark is not None and mark.prepared is not None and mark.allows(root):
                 write_mark(self._home, vault, Mark(root))
 
     # --- writing, inside store.transaction() --------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .config import VaultSettings
-from .files import erase, sync_folder
+from .files import erase, sync_folder, write_durably
 from .store import SiteStore
 from .vault_secret import KeyFile, SecretSource, source_of
 
@@ -55,8 +55,9 @@ def lock_with_key(store: SiteStore, file: str | None) -> Path:
 def _relock(store: SiteStore, source: SecretSource, settings: VaultSettings | None) -> None:
     home, vault = store.home, store.vault
     before = source_of(home, home.load().vault, store.ask)
+    config = home.with_vault(settings)
     lock = vault.add_lock(source)
-    home.save_vault(settings)
+    write_durably(home.config, config)
     store.on_step("settings written")
     vault.keep_lock(lock)
     with store.transaction() as db:

@@ -19,7 +19,7 @@ RUN = "toy-1"
 CHEAP = Argon2Cost(memory_kib=8, passes=1, lanes=1)
 PASSPHRASE = "correct horse battery staple"
 UPDATE = NewUpdate(b"m" * 32, b"l" * 32, b"\x01\x02\x03\x04" * 50)
-RECORDS = {f"person-{number}": bytes([number]) * 40 for number in range(5)}
+RECORDS = {f"person-{number}": f"record {number} ".encode() * 5 for number in range(5)}
 
 
 def make_home(path: Path) -> Home:
