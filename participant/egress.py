@@ -176,7 +176,7 @@ class EgressGate(ExpertGate):
                     hashlib.sha256(data).digest() != attempt.masked.payload_hash
                 ):
                     raise refused("the masked vector is not the one that was signed")
-                name = self._store.write_private(f"{place.run}-r{place.round}", "masked", data)
+                name = self._store.write_outgoing(f"{place.run}-r{place.round}", "masked", data)
             try:
                 with self._store.transaction() as db:
                     update = self._masked_update(place, attempt)

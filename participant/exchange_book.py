@@ -7,13 +7,11 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fedpalm.errors import IntegrityError
 from fedpalm.exchange.consent import SALT_BYTES
 from fedpalm.exchange.sealing import SealedExpert, WrappedKeys
 from fedpalm.exchange.site import SiteExchange, SiteState
-from fedpalm.pki.files import read_secret
 from fedpalm.pki.hybrid import HybridKey
 from fedpalm.pki.statement import SignedStatement
 
@@ -152,7 +150,7 @@ class ExchangeBook:
         stored = {}
         for sender, data in sealed.items():
             digest = hashlib.sha256(data).digest()
-            name = self._store.write_private(exchange_id, "sealed", data)
+            name = self._store.write_outgoing(exchange_id, "sealed", data)
             db.execute(
                 "INSERT INTO sealed_experts VALUES (?, ?, ?, ?, ?)",
                 (exchange_id, sender, digest, len(data), name),
@@ -172,7 +170,7 @@ class ExchangeBook:
         ):
             data = None
             if row["file"] is not None:
-                path = self._key_path(row["file"])
+                path = self._store.home.state / row["file"]
                 data = path.read_bytes() if path.exists() else None
             if data is None or hashlib.sha256(data).digest() != row["payload_hash"]:
                 raise IntegrityError(
@@ -188,12 +186,13 @@ class ExchangeBook:
         """What the consent was made with, until it is erased.
 
         Raises:
-            KeyFileError: damaged or open to others.
+            KeyFileError: missing, or open to others.
+            VaultError: the vault cannot be unlocked, or this is not what it sealed.
         """
         row = self._row(exchange_id)
         if row is None or row["key_file"] is None:
             return None
-        return Secrets.from_bytes(read_secret(self._key_path(row["key_file"])))
+        return Secrets.from_bytes(self._store.read_private(row["key_file"]))
 
     def is_closed(self, exchange_id: str) -> bool:
         """Whether the coordinator has said that it is over."""
@@ -216,9 +215,6 @@ class ExchangeBook:
                 "UPDATE sealed_experts SET file = NULL WHERE exchange_id = ?", (exchange_id,)
             )
             db.execute("UPDATE exchanges SET wrapped = NULL WHERE exchange_id = ?", (exchange_id,))
-
-    def _key_path(self, name: str) -> Path:
-        return self._store.home.state / name
 
     def _row(self, exchange_id: str) -> sqlite3.Row | None:
         return self._store.row("SELECT * FROM exchanges WHERE exchange_id = ?", exchange_id)
