@@ -7,7 +7,7 @@ PACKAGES := coordinator participant fedpalm
 PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg fuzz-audit bench-audit bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-audit-attack bench-dp bench-dp-accounting bench-dp-cost
+.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg fuzz-audit fuzz-sealed bench-audit bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-audit-attack bench-dp bench-dp-accounting bench-dp-cost bench-verify bench-templates
 
 env: $(STAMP)
 
@@ -41,6 +41,11 @@ fuzz-secagg: env
 fuzz-audit: env
 	FEDPALM_AUDIT_FORGERIES=10080 $(BIN)/python -m pytest tests/unit/audit/test_forgeries.py -s --timeout 0 $(ARGS)
 
+# At least 10,000 different mutations of one byte of a sealed expert or its wrapped key; prints how many of
+# each region were refused, and as what.
+fuzz-sealed: env
+	FEDPALM_SEALED_MUTATIONS=24000 $(BIN)/python -m pytest tests/unit/exchange/test_mutations.py -s --timeout 0 $(ARGS)
+
 # A bundle of 100,000 entries, made and verified; a few minutes.
 bench-audit: env
 	$(BIN)/python scripts/bench_audit.py $(ARGS)
@@ -73,6 +78,10 @@ bench-palm: env
 bench-train: env
 	$(BIN)/fedpalm bench train $(ARGS)
 
+# One verification with nine experts against loops over them; some two minutes.
+bench-verify: env
+	$(BIN)/fedpalm bench verify $(ARGS)
+
 # Open-set error rates by epsilon, cold and warm started; under half an hour on two cores.
 bench-dp: env
 	$(BIN)/fedpalm bench dp $(ARGS)
@@ -84,6 +93,10 @@ bench-dp-accounting: env
 # A private step by person against Opacus's own by record, in one run.
 bench-dp-cost: env
 	$(BIN)/fedpalm bench dp-cost $(ARGS)
+
+# Cancelable templates: error rates by who holds which key, and D_sys; some minutes.
+bench-templates: env
+	$(BIN)/fedpalm bench templates $(ARGS)
 
 # Twenty honest audits and every injected fault, with the table of docs/results/audit-attack.md.
 bench-audit-attack: env

@@ -27,8 +27,8 @@ from fedpalm.exchange.machine import (
     KeysSent,
 )
 from fedpalm.exchange.sealing import (
-    SEAL_OVERHEAD_BYTES,
     SealedExpert,
+    max_sealed_bytes,
     refuse_duplicates,
     verify_sealed,
     verify_wrapped,
@@ -99,7 +99,8 @@ class ExpertRelay:
             place = sealed_place(claim.run_id, claim.exchange_id)
             return self._runs.receipt(claim.run_id, claim.sender, place)
         self._signer(machine, claim.sender, (ExchangeState.SEALING,))
-        most = 4 * self._conductor.plan(claim.run_id).released_layout.size + SEAL_OVERHEAD_BYTES
+        plan = self._conductor.plan(claim.run_id)
+        most = max_sealed_bytes(plan.released_layout, len(plan.roster))
         if not 0 < claim.payload_bytes <= most:
             raise MessageTooLargeError(
                 f"{claim.payload_bytes} bytes; a sealed expert of this plan has at most {most}",

@@ -141,7 +141,7 @@ class PlanDraft(Settings):
     """Under ``secagg``: how long each step after the keys waits for a site before it counts as dropped."""
     expert_exchange: Literal["deployment", "freeze", "never"] = "never"
     """``deployment``: after the last round; ``freeze``: once they are frozen, after the first third, so
-    that TEIM trains with all of them. Left out: ``deployment`` for a method with experts, else ``never``."""
+    that TEIM trains with all of them. Left out: ``deployment`` if there are experts, else ``never``."""
     exchange_without_refusers: bool = False
     """A site's no ends the exchange for everybody, or (true) it goes on among those who say yes."""
     training: TrainingSettings = TrainingSettings()

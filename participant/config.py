@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedpalm.data.readers import SourceKind
+from fedpalm.errors import ConfigError
 from fedpalm.plan import Name
-from fedpalm.settings import HostPort, Settings, load_toml
+from fedpalm.settings import HostPort, Settings, load_toml, parse_toml
 
 from .files import private_folder, write_durably
 
@@ -24,6 +27,26 @@ class DataSettings(Settings):
     split_seed: int = Field(0, ge=0, lt=2**53)
 
 
+class VaultSettings(Settings):
+    """What unlocks the vault; left out, the key file ``vault.key`` in the home.
+
+    Paths are relative to the home. ``passphrase = "ask"``: a person types it when it is needed.
+    """
+
+    key_file: str | None = Field(None, min_length=1)
+    passphrase: Literal["ask"] | None = None
+    passphrase_file: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (
+            sum(one is not None for one in (self.key_file, self.passphrase, self.passphrase_file))
+            > 1
+        ):
+            raise ValueError("name one of key_file, passphrase and passphrase_file")
+        return self
+
+
 class ParticipantConfig(Settings):
     """The keys of ``participant.toml``. Without ``[data]`` a site can rehearse but not train."""
 
@@ -32,6 +55,7 @@ class ParticipantConfig(Settings):
     coordinator: HostPort
     data: DataSettings | None = None
     keep_models: int = Field(3, ge=1, le=10_000)
+    vault: VaultSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +91,26 @@ class Home:
         return self.path / "site.sqlite3"
 
     @property
+    def vault_header(self) -> Path:
+        """How the vault is unlocked, and its wrapped keys."""
+        return self.path / "vault.json"
+
+    @property
+    def vault_key(self) -> Path:
+        """What unlocks the vault where ``[vault]`` names nothing else."""
+        return self.path / "vault.key"
+
+    @property
+    def vault_mark(self) -> Path:
+        """Which records the database must hold, so that an old one shows."""
+        return self.path / "vault.mark"
+
+    @property
+    def vault_lock(self) -> Path:
+        """Held while the mark changes."""
+        return self.path / "vault.lock"
+
+    @property
     def state(self) -> Path:
         """Private tensors, encoded updates and sealed experts."""
         return self.path / "state"
@@ -98,14 +142,44 @@ class Home:
         """Write ``participant.toml``, durably."""
         write_durably(self.config, to_toml(config).encode())
 
+    def with_vault(self, settings: VaultSettings | None) -> bytes:
+        """``participant.toml`` with another section ``[vault]``; what else a person wrote there stays.
+
+        Raises:
+            ConfigError: the section is written in a way that is not understood here.
+        """
+        values = settings.model_dump(exclude_none=True) if settings is not None else {}
+        section = "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+        text = _VAULT_SECTION.sub("\n", self.config.read_text(encoding="utf-8")).rstrip("\n") + "\n"
+        text += f"\n[vault]\n{section}" if values else ""
+        try:
+            understood = parse_toml(ParticipantConfig, text.encode(), "").vault == settings
+        except ConfigError:
+            understood = False
+        if not understood:
+            raise ConfigError(
+                f"{self.config}: what it says of the vault cannot be replaced",
+                safe="nothing was changed",
+                next_step="write it as a section that begins with the line [vault]",
+            )
+        return text.encode()
+
+
+_VAULT_SECTION = re.compile(r"^\[vault\][^\n]*\n(?:(?!\[)[^\n]*\n?)*", re.MULTILINE)
+
 
 def to_toml(config: ParticipantConfig) -> str:
     """The settings as TOML; what is unset is left out."""
     values = config.model_dump(mode="json", exclude_none=True)
-    data = values.pop("data", None)
+    sections = {name: values.pop(name, None) for name in ("data", "vault")}
     lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
-    if data is not None:
-        lines += ["", "[data]", *(f"{key} = {_toml(value)}" for key, value in data.items())]
+    for name, section in sections.items():
+        if section is not None:
+            lines += [
+                "",
+                f"[{name}]",
+                *(f"{key} = {_toml(value)}" for key, value in section.items()),
+            ]
     return "\n".join(lines) + "\n"
 
 

@@ -11,20 +11,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from fedpalm.errors import NotFoundError, RefusedError
-from fedpalm.exchange.consent import Consent, sign_consent
+from fedpalm.errors import NotFoundError, RefusedError, StateError
+from fedpalm.exchange.consent import Consent, Coverage, commit, new_salt
+from fedpalm.exchange.sealing import expert_hash
 from fedpalm.exchange.site import Approved, CancelNoted, Declined, SiteExchange, SiteState
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.ledger.bodies import EntryKind
+from fedpalm.ledger.merkle import MerkleTree
 from fedpalm.pki.bundle import TlsIdentity
 from fedpalm.pki.hybrid import HybridKey
 from fedpalm.pki.live import LiveIdentity
+from fedpalm.pki.statement import SignedStatement
+from fedpalm.plan import Plan
 
-from .exchange_book import ExchangeBook
+from .budget import BudgetBook
+from .exchange_book import ExchangeBook, Secrets
+from .expert_gate import stored_expert
 from .log import SiteLog
 from .plan_desk import PlanDesk, clip_reason
-from .policy import PolicyFile
+from .policy import PolicyFile, require_allowed
 from .store import SiteStore, StoredRun
+
+_OVER = (SiteState.DECLINED, SiteState.CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -67,59 +75,94 @@ class Desk:
         if not asked:
             raise NotFoundError(
                 "no exchange waits for this site's answer",
-                next_step="the operator starts one with: fedpalm-coordinator exchange start",
+                next_step="the operator starts one with: fedpalm-coordinator exchange propose",
             )
         return asked[-1]
 
-    def propose(self, run: StoredRun, exchange_id: str, plan_hash: bytes) -> SiteExchange:
+    def propose(self, run: StoredRun, proposal: SignedStatement) -> SiteExchange:
         """Take up the coordinator's proposal; nothing is approved by it.
 
         Raises:
-            RefusedError: another plan than this site's, no experts in the plan, or the plan's one
-                exchange was another.
+            ProtocolError, IdentityError, WrongRoleError: not terms that the coordinator has signed.
+            RefusedError: of another plan than this site agreed to, no experts in the plan, or not the time.
+            SanctionExpiredError, SanctionRolledBackError: too late, or older than what is here.
         """
-        if run.plan.hash != plan_hash:
+        now = self.store.clock.now()
+        terms = ExchangeTerms.open(proposal, self.identity.anchors, now=now)
+        plan = run.plan
+        if not plan.expert_layout:
+            raise RefusedError("the plan releases no experts", safe="nothing was sealed")
+        if terms.run != run.run_id or not terms.are_of(plan, run.run_id):
             raise RefusedError(
-                f"exchange {exchange_id[:63]!r} names another plan than this site agreed to",
+                f"exchange {terms.exchange_id} is about another plan than this site agreed to",
                 safe="nothing was approved or sealed",
             )
-        if not run.plan.expert_layout:
-            raise RefusedError("the plan releases no experts", safe="nothing was sealed")
-        terms = ExchangeTerms.of(run.plan, run.run_id, exchange_id)
+        frozen = plan.draft.expert_exchange == "freeze" and (
+            self.store.state_round(run.run_id) >= (plan.exchange_round or 0)
+        )
+        if run.state != "completed" and not (run.state == "joined" and frozen):
+            raise StateError(
+                f"exchange {terms.exchange_id}: run {run.run_id} has not come as far here",
+                safe="nothing was approved or sealed",
+            )
+        terms.require_alive(now)
         site = self.identity.identity.name
         with self.store.transaction() as db:
             exchange = SiteExchange.propose(terms, site, self.book.all())
-            if self.book.get(exchange_id) is None:
-                self.book.put(db, exchange)
+            if self.book.get(terms.exchange_id) is None:
+                self.book.add(db, exchange, proposal)
         return exchange
 
     def approve(self, exchange: SiteExchange) -> SiteExchange:
-        """The person's yes: a fresh recipient key, a signed consent and the log entry, at once.
+        """The person's yes: a fresh recipient key, a commitment to the expert as it is stored, a signed
+        consent and the log entry, at once.
 
         Raises:
             IllegalTransitionError: it was declined or cancelled before.
+            SanctionExpiredError: too late.
+            StateError: this site has no expert.
+            EgressRefusedError: under differential privacy, nothing has paid for the expert.
+            PlanNotApprovedError, PolicyError: the plan, or any exchange, is not allowed here (any more).
         """
-        key = HybridKey.generate()
         terms, site = exchange.terms, self.identity.identity.name
-        consent = Consent(terms, site, key.public_bytes)
-        signed = sign_consent(consent, self.identity.signing_key, self.identity.chain)
+        plan = self.plans.book.approved(terms.run)
+        require_allowed(self.policy.current, plan)
+        terms.require_alive(self.store.clock.now())
+        budget = BudgetBook(self.store, self.log, self.policy)
+        budget.require_trained(plan, terms.run)
+        own = expert_hash(plan.released_layout, stored_expert(self.store, plan, terms.run))
+        secrets = Secrets(HybridKey.generate(), new_salt())
+        commitment = commit(terms.plan_hash, site, secrets.salt, own)
         with self.store.transaction() as db:
             exchange = self._stored(terms)
-            if exchange.state in (SiteState.APPROVED, SiteState.SEALED, SiteState.COMPLETED):
+            if exchange.consent_hash and exchange.state not in _OVER:
                 return exchange
+            log = MerkleTree(entry.to_bytes() for entry in self.log.entries())
+            consent = Consent(
+                federation=terms.federation,
+                terms=terms,
+                site=site,
+                recipient_key=secrets.key.public_bytes.hex(),
+                commitment=commitment,
+                log_size=len(log),
+                log_root=log.root().hex(),
+                privacy=_coverage(budget, plan),
+            )
             approved = exchange.step(Approved(consent.hash))
-            name = self.store.write_private(terms.exchange_id, "key", key.private_bytes())
+            name = self.store.write_private(terms.exchange_id, "key", secrets.to_bytes())
             self.book.put(db, approved)
-            self.book.put_consent(db, terms.exchange_id, signed, name)
+            self.book.put_consent(db, terms.exchange_id, consent.sign(self.identity), name)
             self.log.append(
                 db,
                 EntryKind.EXCHANGE_APPROVED,
                 {
                     "run": terms.run,
                     "exchange": terms.exchange_id,
-                    "plan_hash": terms.plan_hash.hex(),
+                    "number": terms.number,
+                    "plan_hash": terms.plan_hash,
                     "consent_hash": consent.hash.hex(),
-                    "layout_hash": terms.layout_hash.hex(),
+                    "commitment": commitment,
+                    "layout_hash": terms.layout_hash,
                 },
             )
         return approved
@@ -147,7 +190,7 @@ class Desk:
                 {
                     "run": terms.run,
                     "exchange": terms.exchange_id,
-                    "plan_hash": terms.plan_hash.hex(),
+                    "plan_hash": terms.plan_hash,
                 },
             )
         return declined
@@ -171,3 +214,12 @@ class Desk:
         if exchange is None or exchange.terms != terms:
             raise NotFoundError(f"no exchange {terms.exchange_id!r} of these terms is stored here")
         return exchange
+
+
+def _coverage(budget: BudgetBook, plan: Plan) -> Coverage:
+    """What the log has charged for the unit of a plan, as the consent says it."""
+    unit = plan.draft.privacy.unit
+    if unit == "none":
+        return Coverage()
+    account = budget.account(unit)
+    return Coverage(unit=unit, epsilon=repr(account.epsilon), delta=repr(account.delta))

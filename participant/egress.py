@@ -2,9 +2,9 @@
 
 Whatever leaves is built here from an allow-list and written to the site's log before the first byte of
 it can be sent: in rounds the delta of exactly the plan's ``open_set.*`` layout (under a masked plan its
-masked integers and nothing else of it), in an exchange that this
-site's person approved and every site consented to its expert, sealed; beside them messages of names,
-hashes and offsets that the gate composes itself. A head, a closed-set embedding or an expert outside an
+masked integers and nothing else of it), in an exchange that this site's person approved and every signer
+consented to its expert, sealed (``expert_gate.py``); beside them messages of names, hashes and offsets that
+the gate composes itself (``messages.py``). A head, a closed-set embedding or an expert outside an
 exchange has no way to become an :class:`OutgoingPayload`, and the link sends nothing else.
 """
 
@@ -12,34 +12,24 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from google.protobuf.message import Message
 
 from fedpalm.errors import FedPalmError, NotFoundError, StaleRoundError
-from fedpalm.exchange.consent import SignedConsent, verify_consents
-from fedpalm.exchange.sealing import seal_expert
-from fedpalm.exchange.site import ExpertsSealed, SiteExchange, SiteState
-from fedpalm.exchange.terms import ExchangeTerms
-from fedpalm.layout import CLOSED_SET_EXPERT, OPEN_SET, FloatVector, Layout, TensorSpec
-from fedpalm.ledger.bodies import EntryKind
+from fedpalm.layout import OPEN_SET, FloatVector, Layout, TensorSpec
 from fedpalm.methods.base import SiteUpdate
 from fedpalm.methods.contribution import codec_for, masking_terms, rounding_key
-from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.live import LiveIdentity
 from fedpalm.secagg.codec import Encoded
 from fedpalm.secagg.messages import Signed
 from fedpalm.secagg.site import SiteAttempt, Stage
-from fedpalm.wire.consents import to_wire
 from fedpalm.wire.masking import to_wire as masking_to_wire
-from fedpalm.wire.v1 import federation_pb2 as wire
 
-from .budget import BudgetBook
-from .exchange_book import ExchangeBook
+from .expert_gate import ExpertGate
 from .log import SiteLog
 from .manifests import ManifestBook
-from .messages import MessageGate
 from .outgoing import OutgoingPayload, PayloadKind, Place, message_bytes, messages_hash
 from .policy import PolicyFile
 from .private_content import refuse_private_content
@@ -47,8 +37,8 @@ from .release import refused
 from .store import NewUpdate, SiteStore, StoredUpdate
 
 
-class EgressGate(MessageGate):
-    """Makes every :class:`OutgoingPayload` of a site; here those that carry weights or a consent.
+class EgressGate(ExpertGate):
+    """Makes every :class:`OutgoingPayload` of a site; here the updates of rounds.
 
     Whenever weights are encoded or released, the plan is approved here with the hash that was offered,
     the policy of this moment allows it, and for an update the manifest of its attempt was accepted.
@@ -59,8 +49,6 @@ class EgressGate(MessageGate):
     ) -> None:
         super().__init__(store, log, live, policy)
         self.manifests = ManifestBook(store, log, live, policy)
-        self.budget = BudgetBook(store, log, policy)
-        self._book = ExchangeBook(store)
 
     # --- rounds -----------------------------------------------------------------------------------
 
@@ -188,7 +176,7 @@ class EgressGate(MessageGate):
                     hashlib.sha256(data).digest() != attempt.masked.payload_hash
                 ):
                     raise refused("the masked vector is not the one that was signed")
-                name = self._store.write_private(f"{place.run}-r{place.round}", "masked", data)
+                name = self._store.write_outgoing(f"{place.run}-r{place.round}", "masked", data)
             try:
                 with self._store.transaction() as db:
                     update = self._masked_update(place, attempt)
@@ -278,171 +266,6 @@ class EgressGate(MessageGate):
             messages=messages,
             known_seq=_known(db, place, kind, digest),
         )
-
-    # --- the deployment exchange ------------------------------------------------------------------
-
-    def release_sealed_experts(
-        self,
-        exchange_id: str,
-        consents: Iterable[SignedConsent],
-        layout: Layout,
-        expert: Mapping[str, np.ndarray],
-    ) -> list[OutgoingPayload]:
-        """This site's expert, sealed to each other site of the exchange: the one sanctioned release.
-
-        Sealed once: asked again, the stored bytes are released again.
-
-        Args:
-            consents: of every site of the roster; all are verified here, against the pinned CA.
-        Raises:
-            EgressRefusedError: this site did not approve the exchange, its own consent is not among
-                them, or the layout is not the agreed expert's; or under a plan with differential privacy
-                the log holds no charge for the training of the expert.
-            ConsentError: a yes is missing or does not hold.
-            PlanNotApprovedError, PolicyError: the plan, or any exchange, is not allowed here (any more).
-        """
-        exchange = self._exchange(exchange_id)
-        if exchange is None or exchange.state not in (SiteState.APPROVED, SiteState.SEALED):
-            raise refused(f"this site has not approved exchange {exchange_id[:63]!r}")
-        plan = self._agreed_plan(exchange.terms.run)
-        agreed = plan.released_layout
-        if not agreed.only(CLOSED_SET_EXPERT) or _specs(layout) != agreed.tensors:
-            raise refused("only the plan's closed_set.expert.* tensors are released in an exchange")
-        terms = ExchangeTerms.of(plan, exchange.terms.run, exchange_id)
-        if terms != exchange.terms:
-            raise refused("the exchange is not about the plan that this site agreed to")
-        consents = list(consents)
-        agreement = verify_consents(
-            consents, terms, self._live.current.anchors, now=self._store.clock.now()
-        )
-        if agreement.party(self.site).consent_hash != exchange.consent_hash:
-            raise refused("the consent that came back under this site's name is not its own")
-        self.budget.require_trained(plan, terms.run)
-        if exchange.state is SiteState.SEALED:
-            return self._stored_sealed(exchange_id)
-        vector = agreed.flatten(expert)
-        place = Place(terms.run, exchange=exchange_id)
-        released: list[OutgoingPayload] = []
-        hashes: dict[str, bytes] = {}
-        with self._store.files(), self._store.transaction() as db:
-            if self._exchange(exchange_id) != exchange:
-                raise refused("the exchange has changed while this site was sealing")
-            self._agreed_plan(terms.run)
-            for recipient in terms.others(self.site):
-                sealed = seal_expert(
-                    vector,
-                    agreed,
-                    agreement,
-                    sender=self.site,
-                    recipient=recipient,
-                    signing_key=self._live.current.signing_key,
-                )
-                data = sealed.to_bytes()
-                hashes[recipient] = sealed.hash
-                payload_hash = hashlib.sha256(data).digest()
-                name = self._store.write_private(exchange_id, "sealed", data)
-                db.execute(
-                    "INSERT INTO sealed_experts VALUES (?, ?, ?, ?, ?)",
-                    (exchange_id, recipient, payload_hash, len(data), name),
-                )
-                uri = Identity(self.federation, Role.PARTICIPANT, recipient).uri
-                self._log.append(
-                    db,
-                    EntryKind.EXPERT_RELEASED,
-                    {
-                        **place.body(),
-                        "plan_hash": plan.hash.hex(),
-                        "expert_hash": sealed.header.expert_hash,
-                        "sealed_hash": sealed.hash.hex(),
-                        "recipient": uri,
-                    },
-                )
-                released.append(
-                    self._outgoing(
-                        db,
-                        PayloadKind.SEALED_EXPERT,
-                        place,
-                        payload_hash=payload_hash,
-                        size=len(data),
-                        path=self._store.home.state / name,
-                        layout_hash=agreed.hash,
-                        recipient=uri,
-                    )
-                )
-            self._book.put(db, exchange.step(ExpertsSealed(agreement, hashes)))
-            self._book.put_agreed(db, exchange_id, consents)
-        return released
-
-    def release_answer(self, exchange_id: str) -> OutgoingPayload:
-        """The answer that this site's person gave: the signed yes, or the refusal.
-
-        Raises:
-            EgressRefusedError: no answer was given, or the exchange is over.
-            PlanNotApprovedError, PolicyError: a yes that is not allowed here (any more).
-        """
-        exchange = self._exchange(exchange_id)
-        if exchange is None or exchange.state in (SiteState.ASKED, SiteState.CANCELLED):
-            raise refused(f"nobody at this site has answered exchange {exchange_id[:63]!r}")
-        place = Place(exchange.terms.run, exchange=exchange_id)
-        request = wire.ConsentRequest(ref=self._exchange_ref(place), site_id=self.site)
-        if exchange.state is SiteState.DECLINED:
-            request.refusal = exchange.reason or "no reason given"
-            return self._release(PayloadKind.REFUSAL, request, place)
-        self._agreed_plan(exchange.terms.run)
-        consent = self._book.consent(exchange_id)
-        if consent is None or consent.consent.hash != exchange.consent_hash:
-            raise refused("the stored consent is not the one that was approved")
-        request.consent.CopyFrom(to_wire(consent))
-        return self._release(PayloadKind.CONSENT, request, place)
-
-    def sealed_header(self, payload: OutgoingPayload) -> wire.SealedExpertHeader:
-        """What goes before the chunks of a sealed expert."""
-        return wire.SealedExpertHeader(
-            ref=wire.SealedExpertRef(
-                exchange=self._exchange_ref(payload.place),
-                sender=self.site,
-                recipient=Identity.from_uri(payload.recipient).name,
-            ),
-            payload_hash=payload.payload_hash,
-            payload_bytes=payload.size,
-        )
-
-    # --- inside ---------------------------------------------------------------------------------
-
-    def _exchange(self, exchange_id: str) -> SiteExchange | None:
-        return self._book.get(exchange_id)
-
-    def _stored_sealed(self, exchange_id: str) -> list[OutgoingPayload]:
-        rows = self._store.rows(
-            "SELECT s.*, e.run_id FROM sealed_experts s JOIN exchanges e USING (exchange_id) "
-            "WHERE exchange_id = ? ORDER BY recipient",
-            exchange_id,
-        )
-        released = []
-        with self._store.transaction() as db:
-            for row in rows:
-                if row["file"] is None:
-                    raise refused("this exchange is over")
-                path = self._store.home.state / row["file"]
-                uri = Identity(self.federation, Role.PARTICIPANT, row["recipient"]).uri
-                seq = db.execute(
-                    "SELECT seq FROM releases WHERE payload = ? AND payload_hash = ? "
-                    "AND recipient = ?",
-                    (PayloadKind.SEALED_EXPERT.value, row["payload_hash"], uri),
-                ).fetchone()["seq"]
-                released.append(
-                    self._outgoing(
-                        db,
-                        PayloadKind.SEALED_EXPERT,
-                        Place(row["run_id"], exchange=exchange_id),
-                        payload_hash=row["payload_hash"],
-                        size=row["payload_bytes"],
-                        path=path,
-                        recipient=uri,
-                        known_seq=seq,
-                    )
-                )
-        return released
 
 
 def _said(attempt: SiteAttempt) -> tuple[PayloadKind, tuple[Signed, ...]]:

@@ -7,9 +7,11 @@ the bytes that go with it, before its effect is carried out, and may be repeated
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedpalm.errors import (
+    IdentityError,
     IllegalTransitionError,
     IntegrityError,
     ProtocolError,
@@ -18,12 +20,20 @@ from fedpalm.errors import (
     SealedExpertError,
     StateError,
 )
-from fedpalm.exchange.consent import verify_consents
-from fedpalm.exchange.sealing import open_expert
-from fedpalm.exchange.site import ExpertOpened, SiteExchange, SiteState
+from fedpalm.exchange.consent import Sanction
+from fedpalm.exchange.sealing import (
+    SealedExpert,
+    expert_hash,
+    max_sealed_bytes,
+    open_expert,
+    refuse_duplicates,
+    verify_sealed,
+)
+from fedpalm.exchange.site import AllOpened, AllVerified, SiteExchange, SiteState
+from fedpalm.layout import FloatVector
 from fedpalm.ledger.bodies import EntryKind
-from fedpalm.methods.base import Tensors
 from fedpalm.pki.identity import Identity, Role
+from fedpalm.wire.statements import from_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 
 from .desk import Desk
@@ -58,7 +68,8 @@ class ExchangeAgent:
         if kind not in (
             "exchange_proposed",
             "seal_experts",
-            "fetch_experts",
+            "reveal_keys",
+            "open_experts",
             "exchange_closed",
         ):
             raise ProtocolError(f"unknown instruction {kind!r}")
@@ -69,23 +80,29 @@ class ExchangeAgent:
                 self._on_closed(message)
                 return
             run = self.desk.store.run(message.ref.run_id)
-            if run is None or run.state != "completed":
+            if run is None:
                 raise StateError(
-                    f"exchange {exchange_id}: run {message.ref.run_id} is not completed here"
+                    f"exchange {exchange_id[:63]!r}: run {message.ref.run_id[:63]!r} is not known here"
                 )
             if kind == "exchange_proposed":
                 self._on_proposed(run, message)
             elif kind == "seal_experts":
                 self.report.working(f"exchange {exchange_id}: sealing")
-                count = await self.seal(link, run, exchange_id)
-                self.report.line(f"exchange {exchange_id}: expert sealed to {count} sites")
+                await self.seal(link, run, exchange_id)
+                self.report.line(
+                    f"exchange {exchange_id}: expert sealed and sent, its keys kept back"
+                )
+            elif kind == "reveal_keys":
+                self.report.working(f"exchange {exchange_id}: verifying the sealed experts")
+                count = await self.reveal(link, run, exchange_id)
+                self.report.line(f"exchange {exchange_id}: {count} sealed experts hold; keys sent")
             else:
-                self.report.working(f"exchange {exchange_id}: receiving experts")
-                count = await self.fetch(link, run, exchange_id)
-                self.report.line(f"exchange {exchange_id}: {count} experts received and stored")
+                self.report.working(f"exchange {exchange_id}: opening experts")
+                count = await self.open(link, run, exchange_id)
+                self.report.line(f"exchange {exchange_id}: {count} experts opened and stored")
         except RevokedError:
             raise
-        except (RefusedError, IllegalTransitionError) as error:
+        except (RefusedError, IdentityError, IllegalTransitionError) as error:
             # The coordinator asked for what was not agreed: say so, send nothing, go on.
             self.report.line(f"exchange {exchange_id}: refused: {error.what}")
         except SealedExpertError as error:
@@ -94,8 +111,8 @@ class ExchangeAgent:
             self.desk.refuse(self.desk.open_exchange(exchange_id), error.what)
 
     def _on_proposed(self, run: StoredRun, proposed: wire.ExchangeProposed) -> None:
-        exchange_id = proposed.ref.exchange_id
-        exchange = self.desk.propose(run, exchange_id, proposed.plan_hash)
+        exchange = self.desk.propose(run, from_wire(proposed.terms))
+        exchange_id = exchange.terms.exchange_id
         if exchange.state is SiteState.ASKED:
             self.report.line(
                 f"exchange {exchange_id}: the operator asks for this site's expert; decide with: "
@@ -123,102 +140,143 @@ class ExchangeAgent:
         await link.send_answer(payload)
         self.desk.book.set_delivered(exchange_id, payload.kind is PayloadKind.REFUSAL)
 
-    async def seal(self, link: Link, run: StoredRun, exchange_id: str) -> int:
-        """Seal this site's expert to every other site and send it; returns to how many.
+    async def seal(self, link: Link, run: StoredRun, exchange_id: str) -> None:
+        """Seal this site's expert to every other signer and send it, without its keys.
 
         Raises:
             EgressRefusedError, ConsentError: not approved here, or a consent does not hold.
         """
         consents = await link.fetch_consents(run.run_id, exchange_id)
-        method = await asyncio.to_thread(self.trainer.resume, run.run_id, run.plan)
-        payloads = await asyncio.to_thread(
-            self.gate.release_sealed_experts,
-            exchange_id,
-            consents,
-            method.expert_layout,
-            method.expert(),
-        )
-        for payload in payloads:
-            await link.upload_sealed(payload)
-        return len(payloads)
+        payload = await asyncio.to_thread(self.gate.release_sealed_expert, exchange_id, consents)
+        await link.upload_sealed(payload)
 
-    async def fetch(self, link: Link, run: StoredRun, exchange_id: str) -> int:
-        """Bring, open and keep every other site's expert, then say so; returns how many.
+    async def reveal(self, link: Link, run: StoredRun, exchange_id: str) -> int:
+        """Bring, verify and keep every other signer's sealed expert, then send the keys of this site's.
+
+        Returns:
+            How many were verified.
+        Raises:
+            SealedExpertError: one does not hold; no key was sent.
+            StateError: this site has not sealed its own.
+        """
+        exchange = self._sealed(exchange_id)
+        if exchange.state is SiteState.SEALED:
+            limit = max_sealed_bytes(run.plan.released_layout, len(exchange.signers))
+            sealed = {}
+            for sender in exchange.others:
+                sealed[sender] = await link.download_sealed(run.run_id, exchange_id, sender, limit)
+            await asyncio.to_thread(self._verify_all, run, exchange, sealed)
+        await link.send_keys(self.gate.release_keys(exchange_id))
+        return len(exchange.others)
+
+    async def open(self, link: Link, run: StoredRun, exchange_id: str) -> int:
+        """Bring the keys, open and keep every other signer's expert, and sign for it; returns how many.
 
         All of them become part of the private state in one transaction, and the key is erased.
 
         Raises:
             SealedExpertError: an expert does not open; nothing of any was kept.
-            StateError: this site has not sealed its own.
+            StateError: this site has not sent its own keys.
         """
-        book = self.desk.book
-        exchange = book.get(exchange_id)
-        if exchange is None or exchange.state not in (SiteState.SEALED, SiteState.COMPLETED):
-            raise StateError(f"exchange {exchange_id[:63]!r}: this site has not sealed its expert")
-        others = exchange.terms.others(exchange.site)
+        exchange = self._sealed(exchange_id)
         if exchange.state is SiteState.SEALED:
-            await self._open_all(link, run, exchange)
-        await link.confirm_experts(run.run_id, exchange_id)
-        return len(others)
+            raise StateError(f"exchange {exchange_id}: the sealed experts were not verified here")
+        if exchange.state is SiteState.REVEALED:
+            keys = await link.fetch_keys(run.run_id, exchange_id)
+            await asyncio.to_thread(self._open_all, run, exchange, keys)
+        await link.confirm_experts(self.gate.release_confirm(exchange_id))
+        return len(exchange.others)
 
-    async def _open_all(self, link: Link, run: StoredRun, exchange: SiteExchange) -> None:
-        terms, site = exchange.terms, exchange.site
-        book, layout = self.desk.book, run.plan.released_layout
-        key = book.key(terms.exchange_id)
-        if key is None:
+    def _sealed(self, exchange_id: str) -> SiteExchange:
+        exchange = self.desk.book.get(exchange_id)
+        past = (SiteState.SEALED, SiteState.REVEALED, SiteState.COMPLETED)
+        if exchange is None or exchange.state not in past:
+            raise StateError(f"exchange {exchange_id[:63]!r}: this site has not sealed its expert")
+        return exchange
+
+    def _sanction(self, exchange: SiteExchange) -> Sanction:
+        """The one that this site sealed under, read back."""
+        desk, exchange_id = self.desk, exchange.terms.exchange_id
+        now = desk.store.clock.now()
+        anchors = desk.live.current.anchors
+        sanction = Sanction(desk.book.agreed(exchange_id), exchange.terms, anchors, now=now)
+        if sanction.hash != exchange.sanction:
+            raise IntegrityError(f"exchange {exchange_id}: the stored consents are not those of it")
+        return sanction
+
+    def _verify_all(
+        self, run: StoredRun, exchange: SiteExchange, sealed: Mapping[str, SealedExpert]
+    ) -> None:
+        desk, exchange_id = self.desk, exchange.terms.exchange_id
+        sanction, layout = self._sanction(exchange), run.plan.released_layout
+        now = desk.store.clock.now()
+        for sender, one in sealed.items():
+            verify_sealed(one, layout, sanction, sender=sender, now=now)
+        refuse_duplicates([*desk.book.sealed(exchange_id).values(), *sealed.values()])
+        verified = exchange.step(AllVerified({sender: one.hash for sender, one in sealed.items()}))
+        with desk.store.files(), desk.store.transaction() as db:
+            self._require_unchanged(exchange)
+            data = {sender: one.to_bytes() for sender, one in sealed.items()}
+            desk.book.put_sealed(db, exchange_id, data)
+            desk.book.put(db, verified)
+
+    def _open_all(self, run: StoredRun, exchange: SiteExchange, keys: Mapping[str, bytes]) -> None:
+        desk, terms, site = self.desk, exchange.terms, exchange.site
+        sanction, layout = self._sanction(exchange), run.plan.released_layout
+        secrets = desk.book.secrets(terms.exchange_id)
+        if secrets is None:
             raise IntegrityError(
                 f"exchange {terms.exchange_id}: the key to open the experts with is gone",
                 next_step="restore the site's home from a backup, or ask for a new exchange",
             )
-        agreement = verify_consents(
-            book.agreed(terms.exchange_id),
-            terms,
-            self.desk.live.current.anchors,
-            now=self.desk.store.clock.now(),
-        )
-        experts: dict[str, Tensors] = {}
-        entries = []
-        for sender in terms.others(site):
-            sealed = await link.download_sealed(
-                run.run_id, terms.exchange_id, sender, 4 * layout.size
+        if set(keys) != set(exchange.others):
+            raise SealedExpertError(
+                "not the keys of exactly the other signers came", safe="nothing was opened"
             )
-            vector = open_expert(sealed, layout, agreement, sender=sender, recipient=site, key=key)
-            experts[sender] = dict(layout.unflatten(vector))
-            exchange = exchange.step(ExpertOpened(sender, bytes.fromhex(sealed.header.expert_hash)))
-            entries.append(
-                {
-                    "run": terms.run,
-                    "exchange": terms.exchange_id,
-                    "plan_hash": terms.plan_hash.hex(),
-                    "expert_hash": sealed.header.expert_hash,
-                    "sealed_hash": sealed.hash.hex(),
-                    "sender": Identity(terms.federation, Role.PARTICIPANT, sender).uri,
-                }
+        sealed = desk.book.sealed(terms.exchange_id)
+        now = desk.store.clock.now()
+        experts: dict[str, FloatVector] = {}
+        for sender in exchange.others:
+            if sealed[sender].hash != exchange.verified[sender]:
+                raise IntegrityError(f"the stored expert of {sender} is not the verified one")
+            experts[sender] = open_expert(
+                sealed[sender],
+                keys[sender],
+                layout,
+                sanction,
+                sender=sender,
+                recipient=site,
+                key=secrets.key,
+                now=now,
             )
-        await asyncio.to_thread(self._keep, run, exchange, experts, entries)
-
-    def _keep(
-        self,
-        run: StoredRun,
-        exchange: SiteExchange,
-        experts: dict[str, Tensors],
-        entries: list[dict[str, str]],
-    ) -> None:
+        hashes = {sender: expert_hash(layout, one) for sender, one in experts.items()}
         method = self.trainer.resume(run.run_id, run.plan)
         self.trainer.forget()
-        for sender, tensors in experts.items():
-            method.receive_expert(sender, tensors)
-        desk = self.desk
-        if exchange.state is not SiteState.COMPLETED:
-            raise SealedExpertError("not every expert was opened")
-        store, exchange_id = desk.store, exchange.terms.exchange_id
+        for sender, vector in experts.items():
+            method.receive_expert(sender, dict(layout.unflatten(vector)))
+        completed = exchange.step(AllOpened(hashes))
+        store = desk.store
         with store.files(), store.transaction() as db:
-            before = desk.book.get(exchange_id)
-            if before is None or before.state is not SiteState.SEALED:
-                raise StateError("the exchange has changed while this site was opening experts")
+            self._require_unchanged(exchange)
             store.replace_state(db, run.run_id, method.state())
-            desk.book.put(db, exchange)
-            desk.book.drop_files(db, exchange_id, sealed=False)
-            for body in entries:
-                desk.log.append(db, EntryKind.EXPERT_RECEIVED, body)
+            desk.book.put(db, completed)
+            desk.book.drop_files(db, terms.exchange_id, sealed=False)
+            for sender, digest in hashes.items():
+                desk.log.append(
+                    db,
+                    EntryKind.EXPERT_RECEIVED,
+                    {
+                        "run": terms.run,
+                        "exchange": terms.exchange_id,
+                        "plan_hash": terms.plan_hash,
+                        "sanction": exchange.sanction.hex(),
+                        "expert_hash": digest,
+                        "sealed_hash": sealed[sender].hash.hex(),
+                        "sender": Identity(terms.federation, Role.PARTICIPANT, sender).uri,
+                    },
+                )
         store.remove_orphans()
+
+    def _require_unchanged(self, exchange: SiteExchange) -> None:
+        if self.desk.book.get(exchange.terms.exchange_id) != exchange:
+            raise StateError("the exchange has changed while this site was at work on it")

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-from fedpalm.exchange.consent import SignedConsent
+from fedpalm.errors import IntegrityError
+from fedpalm.exchange.consent import SALT_BYTES
+from fedpalm.exchange.sealing import SealedExpert, WrappedKeys
 from fedpalm.exchange.site import SiteExchange, SiteState
-from fedpalm.pki.files import read_secret
 from fedpalm.pki.hybrid import HybridKey
+from fedpalm.pki.statement import SignedStatement
 
 from .store import SiteStore
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What a site keeps to itself of its consent: the key to receive with, the salt of its commitment."""
+
+    key: HybridKey = field(repr=False)
+    salt: bytes = field(repr=False)
+
+    def to_bytes(self) -> bytes:
+        return self.salt + self.key.private_bytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Secrets:
+        """Inverse of :meth:`to_bytes`. Raises KeyFileError: of another length."""
+        return cls(HybridKey.from_private_bytes(data[SALT_BYTES:]), data[:SALT_BYTES])
 
 
 class ExchangeBook:
@@ -31,35 +50,44 @@ class ExchangeBook:
         rows = self._store.rows("SELECT machine FROM exchanges ORDER BY proposed_ms, rowid")
         return [SiteExchange.from_json(json.loads(row["machine"])) for row in rows]
 
-    def put(self, db: sqlite3.Connection, exchange: SiteExchange) -> None:
-        """Insert or replace the machine; a new state has a new answer, or none."""
+    def add(
+        self, db: sqlite3.Connection, exchange: SiteExchange, proposal: SignedStatement
+    ) -> None:
+        """A proposal that is new here."""
         db.execute(
-            "INSERT INTO exchanges (exchange_id, run_id, machine, state, proposed_ms) "
-            "VALUES (?, ?, ?, ?, ?) ON CONFLICT (exchange_id) "
-            "DO UPDATE SET machine = excluded.machine, state = excluded.state",
+            "INSERT INTO exchanges (exchange_id, run_id, machine, state, proposal, proposed_ms) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
             (
                 exchange.terms.exchange_id,
                 exchange.terms.run,
                 json.dumps(exchange.to_json()),
                 exchange.state.value,
+                proposal.to_bytes(),
                 self._store.now_ms(),
             ),
+        )
+
+    def put(self, db: sqlite3.Connection, exchange: SiteExchange) -> None:
+        """Replace the machine."""
+        db.execute(
+            "UPDATE exchanges SET machine = ?, state = ? WHERE exchange_id = ?",
+            (json.dumps(exchange.to_json()), exchange.state.value, exchange.terms.exchange_id),
         )
 
     # --- the answer -------------------------------------------------------------------------------
 
     def put_consent(
-        self, db: sqlite3.Connection, exchange_id: str, consent: SignedConsent, key_file: str
+        self, db: sqlite3.Connection, exchange_id: str, consent: SignedStatement, key_file: str
     ) -> None:
         db.execute(
             "UPDATE exchanges SET consent = ?, key_file = ?, answered = 0 WHERE exchange_id = ?",
             (consent.to_bytes(), key_file, exchange_id),
         )
 
-    def consent(self, exchange_id: str) -> SignedConsent | None:
+    def consent(self, exchange_id: str) -> SignedStatement | None:
         """This site's own signed yes."""
         row = self._row(exchange_id)
-        return SignedConsent.from_bytes(row["consent"]) if row and row["consent"] else None
+        return SignedStatement.from_bytes(row["consent"]) if row and row["consent"] else None
 
     def set_answered(self, exchange_id: str, answered: bool) -> None:
         """Whether the coordinator has this site's present answer."""
@@ -87,23 +115,84 @@ class ExchangeBook:
     # --- sealing and opening ----------------------------------------------------------------------
 
     def put_agreed(
-        self, db: sqlite3.Connection, exchange_id: str, consents: Iterable[SignedConsent]
+        self,
+        db: sqlite3.Connection,
+        exchange_id: str,
+        consents: Iterable[SignedStatement],
+        wrapped: WrappedKeys,
     ) -> None:
-        agreed = json.dumps([consent.to_bytes().decode() for consent in consents])
-        db.execute("UPDATE exchanges SET agreed = ? WHERE exchange_id = ?", (agreed, exchange_id))
+        """What this site sealed under, and the keys that it keeps back."""
+        db.execute(
+            "UPDATE exchanges SET agreed = ?, wrapped = ? WHERE exchange_id = ?",
+            (
+                json.dumps([consent.to_bytes().decode() for consent in consents]),
+                json.dumps({site: key.hex() for site, key in wrapped.items()}),
+                exchange_id,
+            ),
+        )
 
-    def agreed(self, exchange_id: str) -> list[SignedConsent]:
+    def agreed(self, exchange_id: str) -> list[SignedStatement]:
         """The consents under which this site sealed."""
         row = self._row(exchange_id)
         texts = json.loads(row["agreed"]) if row and row["agreed"] else []
-        return [SignedConsent.from_bytes(text.encode()) for text in texts]
+        return [SignedStatement.from_bytes(text.encode()) for text in texts]
 
-    def key(self, exchange_id: str) -> HybridKey | None:
-        """The recipient key, until it is erased. Raises KeyFileError: damaged or open to others."""
+    def wrapped(self, exchange_id: str) -> dict[str, bytes]:
+        """The wrapped keys of its expert by recipient; empty before it sealed and when it is over."""
+        row = self._row(exchange_id)
+        values = json.loads(row["wrapped"]) if row and row["wrapped"] else {}
+        return {site: bytes.fromhex(key) for site, key in values.items()}
+
+    def put_sealed(
+        self, db: sqlite3.Connection, exchange_id: str, sealed: Mapping[str, bytes]
+    ) -> dict[str, tuple[str, bytes]]:
+        """Store sealed experts by sender; inside :meth:`SiteStore.files`. Returns file and SHA-256."""
+        stored = {}
+        for sender, data in sealed.items():
+            digest = hashlib.sha256(data).digest()
+            name = self._store.write_outgoing(exchange_id, "sealed", data)
+            db.execute(
+                "INSERT INTO sealed_experts VALUES (?, ?, ?, ?, ?)",
+                (exchange_id, sender, digest, len(data), name),
+            )
+            stored[sender] = (name, digest)
+        return stored
+
+    def sealed(self, exchange_id: str) -> dict[str, SealedExpert]:
+        """The stored sealed experts by sender.
+
+        Raises:
+            IntegrityError: a file is gone, or not what was stored.
+        """
+        found = {}
+        for row in self._store.rows(
+            "SELECT * FROM sealed_experts WHERE exchange_id = ? ORDER BY sender", exchange_id
+        ):
+            data = None
+            if row["file"] is not None:
+                path = self._store.home.state / row["file"]
+                data = path.read_bytes() if path.exists() else None
+            if data is None or hashlib.sha256(data).digest() != row["payload_hash"]:
+                raise IntegrityError(
+                    f"exchange {exchange_id}: the sealed expert of {row['sender']} is not here as it "
+                    "was stored",
+                    safe="nothing was sent",
+                    next_step="restore the site's home from a backup, or ask for a new exchange",
+                )
+            found[row["sender"]] = SealedExpert.from_bytes(data)
+        return found
+
+    def secrets(self, exchange_id: str) -> Secrets | None:
+        """What the consent was made with, until it is erased.
+
+        Raises:
+            KeyFileError: missing, or open to others.
+            VaultError: the vault cannot be unlocked, or this is not what it sealed.
+        """
         row = self._row(exchange_id)
         if row is None or row["key_file"] is None:
             return None
-        return HybridKey.from_private_bytes(read_secret(self._key_path(row["key_file"])))
+        return Secrets.from_bytes(self._store.read_private(row["key_file"]))
 
     def is_closed(self, exchange_id: str) -> bool:
         """Whether the coordinator has said that it is over."""
@@ -116,7 +205,7 @@ class ExchangeBook:
         self.drop_files(db, exchange_id, sealed=True)
 
     def drop_files(self, db: sqlite3.Connection, exchange_id: str, *, sealed: bool) -> None:
-        """Let go of the recipient key, and with ``sealed`` of the sealed experts, too.
+        """Let go of the recipient key, and with ``sealed`` of sealed experts and wrapped keys, too.
 
         The files are erased by the next :meth:`SiteStore.remove_orphans`.
         """
@@ -125,9 +214,7 @@ class ExchangeBook:
             db.execute(
                 "UPDATE sealed_experts SET file = NULL WHERE exchange_id = ?", (exchange_id,)
             )
-
-    def _key_path(self, name: str) -> Path:
-        return self._store.home.state / name
+            db.execute("UPDATE exchanges SET wrapped = NULL WHERE exchange_id = ?", (exchange_id,))
 
     def _row(self, exchange_id: str) -> sqlite3.Row | None:
         return self._store.row("SELECT * FROM exchanges WHERE exchange_id = ?", exchange_id)

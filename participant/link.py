@@ -20,8 +20,7 @@ from fedpalm.errors import (
     ProtocolError,
     VersionMismatchError,
 )
-from fedpalm.exchange.consent import SignedConsent
-from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES, SealedExpert
+from fedpalm.exchange.sealing import SealedExpert
 from fedpalm.ledger.checkpoint import GivenCheckpoint
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.pki.trust import TrustBundle
@@ -30,7 +29,7 @@ from fedpalm.rounds.receipt import PayloadReceipt
 from fedpalm.secagg.messages import MaskedInput, Signed
 from fedpalm.secagg.unmasking import Step
 from fedpalm.transport.chunks import SpoolWriter, send_file
-from fedpalm.wire import checkpoints, consents, membership, statements
+from fedpalm.wire import checkpoints, membership, statements
 from fedpalm.wire.masking import from_wire as masking_from_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 
@@ -288,18 +287,18 @@ class Link:
         require_outgoing(payload, PayloadKind.CONSENT, PayloadKind.REFUSAL)
         await self._call("SendConsent", payload)
 
-    async def fetch_consents(self, run_id: str, exchange_id: str) -> list[SignedConsent]:
-        """Every site's consent, of the right form; whether it is true is the gate's question.
+    async def fetch_consents(self, run_id: str, exchange_id: str) -> list[SignedStatement]:
+        """Every signer's consent; whether it is one, and true, is the gate's question.
 
         Raises:
             ProtocolError: malformed, or more than a roster can have.
         """
         payload = self._gate.release_fetch_consents(run_id, exchange_id)
         items = await self._listed("FetchConsents", payload, MAX_SITES)
-        return [consents.from_wire(item) for item in items]
+        return [statements.from_wire(item) for item in items]
 
     async def upload_sealed(self, payload: OutgoingPayload) -> PayloadReceipt:
-        """Send one sealed expert; the receipt is checked and logged."""
+        """Send this site's sealed expert; the receipt is checked and logged."""
         require_outgoing(payload, PayloadKind.SEALED_EXPERT)
         receipt: wire.Receipt = await self._connection.upload(
             self._connection.federation.UploadSealedExpert,
@@ -309,15 +308,14 @@ class Link:
         return self._gate.record_receipt(payload, statements.from_wire(receipt.receipt))
 
     async def download_sealed(
-        self, run_id: str, exchange_id: str, sender: str, expert_bytes: int
+        self, run_id: str, exchange_id: str, sender: str, limit: int
     ) -> SealedExpert:
-        """One sealed expert of ``expert_bytes`` of plaintext, not yet verified.
+        """One sealed expert of at most ``limit`` bytes, not yet verified.
 
         Raises:
-            ProtocolError: chunks out of order, or more bytes than an expert of this size can have.
+            ProtocolError: chunks out of order, or more bytes.
             SealedExpertError: not the bytes of a sealed expert.
         """
-        limit = expert_bytes + SEAL_OVERHEAD_BYTES
         data = bytearray()
         payload = self._gate.release_download_expert(run_id, exchange_id, sender)
         async for chunk in self._stream("DownloadSealedExpert", payload):
@@ -328,8 +326,31 @@ class Link:
             data += chunk.data
         return SealedExpert.from_bytes(bytes(data))
 
-    async def confirm_experts(self, run_id: str, exchange_id: str) -> None:
-        await self._call("ConfirmExperts", self._gate.release_confirm(run_id, exchange_id))
+    async def send_keys(self, payload: OutgoingPayload) -> None:
+        """Send the wrapped keys of this site's expert."""
+        require_outgoing(payload, PayloadKind.EXPERT_KEYS)
+        await self._call("SendExpertKeys", payload)
+
+    async def fetch_keys(self, run_id: str, exchange_id: str) -> dict[str, bytes]:
+        """The keys that are wrapped for this site by sender, not yet verified.
+
+        Raises:
+            ProtocolError: more than a roster can have, two of one sender, or for another site.
+        """
+        payload = self._gate.release_fetch_keys(run_id, exchange_id)
+        found: dict[str, bytes] = {}
+        for item in await self._listed("FetchExpertKeys", payload, MAX_SITES):
+            if item.sender in found or item.recipient != self._gate.site:
+                raise ProtocolError(
+                    f"the key of {item.sender}'s expert came twice, or is another's"
+                )
+            found[item.sender] = bytes(item.wrapped)
+        return found
+
+    async def confirm_experts(self, payload: OutgoingPayload) -> None:
+        """Send this site's receipt for the experts that it has opened."""
+        require_outgoing(payload, PayloadKind.CONFIRM_EXPERTS)
+        await self._call("ConfirmExperts", payload)
 
     # --- inside -----------------------------------------------------------------------------------
 

@@ -222,15 +222,12 @@ class MessageGate(Releaser):
         self, run_id: str, exchange_id: str, sender: str
     ) -> OutgoingPayload:
         place = Place(run_id, exchange=exchange_id)
-        request = wire.SealedExpertRef(
-            exchange=self._exchange_ref(place), sender=sender, recipient=self.site
-        )
+        request = wire.SealedExpertRef(exchange=self._exchange_ref(place), sender=sender)
         return self._release(PayloadKind.DOWNLOAD_EXPERT, request, place)
 
-    def release_confirm(self, run_id: str, exchange_id: str) -> OutgoingPayload:
+    def release_fetch_keys(self, run_id: str, exchange_id: str) -> OutgoingPayload:
         place = Place(run_id, exchange=exchange_id)
-        request = wire.ConfirmExpertsRequest(ref=self._exchange_ref(place), site_id=self.site)
-        return self._release(PayloadKind.CONFIRM_EXPERTS, request, place)
+        return self._release(PayloadKind.FETCH_EXPERT_KEYS, self._exchange_ref(place), place)
 
     def _exchange_ref(self, place: Place) -> wire.ExchangeRef:
         return wire.ExchangeRef(run_id=place.run, exchange_id=place.exchange)

@@ -29,6 +29,8 @@ class PayloadKind(StrEnum):
     UPDATE_OFFSET = "update_offset"
     FETCH_CONSENTS = "fetch_consents"
     DOWNLOAD_EXPERT = "download_expert"
+    EXPERT_KEYS = "expert_keys"
+    FETCH_EXPERT_KEYS = "fetch_expert_keys"
     CONFIRM_EXPERTS = "confirm_experts"
     ANSWER_PLAN = "answer_plan"
     FETCH_MANIFESTS = "fetch_manifests"

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from fedpalm.errors import ConfigError, PolicyError
-from fedpalm.exchange.sealing import SEAL_OVERHEAD_BYTES
+from fedpalm.exchange.sealing import max_sealed_bytes
 from fedpalm.methods.contribution import codec_for, masking_terms
 from fedpalm.plan import MAX_SITES, MethodName, Plan
 from fedpalm.settings import Settings, parse_toml
@@ -190,7 +190,7 @@ def payload_sizes(plan: Plan) -> dict[str, int]:
     """Bytes of each kind of payload that carries weights, by the name that the site's log shows."""
     sizes = {"update": codec_for(plan).payload_bytes}
     if plan.expert_layout:
-        sizes["sealed_expert"] = 4 * plan.released_layout.size + SEAL_OVERHEAD_BYTES
+        sizes["sealed_expert"] = max_sealed_bytes(plan.released_layout, len(plan.roster))
     return sizes
 
 

@@ -15,7 +15,7 @@ from cryptography import x509
 from fedpalm.errors import FedPalmError, IntegrityError, ProtocolError
 from fedpalm.ledger.bodies import Body, EntryKind
 from fedpalm.ledger.entries import Entry
-from fedpalm.pki.identity import Identity, Role, identity_of
+from fedpalm.pki.identity import Identity, identity_of
 from fedpalm.pki.request import signing_key_of
 from fedpalm.pki.signing import verify, verify_chain
 from fedpalm.pki.statement import SignedStatement
@@ -54,13 +54,11 @@ def difference(receipt: PayloadReceipt, egress: Body, site: Identity) -> str:
         site: who sent it.
     """
     place = [egress[field] for field in ("run", "round", "attempt", "exchange") if field in egress]
-    to = Identity.from_uri(str(egress["recipient"]))
     sent = {
         "federation": site.federation,
         "site": site.name,
         "payload": egress["payload"],
         "place": "/".join(map(str, place)),
-        "recipient": to.name if to.role is Role.PARTICIPANT else "",
         "payload_hash": egress["payload_hash"],
         "payload_bytes": egress["bytes"],
     }

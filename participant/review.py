@@ -178,15 +178,22 @@ def _exchange(plan: Plan, site: str) -> _Part:
         data = None
     else:
         others = [name for name in plan.roster if name != site]
+        freeze = plan.draft.expert_exchange == "freeze"
+        when = f"After round {plan.exchange_round}" if freeze else "After the run"
         lines = (
-            "After the run the operator may ask for the textural expert of this site's closed-set "
+            f"{when} the operator may ask for the textural expert of this site's closed-set "
             f"model: {len(layout.tensors)} tensors, {layout.size:,} parameters, "
             f"{4 * layout.size:,} bytes, once.",
             f"It would be sealed to each other site ({', '.join(others)}), which could open and keep it; "
             "the coordinator only carries it and cannot open it.",
-            "It was trained on this site's people alone. Every site has to say yes, with: "
+            "It was trained on this site's people alone. Every site is asked for a yes of its own, with: "
             "fedpalm-participant exchange review, approve or refuse. Approving this plan is not "
-            "that yes.",
+            "that yes."
+            + (
+                " The exchange goes on without a site that refuses, among the others."
+                if plan.draft.exchange_without_refusers
+                else " One site that refuses ends it for all."
+            ),
         )
         data = {
             "tensors": len(layout.tensors),

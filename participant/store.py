@@ -3,6 +3,9 @@
 A file (private state, encoded update, sealed expert) is written whole and fsynced first; the row that
 names it is the commit. A file that no row names is what a crash left behind: it is removed on opening.
 ``kill -9`` between any two instructions leaves the state before or after a commit, never between.
+
+What stays at the site (private state, recipient keys, records of the vault) is sealed by the vault. Encoded
+and masked updates and sealed experts lie here as they are sent.
 """
 
 from __future__ import annotations
@@ -23,20 +26,37 @@ import safetensors
 import safetensors.numpy
 
 from fedpalm.clock import Clock, SystemClock
-from fedpalm.errors import HashMismatchError, IntegrityError, ResourceError, StateError
+from fedpalm.errors import (
+    HashMismatchError,
+    IntegrityError,
+    ResourceError,
+    StateError,
+    VaultRolledBackError,
+)
 from fedpalm.layout import FloatVector, Layout
 from fedpalm.methods.base import Tensors
+from fedpalm.pki.files import read_secret
 from fedpalm.plan import Plan
 
 from .config import Home
 from .files import Buffer, check_owner_only, erase, sync_folder, write_durably
 from .ledger_mark import begin_mark
 from .masking_memory import begin_memory
+from .vault import Vault
+from .vault_header import STANDARD_COST, Argon2Cost
+from .vault_items import VaultItems
+from .vault_secret import Ask, no_terminal, source_of
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+STATE_RECORD = "state"
+"""Kind of the vault's records of which state file is the newest; named by run."""
 BUSY_TIMEOUT_S = 30.0
 
 _SCHEMA = Path(__file__).with_name("schema.sql")
+_SEALED_ANYTHING = (
+    "SELECT 1 FROM states UNION SELECT 1 FROM exchanges WHERE key_file IS NOT NULL "
+    "UNION SELECT 1 FROM vault_root"
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +110,8 @@ class SiteStore:
     Args:
         on_step: called with the name of each step of a durable write just after it is done; a test
             that raises from it stands for a process killed there.
+        ask: asks a person for the vault's passphrase.
+        vault_cost: of a passphrase that is set, and the least that the vault's header may say.
     Raises:
         IntegrityError: the state folder or database is readable by others, or of another version.
     """
@@ -100,8 +122,13 @@ class SiteStore:
         *,
         clock: Clock | None = None,
         on_step: Callable[[str], None] = _nothing,
+        ask: Ask = no_terminal,
+        vault_cost: Argon2Cost = STANDARD_COST,
     ) -> None:
         self.home, self.clock, self.on_step = home, clock or SystemClock(), on_step
+        self.ask, self._vault_cost = ask, vault_cost
+        self._vault: Vault | None = None
+        self.items = VaultItems(self)
         home.make()
         self._lock, self._writing = threading.RLock(), threading.RLock()
         if not home.database.exists():
@@ -138,16 +165,51 @@ class SiteStore:
                 try:
                     yield self._db
                     self.on_step("before commit")
-                    self._db.execute("COMMIT")
+                    with self.items.committing(self._db):
+                        self._db.execute("COMMIT")
                 except BaseException:
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
+                    self.items.undone()
                     raise
             except sqlite3.OperationalError as error:
                 raise ResourceError(
                     f"{self.home.database}: {error}", safe="nothing of this step was stored"
                 ) from error
             self.on_step("committed")
+
+    @contextmanager
+    def snapshot_lock(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for this thread alone."""
+        with self._lock:
+            yield self._db
+
+    def has_sealed(self) -> bool:
+        """Whether something here was ever sealed, unlocked or not."""
+        return self.row(_SEALED_ANYTHING) is not None or self.home.vault_mark.exists()
+
+    @property
+    def vault(self) -> Vault:
+        """Unlocked on first use, and made where nothing was sealed yet.
+
+        Raises:
+            VaultError, KeyFileError: it cannot be unlocked, or is not of this database.
+        """
+        with self._lock:
+            if self._vault is None:
+                self._vault = Vault(
+                    self.home,
+                    source_of(self.home, self.home.load().vault, self.ask),
+                    in_use=self.has_sealed(),
+                    cost=self._vault_cost,
+                    on_step=self.on_step,
+                )
+                try:
+                    self.items.check_root()
+                except BaseException:
+                    self._vault = None
+                    raise
+            return self._vault
 
     @contextmanager
     def files(self) -> Iterator[None]:
@@ -269,16 +331,32 @@ class SiteStore:
 
         Raises:
             IntegrityError: the file is missing or is not what was committed.
+            VaultError: it cannot be unlocked, or was not sealed here under this name.
         """
-        found = self.row("SELECT * FROM states WHERE run_id = ?", run_id)
-        if found is None:
-            return None
-        path = self.home.state / found["file"]
-        data = self._read(path, found["file_hash"])
+        with self.items.reading() as db:
+            found = db.execute("SELECT * FROM states WHERE run_id = ?", (run_id,)).fetchone()
+            if found is None:
+                return None
+            data = self.state_bytes(found)
         try:
             return dict(safetensors.numpy.load(data))
         except safetensors.SafetensorError as error:
-            raise IntegrityError(f"{path}: not safetensors: {error}") from error
+            raise IntegrityError(f"{found['file']}: not safetensors: {error}") from error
+
+    def state_bytes(self, row: sqlite3.Row) -> bytes:
+        """The safetensors bytes that a row of ``states`` names. Raises as :meth:`load_state`."""
+        path = self.home.state / row["file"]
+        data = self._read(path, row["file_hash"])
+        if self.items.get(STATE_RECORD, row["run_id"]) != _state_record(
+            row["round"], row["file_hash"]
+        ):
+            raise VaultRolledBackError(
+                f"{path}: not the private state that was stored last for {row['run_id']}: an old one was "
+                "put back",
+                safe="nothing was read from it, and nothing was changed",
+                next_step="restore the site's home from its newest backup",
+            )
+        return self.vault.open(file_purpose(path.name), data)
 
     def load_continued_state(self, plan: Plan) -> Tensors | None:
         """The private state that a plan goes on from, or None if this site has none of it.
@@ -377,7 +455,7 @@ class SiteStore:
                         update_file,
                     ),
                 )
-                self._point_state(db, run_id, round_number, state_file, state_hash)
+                self.point_state(db, run_id, round_number, state_file, state_hash)
                 if pay is not None:
                     pay(db, update.payload_hash)
                 self._require_paid(db, run_id, round_number, update.payload_hash)
@@ -411,18 +489,40 @@ class SiteStore:
         """
         round_number = self.state_round(run_id)
         file, file_hash = self._write_state(run_id, round_number, state)
-        self._point_state(db, run_id, round_number, file, file_hash)
+        self.point_state(db, run_id, round_number, file, file_hash)
 
     def write_private(self, purpose: str, suffix: str, data: Buffer) -> str:
-        """Write a file of the state folder and return its name.
+        """Seal into a file of the state folder and return its name; :meth:`read_private` opens it.
 
         Call it inside :meth:`transaction` or :meth:`files`, and have a row point at it before either
         ends: until then the file is an orphan.
         """
         name = self._new_name(purpose, secrets.token_hex(4), suffix)
+        self.write_sealed(name, data)
+        self.on_step(f"{suffix} file written")
+        return name
+
+    def read_private(self, name: str) -> bytes:
+        """What :meth:`write_private` sealed under this name.
+
+        Raises:
+            KeyFileError: the file is missing, or others can read it.
+            VaultError: it is not what was sealed under this name.
+        """
+        return self.vault.open(file_purpose(name), read_secret(self.home.state / name))
+
+    def write_outgoing(self, purpose: str, suffix: str, data: Buffer) -> str:
+        """As :meth:`write_private`, but not sealed: these are the bytes that leave."""
+        name = self._new_name(purpose, secrets.token_hex(4), suffix)
         write_durably(self.home.state / name, data)
         self.on_step(f"{suffix} file written")
         return name
+
+    def write_sealed(self, name: str, data: Buffer) -> bytes:
+        """Seal a file of the state folder; the hash of the sealed bytes."""
+        sealed = self.vault.seal(file_purpose(name), data)
+        write_durably(self.home.state / name, sealed)
+        return hashlib.sha256(sealed).digest()
 
     def remove_orphans(self) -> None:
         """Remove files of the state folder that no row names."""
@@ -450,18 +550,19 @@ class SiteStore:
     ) -> tuple[str, bytes]:
         data = safetensors.numpy.save({name: np.asarray(v, order="C") for name, v in state.items()})
         name = self._new_name(run_id, f"r{round_number}", "safetensors")
-        write_durably(self.home.state / name, data)
+        file_hash = self.write_sealed(name, data)
         self.on_step("state file written")
-        return name, hashlib.sha256(data).digest()
+        return name, file_hash
 
-    @staticmethod
-    def _point_state(
-        db: sqlite3.Connection, run_id: str, round_number: int, file: str, file_hash: bytes
+    def point_state(
+        self, db: sqlite3.Connection, run_id: str, round_number: int, file: str, file_hash: bytes
     ) -> None:
+        """Have a row name the state's file, and a record of the vault vouch for the row."""
         db.execute(
             "INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?)",
             (run_id, round_number, file, file_hash),
         )
+        self.items.put(db, STATE_RECORD, run_id, _state_record(round_number, file_hash))
 
     @staticmethod
     def _new_name(stem: str, part: str, suffix: str) -> str:
@@ -504,6 +605,15 @@ class SiteStore:
                 begin_mark(self.home.masking, mark)
                 self.on_step("masking memory begun")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _state_record(round_number: int, file_hash: bytes) -> bytes:
+    return round_number.to_bytes(4, "big") + file_hash
+
+
+def file_purpose(name: str) -> str:
+    """What a file of the state folder is sealed as."""
+    return f"file {name}"
 
 
 def _statements(script: str) -> Iterator[str]:

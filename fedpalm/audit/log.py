@@ -14,7 +14,7 @@ from ..ledger.merkle import MerkleTree
 from ..pki.keys import VerifyingKey
 from .findings import AuditStopped, Exit
 
-UPDATE, SEALED_EXPERT = "update", "sealed_expert"
+UPDATE, SEALED_EXPERT, EXPERT_KEYS = "update", "sealed_expert", "expert_keys"
 DATA_PAYLOADS = frozenset({UPDATE, SEALED_EXPERT})
 """Payloads that carry weights."""
 
@@ -24,7 +24,8 @@ class Log:
     """A log that holds: its tree, its entries by kind, and what its control messages add up to.
 
     ``entries`` has every kind but egress; ``sent`` the egress that carries weights, by seq. Of the other
-    egress ``control`` has count and bytes by payload, and ``large`` the biggest of each with its seq.
+    egress ``control`` has count and bytes by payload, and ``large`` the biggest of each with its seq;
+    ``keys`` are those of sealed experts.
     ``traffic`` is bytes by (run, round) and payload.
     """
 
@@ -36,6 +37,7 @@ class Log:
         default_factory=lambda: defaultdict(lambda: defaultdict(int))
     )
     sent: dict[int, Entry] = field(default_factory=dict)
+    keys: list[Entry] = field(default_factory=list)
     first_ms: int = 0
     last_ms: int = 0
 
@@ -91,6 +93,8 @@ def _note_egress(log: Log, entry: Entry) -> None:
     if payload in DATA_PAYLOADS:
         log.sent[entry.seq] = entry
         return
+    if payload == EXPERT_KEYS:
+        log.keys.append(entry)
     total = log.control[payload]
     total[0] += 1
     total[1] += size

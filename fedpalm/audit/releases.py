@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import FedPalmError
-from ..exchange.consent import SIGNATURE_DOMAIN as CONSENT_DOMAIN
-from ..exchange.consent import Consent, SignedConsent
-from ..exchange.terms import ExchangeTerms
 from ..ledger.bodies import EntryKind
 from ..ledger.entries import Entry
 from ..methods.contribution import codec_for
 from ..pki.identity import COORDINATOR_NAME, Identity, Role
 from ..pki.statement import SignedStatement
-from ..privacy.accounting import paying_runs
 from ..rounds.receipt import PayloadReceipt
 from .attempts import Attempts, Checkpoints, Place, Witnessed, witnesses_of
 from .charges import Account
 from .findings import AuditStopped, Exit, Finding
-from .log import SEALED_EXPERT, UPDATE, Log
+from .log import EXPERT_KEYS, UPDATE, Log
 from .plans import KnownPlan, Plans
 from .trust import Signer, Signers
 
@@ -30,8 +24,8 @@ CONTROL_BYTES = {
         (
             *("answer_plan", "confirm_experts", "consent", "countersign", "download_expert"),
             *("download_model", "enrol", "fetch_consents", "fetch_countersignatures"),
-            *("fetch_checkpoints", "fetch_manifests", "fetch_masking", "fetch_plan", "fetch_trust"),
-            "hello",
+            *("fetch_checkpoints", "fetch_expert_keys", "fetch_manifests", "fetch_masking"),
+            *("fetch_plan", "fetch_trust", "hello"),
             *("instructions", "join_run", "list_receipts", "refusal", "renew", "update_offset"),
         ),
         MESSAGE_BYTES,
@@ -40,14 +34,12 @@ CONTROL_BYTES = {
     **dict.fromkeys(
         (
             *("masking_agreement", "masking_boxes", "masking_complaint", "masking_keys"),
-            *("masking_reveal", "give_checkpoint"),
+            *("masking_reveal", "give_checkpoint", EXPERT_KEYS),
         ),
         4 * 1024 * 1024,
     ),
 }
 """What else a site says, and how large that can be: names, hashes, offsets, keys and statements."""
-SEALING_BYTES = 64 * 1024
-"""More than a sealed expert has besides its tensors."""
 
 
 @dataclass
@@ -99,7 +91,7 @@ def check_updates(
         where = f"log, entry {entry.seq}"
         known = plans.get(str(entry.body.get("run", "")))
         if known is None or "attempt" not in entry.body:
-            found.findings.append(_uncharged(where, "an update left outside any plan"))
+            found.findings.append(uncharged(where, "an update left outside any plan"))
             continue
         body = entry.body
         place = (known.run, int(body["round"]), int(body["attempt"]))
@@ -117,7 +109,7 @@ def check_updates(
         seen.add(place)
         if known.plan.witnessed:
             wrong += _charge(entry, known, account)
-        found.findings += [_uncharged(where, one) for one in wrong]
+        found.findings += [uncharged(where, one) for one in wrong]
         if attempt is None:
             continue
         quorum = known.plan.quorum
@@ -179,117 +171,6 @@ def _charged_round(entry: Entry, known: KnownPlan) -> int:
     return known.plan.rounds_before + int(entry.body["round"])
 
 
-# --- the exchange of experts --------------------------------------------------------------------------
-
-
-def check_experts(
-    found: Releases,
-    log: Log,
-    plans: Plans,
-    account: Account,
-    consents: Sequence[bytes],
-    owner: Identity,
-    signers: Signers,
-) -> None:
-    """Hold every sealed expert against the consents of the whole roster and the site's own approval.
-
-    Under differential privacy also against the account: the expert is trained by the same charged steps as
-    the update, and one that no training paid for is none.
-
-    Raises:
-        AuditStopped: a consent that its site has not signed.
-    """
-    agreed = _consents(consents, signers)
-    approved = {
-        (str(e.body["run"]), str(e.body["exchange"])): e
-        for e in log.of(EntryKind.EXCHANGE_APPROVED)
-    }
-    unclaimed: dict[tuple[str, str, str], deque[int]] = defaultdict(deque)
-    for said in log.of(EntryKind.EXPERT_RELEASED):
-        body = said.body
-        unclaimed[str(body["run"]), str(body["exchange"]), str(body["recipient"])].append(said.seq)
-    trained = _first_commits(account)
-    for entry in log.sent.values():
-        if entry.body["payload"] != SEALED_EXPERT:
-            continue
-        body, where = entry.body, f"log, entry {entry.seq}"
-        known = plans.get(str(body.get("run", "")))
-        place = (str(body.get("run", "")), str(body.get("exchange", "")))
-        if known is None or not place[1] or not known.plan.expert_layout:
-            found.findings.append(
-                _uncharged(where, "an expert left outside any exchange of a plan")
-            )
-            continue
-        found.released.append(Released(entry))
-        terms = ExchangeTerms.of(known.plan, *place)
-        wrong = list(_expert_shape(entry, known, terms))
-        yes = approved.get(place)
-        given = agreed.get(terms, {})
-        if yes is None or yes.seq > entry.seq:
-            wrong.append("an expert left without this site's approval of the exchange")
-        elif owner.name not in given or given[owner.name].hash.hex() != yes.body["consent_hash"]:
-            wrong.append("an expert left under another consent than the site's approved one")
-        if missing := sorted(set(terms.roster) - set(given)):
-            wrong.append(f"an expert left without the consent of {', '.join(missing[:5])}")
-        claims = unclaimed[(*place, str(body["recipient"]))]
-        if claims and claims[0] < entry.seq:
-            claims.popleft()
-        else:
-            wrong.append("an expert left that no entry says was released")
-        if known.plan.draft.privacy.unit != "none" and not any(
-            trained.get(run, entry.seq) < entry.seq for run in paying_runs(known.plan, known.run)
-        ):
-            wrong.append("an expert left that no committed reservation pays for")
-        found.findings += [_uncharged(where, one) for one in wrong]
-
-
-def _first_commits(account: Account) -> dict[str, int]:
-    """Of each run the first entry that commits a charge."""
-    first: dict[str, int] = {}
-    for (run, _), commits in account.paid.items():
-        for seq, _, _ in commits:
-            first[run] = min(seq, first.get(run, seq))
-    return first
-
-
-def _consents(
-    consents: Sequence[bytes], signers: Signers
-) -> dict[ExchangeTerms, dict[str, Consent]]:
-    agreed: dict[ExchangeTerms, dict[str, Consent]] = {}
-    for at, data in enumerate(consents):
-        where = f"consent {at}"
-        try:
-            signed = SignedConsent.from_bytes(data)
-        except FedPalmError as error:
-            raise AuditStopped(Exit.MALFORMED, where, error.what) from None
-        consent = signed.consent
-        signer = signers.signer(signed.chain, where)
-        if signer.identity != Identity(consent.terms.federation, Role.PARTICIPANT, consent.site):
-            raise AuditStopped(
-                Exit.TAMPERED, where, f"{consent.site}'s is signed by {signer.identity}"
-            )
-        signers.check(signer, CONSENT_DOMAIN, consent.signed_bytes, signed.signature, where)
-        of = agreed.setdefault(consent.terms, {})
-        if consent.site in of:
-            raise AuditStopped(Exit.MALFORMED, where, f"{consent.site} says yes twice")
-        of[consent.site] = consent
-    return agreed
-
-
-def _expert_shape(entry: Entry, known: KnownPlan, terms: ExchangeTerms) -> Iterator[str]:
-    body, plan = entry.body, known.plan
-    if not known.approved_at(entry.seq):
-        yield "an expert left under a plan that the site did not approve then"
-    sites = {Identity(plan.federation, Role.PARTICIPANT, site).uri for site in terms.roster}
-    if body["recipient"] not in sites:
-        yield f"an expert left to {body['recipient']}, who is not on the roster"
-    if body.get("layout_hash") != plan.released_layout.hash.hex():
-        yield "an expert left with another layout than the plan's"
-    least = 4 * plan.released_layout.size
-    if not least <= int(body["bytes"]) <= least + SEALING_BYTES:
-        yield f"an expert of {body['bytes']} bytes left, its tensors have {least}"
-
-
 # --- everything else ----------------------------------------------------------------------------------
 
 
@@ -299,10 +180,10 @@ def check_control(found: Releases, log: Log) -> None:
         limit = CONTROL_BYTES.get(payload)
         where = f"log, entry {seq}"
         if limit is None:
-            found.findings.append(_uncharged(where, f"a payload of unknown kind {payload!r} left"))
+            found.findings.append(uncharged(where, f"a payload of unknown kind {payload!r} left"))
         elif size > limit:
             found.findings.append(
-                _uncharged(where, f"a {payload} of {size} bytes left, it has at most {limit}")
+                uncharged(where, f"a {payload} of {size} bytes left, it has at most {limit}")
             )
 
 
@@ -350,14 +231,12 @@ def check_receipts(
 
 def _differs(receipt: PayloadReceipt, sent: Entry, owner: Identity) -> bool:
     body = sent.body
-    to = Identity.from_uri(str(body["recipient"]))
     place = "/".join(str(body[f]) for f in ("run", "round", "attempt", "exchange") if f in body)
     return (
         receipt.federation,
         receipt.site,
         receipt.payload,
         receipt.place,
-        receipt.recipient,
         receipt.payload_hash,
         receipt.payload_bytes,
     ) != (
@@ -365,13 +244,13 @@ def _differs(receipt: PayloadReceipt, sent: Entry, owner: Identity) -> bool:
         owner.name,
         body["payload"],
         place,
-        to.name if to.role is Role.PARTICIPANT else "",
         body["payload_hash"],
         body["bytes"],
     )
 
 
-def _uncharged(where: str, what: str) -> Finding:
+def uncharged(where: str, what: str) -> Finding:
+    """Something left without what it needs."""
     return Finding(Exit.UNCHARGED, where, what)
 
 

@@ -1,7 +1,8 @@
 """Verify a bundle offline: everything in it held against everything else, and against the auditor's trust.
 
 In this order, each step believing only what the steps before it showed: form, certificates, plans,
-manifests and who signed them, the log's chain, its seal, its checkpoints, charges, payloads, receipts.
+manifests and who signed them, the log's chain, its seal, its checkpoints, charges, updates, experts,
+receipts.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from ..pki.statement import SignedStatement
 from .attempts import Attempts, Checkpoints, note_accepted, read_attempts, read_checkpoints
 from .bundle import FORMAT, BundleReader, BundleSeal, open_bundle
 from .charges import EXACT_FIGURES, Account, read_account
+from .experts import check_experts
 from .findings import AuditStopped, Exit, Finding, exit_of
 from .log import SEALED_EXPERT, UPDATE, Log, read_log
 from .plans import Plans, note_answers, read_plans
-from .releases import Releases, check_control, check_experts, check_receipts, check_updates
+from .releases import Releases, check_control, check_receipts, check_updates
 from .trust import Signer, Signers, Trust
 
 NO_PRIVACY = "no differential privacy: nothing bounds what the updates tell"

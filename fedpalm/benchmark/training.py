@@ -82,11 +82,11 @@ class Bench:
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self.images = _images(load.images)
+        self.images = site_images(load.images)
         self.site = FedPalmSite(load.training, _SEED, _SITE, self.images)
         rng = np.random.default_rng(_SEED)
         for number in range(1, load.experts):
-            self.site.receive_expert(f"site-{number}", _another(self.site.expert(), rng))
+            self.site.receive_expert(f"site-{number}", another_expert(self.site.expert(), rng))
         self.vector: FloatVector = self.site.initial_vector()
         self.shared: Tensors = dict(self.site.layout.unflatten(self.vector))
         self.private: Tensors = self.site.state()
@@ -224,7 +224,7 @@ def part_of(operation: str) -> str:
 # --- inside ----------------------------------------------------------------------------------------
 
 
-def _images(count: int) -> SiteImages:
+def site_images(count: int) -> SiteImages:
     """Smooth random textures, one a person, with noise; what is on them costs no time."""
     rng = np.random.default_rng(_SEED)
     people = max(2, count // 5)
@@ -234,7 +234,7 @@ def _images(count: int) -> SiteImages:
     return SiteImages(images.astype(np.float32), labels, people)
 
 
-def _another(expert: Tensors, rng: np.random.Generator) -> Tensors:
+def another_expert(expert: Tensors, rng: np.random.Generator) -> Tensors:
     """An expert of the same origin that learnt something else."""
     return {
         name: (tensor * (1 + _SPREAD * rng.standard_normal(tensor.shape))).astype(np.float32)

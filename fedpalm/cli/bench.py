@@ -17,7 +17,9 @@ from .bench_plot import plot_command
 from .bench_round import RoundBench
 from .bench_secagg import secagg_command
 from .bench_table import table_command
+from .bench_templates import templates_command
 from .bench_train import train_command
+from .bench_verify import verify_command
 from .console import command_errors, emit, err, json_option
 
 
@@ -64,6 +66,8 @@ commands.add_command(palm_command)
 commands.add_command(table_command)
 commands.add_command(plot_command)
 commands.add_command(train_command)
+commands.add_command(verify_command)
 commands.add_command(dp_command)
 commands.add_command(dp_cost_command)
 commands.add_command(accounting_command)
+commands.add_command(templates_command)

@@ -52,11 +52,13 @@ def eer_resamples(scores: ScoreSet, *, seed: int, resamples: int = 200) -> npt.N
         raise DataError("an interval needs one resample or more")
     rng = np.random.Generator(np.random.Philox(seed))
     levels = _Levels(scores)
-    return np.array([levels.eer(_draw(scores, rng)) for _ in range(resamples)])
+    return np.array([levels.eer(draw_identities(scores, rng)) for _ in range(resamples)])
 
 
-def _draw(scores: ScoreSet, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+def draw_identities(scores: ScoreSet, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """How often each identity was drawn, (identities,), both kinds of pair among the drawn.
+
+    A genuine pair then counts as often as its identity, an impostor pair the product of both.
 
     A draw without either kind has no EER and is made again. That ends: a score set holds a genuine
     and an impostor pair, which need three identities at most, and every draw has a fair chance

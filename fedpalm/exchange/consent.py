@@ -16,11 +16,19 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isfinite
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from cryptography import x509
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from ..canonical import canonical_json, domain_hash
 from ..errors import ConsentError, FedPalmError, NotOnRosterError
@@ -48,6 +56,16 @@ class Coverage(BaseModel):
     unit: Literal["none", "record", "subject"] = "none"
     epsilon: Decimal | Literal[""] = ""
     delta: Decimal | Literal[""] = ""
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        figures = (self.epsilon, self.delta)
+        if self.unit == "none":
+            if any(figures):
+                raise ValueError("epsilon and delta of a training that was not charged")
+        elif not all(isfinite(float(one or "nan")) and repr(float(one)) == one for one in figures):
+            raise ValueError("epsilon and delta are finite, as Python writes them")
+        return self
 
 
 class Consent(Statement):
@@ -139,21 +157,7 @@ class Sanction:
             if party.site in parties:
                 raise _invalid(f"two consents of {party.site}")
             parties[party.site] = party
-        missing = [site for site in terms.roster if site not in parties]
-        if missing and not terms.without_refusers:
-            raise _invalid(
-                f"no consent of {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}",
-                "every site of the roster has to say yes, as the plan has it",
-            )
-        if len(parties) < 2:
-            raise _invalid("fewer than two sites consent: there is nobody to exchange with")
-        for what, used in (
-            ("recipient key", {party.recipient_key for party in parties.values()}),
-            ("signing key", {p.signing_key.public_bytes_raw() for p in parties.values()}),
-            ("commitment", {party.consent.commitment for party in parties.values()}),
-        ):
-            if len(used) != len(parties):
-                raise _invalid(f"two sites use the same {what}")
+        check_together(terms, parties)
         self.terms = terms
         self.parties: Mapping[str, Party] = MappingProxyType(dict(sorted(parties.items())))
 
@@ -165,11 +169,7 @@ class Sanction:
     @cached_property
     def hash(self) -> bytes:
         """32 bytes that name the terms and every consent: what each sealed expert is signed under."""
-        consents = {site: party.consent.hash.hex() for site, party in self.parties.items()}
-        return domain_hash(
-            "exchange-sanction/v1",
-            canonical_json({"terms": self.terms.hash.hex(), "consents": consents}),
-        )
+        return sanction_hash(self.terms, self.parties)
 
     def others(self, site: str) -> tuple[str, ...]:
         """The signers without ``site``."""
@@ -180,6 +180,38 @@ class Sanction:
         if site not in self.parties:
             raise NotOnRosterError(f"{site} has not signed this exchange")
         return self.parties[site]
+
+
+def check_together(terms: ExchangeTerms, parties: Mapping[str, Party]) -> None:
+    """Whether consents that hold one by one are a sanction together.
+
+    Raises:
+        ConsentError: a yes is missing, fewer than two are there, or two sites share a key or a commitment.
+    """
+    missing = [site for site in terms.roster if site not in parties]
+    if missing and not terms.without_refusers:
+        raise _invalid(
+            f"no consent of {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}",
+            "every site of the roster has to say yes, as the plan has it",
+        )
+    if len(parties) < 2:
+        raise _invalid("fewer than two sites consent: there is nobody to exchange with")
+    for what, used in (
+        ("recipient key", {party.recipient_key for party in parties.values()}),
+        ("signing key", {p.signing_key.public_bytes_raw() for p in parties.values()}),
+        ("commitment", {party.consent.commitment for party in parties.values()}),
+    ):
+        if len(used) != len(parties):
+            raise _invalid(f"two sites use the same {what}")
+
+
+def sanction_hash(terms: ExchangeTerms, parties: Mapping[str, Party]) -> bytes:
+    """:attr:`Sanction.hash` of consents that were verified in another way than a :class:`Sanction` does."""
+    consents = {site: party.consent.hash.hex() for site, party in parties.items()}
+    return domain_hash(
+        "exchange-sanction/v1",
+        canonical_json({"terms": terms.hash.hex(), "consents": consents}),
+    )
 
 
 def verify_consent(

@@ -181,6 +181,8 @@ class ExchangeMachine:
             NotOnRosterError: the site is not on the roster, or has not signed.
             RefusedError: the input contradicts what the same site sent before.
         """
+        if isinstance(event, ConsentRefused) and event.site in self.refused:
+            return self, ()  # told again by a site that is out of it
         row = TABLE.get((self.state, type(event)))
         if row is None:
             raise IllegalTransitionError(
@@ -263,21 +265,27 @@ class ExchangeMachine:
             )
 
     def _check_supported(self) -> None:
-        roster, signers = set(self.terms.roster), set(self.consents)
-        at = list(ExchangeState).index(self.state)
+        roster, signers, refused = set(self.terms.roster), set(self.consents), set(self.refused)
+        answered = signers | refused == roster
+        # What each state waits for; the first of them that is not there from all is the state.
+        waits = (
+            (ExchangeState.PROPOSED, signers if answered else None),
+            (ExchangeState.SEALING, set(self.sealed)),
+            (ExchangeState.REVEALING, set(self.revealed)),
+            (ExchangeState.DELIVERING, set(self.delivered)),
+        )
+        expected = next((s for s, got in waits if got != signers), ExchangeState.COMPLETED)
+        after = list(ExchangeState)[list(ExchangeState).index(expected) + 1 :]
+        early = [got for state, got in waits if got and state in after]
         closed = self.state is ExchangeState.CANCELLED
-        enough = len(signers) >= 2 and (self.terms.without_refusers or signers == roster)
         if (
-            not signers | set(self.refused) <= roster
-            or signers & set(self.refused)
+            not signers | refused <= roster
+            or signers & refused
+            or (refused and not self.terms.without_refusers)
             or not set(self.sealed) | self.revealed | self.delivered <= signers
-            or (not closed and at >= 1 and not (enough and signers | set(self.refused) == roster))
-            or (not closed and at >= 2 and set(self.sealed) != signers)
-            or (self.revealed and set(self.sealed) != signers)
-            or (not closed and at >= 3 and self.revealed != signers)
-            or (self.delivered and self.revealed != signers)
-            or (self.state is ExchangeState.COMPLETED and self.delivered != signers)
+            or early
             or (closed and not self.reason)
+            or not (closed or (self.state is expected and (len(signers) >= 2 or not answered)))
         ):
             raise IntegrityError(
                 f"stored exchange {self.terms.exchange_id}: its records do not support the state "
@@ -376,6 +384,7 @@ TABLE: Mapping[tuple[ExchangeState, type[Input]], Row] = MappingProxyType(
         (_S.REVEALING, KeysSent): _reveal,
         (_S.REVEALING, ConsentRefused): _refuse,
         (_S.REVEALING, CancelRequested): _cancel,
+        (_S.DELIVERING, ConsentGiven): _consent,
         (_S.DELIVERING, ExpertSealed): _seal,
         (_S.DELIVERING, KeysSent): _reveal,
         (_S.DELIVERING, ExpertsOpened): _deliver,

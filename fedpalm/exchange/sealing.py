@@ -18,7 +18,7 @@ recipient | ciphertext length (8) | ciphertext | signature (64); integers big-en
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -49,17 +49,18 @@ from ..pki.signing import SIGNATURE_BYTES, sign, verify
 from ..pki.statement import HexHash, Label
 from ..plan import MAX_SITES
 from .consent import Sanction, commit
+from .terms import ExchangeTerms
 
 MAGIC = b"FPX2"
 SIGNATURE_DOMAIN = "sealed-expert/v2"
 MAX_EXPERT_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 64 * 1024
-MAX_NAMES_BYTES = 64 * 1024
-"""Of a safetensors file, what is not values."""
 WRAPPED_BYTES = 32 + SEAL_BYTES
-SEAL_OVERHEAD_BYTES = MAX_HEADER_BYTES + MAX_NAMES_BYTES + 32 * MAX_SITES + 128
-"""A whole sealed expert over 4 P bytes, at most."""
 _TAG_BYTES = 16
+_FRAME_BYTES = 4 + 4 + 8 + _TAG_BYTES + SIGNATURE_BYTES
+_HEADER_BYTES, _RECIPIENT_BYTES = 1024, 160
+"""Of a header at most: what is there once, and a recipient."""
+_MOST_BYTES = MAX_EXPERT_BYTES + MAX_HEADER_BYTES + 32 * MAX_SITES + _FRAME_BYTES
 _NONCE = bytes(12)
 _INFO_LABEL = b"fedpalm/expert-key/v2\x00"
 
@@ -145,7 +146,7 @@ class SealedExpert:
         Raises:
             SealedExpertError: not exactly the bytes of one sealed expert.
         """
-        if len(data) > MAX_EXPERT_BYTES + SEAL_OVERHEAD_BYTES or data[:4] != MAGIC:
+        if len(data) > _MOST_BYTES or data[:4] != MAGIC:
             raise SealedExpertError(
                 "not a sealed expert: too long, or of another format or version"
             )
@@ -171,6 +172,13 @@ class SealedExpert:
 
 WrappedKeys = Mapping[str, bytes]
 """The content key of one sealed expert, wrapped for each recipient: WRAPPED_BYTES bytes by site."""
+
+
+def max_sealed_bytes(layout: Layout, sites: int) -> int:
+    """The most bytes that a sealed expert of this layout has where so many sites sign."""
+    plaintext = _plaintext(layout, np.zeros(layout.size, np.float32))
+    recipients = (32 + _RECIPIENT_BYTES) * (sites - 1)
+    return len(plaintext) + _FRAME_BYTES + _HEADER_BYTES + recipients
 
 
 def expert_hash(layout: Layout, expert: FloatVector) -> str:
@@ -201,11 +209,10 @@ def seal_expert(
         SwappedExpertError: not the expert that the sender committed to.
     """
     _check_layout(layout, sanction)
-    tensors = layout.unflatten(expert)
+    plaintext = _plaintext(layout, expert)
     party = sanction.party(sender)
     if party.signing_key != signing_key.public_key():
         raise SealedExpertError(f"the signing key is not the one that {sender} consented with")
-    plaintext = safetensors.numpy.save({name: np.asarray(t) for name, t in tensors.items()})
     if len(plaintext) > MAX_EXPERT_BYTES:
         raise SealedExpertError(f"an expert has at most {MAX_EXPERT_BYTES} bytes")
     content_key = secrets.token_bytes(32)
@@ -225,6 +232,33 @@ def seal_expert(
     ciphertext = AESGCM(content_key).encrypt(_NONCE, plaintext, header.encoded)
     signature = sign(signing_key, SIGNATURE_DOMAIN, _signed_bytes(header, key_hashes, ciphertext))
     return SealedExpert(header, key_hashes, ciphertext, signature), wrapped
+
+
+def sealed_bytes(
+    layout: Layout, terms: ExchangeTerms, *, sender: str, recipients: Sequence[str]
+) -> int:
+    """How many bytes a sealed expert has: names and shapes decide it, and nothing that is secret.
+
+    Args:
+        recipients: the other signers.
+    """
+    plaintext = len(_plaintext(layout, np.zeros(layout.size, np.float32)))
+    any_hash = "0" * 64
+    header = SealedHeader(
+        federation=terms.federation,
+        run=terms.run,
+        exchange_id=terms.exchange_id,
+        sanction=any_hash,
+        plan_hash=any_hash,
+        sender=sender,
+        recipients=tuple(Recipient(site=site, key_id=any_hash) for site in recipients),
+        layout_hash=any_hash,
+        salt=any_hash,
+        expert_hash=any_hash,
+        plaintext_bytes=plaintext,
+        key_commitment=any_hash,
+    )
+    return _FRAME_BYTES + len(header.encoded) + 32 * len(recipients) + plaintext
 
 
 def verify_sealed(
@@ -348,12 +382,18 @@ def open_expert(
     return expert
 
 
+def _plaintext(layout: Layout, expert: FloatVector) -> bytes:
+    """An expert as safetensors: the same bytes for the same values."""
+    saved: bytes = safetensors.numpy.save(dict(layout.unflatten(expert)))
+    return saved
+
+
 def _strictly(plaintext: bytes, layout: Layout, sender: str) -> FloatVector:
     """Safetensors of exactly the layout, finite, in the one form that :func:`seal_expert` writes."""
     try:
         tensors = safetensors.numpy.load(plaintext)
         vector = layout.flatten(tensors)
-        again = safetensors.numpy.save(dict(layout.unflatten(vector)))
+        again = _plaintext(layout, vector)
     except (FedPalmError, safetensors.SafetensorError, ValueError, KeyError) as error:
         raise SealedExpertError(
             f"the expert of {sender} does not fit its layout: {error}",

@@ -234,7 +234,7 @@ class SiteExchange:
             or sealed != bool(self.sanction)
             or sealed != (self.site in self.signers and len(self.signers) >= 2)
             or (sealed and not self.consent_hash)
-            or (not over and at >= 1 and not self.consent_hash)
+            or (not over and (at >= 1) != bool(self.consent_hash))
             or (not over and (at >= 2) != sealed)
             or (not over and (at >= 3) != bool(self.verified))
             or (self.verified and set(self.verified) != others)
@@ -263,6 +263,7 @@ def _seal(exchange: SiteExchange, event: ExpertSealed) -> SiteExchange:
     sanction = event.sanction
     if (
         sanction.terms != exchange.terms
+        or exchange.site not in sanction.parties
         or sanction.party(exchange.site).consent.hash != exchange.consent_hash
     ):
         raise ConsentError(

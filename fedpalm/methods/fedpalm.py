@@ -22,6 +22,7 @@ closed-set loss shapes the shared expert.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +33,21 @@ from torch.nn.functional import normalize
 from ..errors import LayoutMismatchError
 from ..layout import CLOSED_SET_EXPERT, FloatVector
 from ..models.build import Expert, build_expert
+from ..models.pool import ExpertPool
 from ..plan import TrainingSettings, warm_up_rounds
 from ..privacy.randomness import Randomness
 from .base import RoundContext, SiteImages, SiteUpdate, Tensors
 from .pair import PairSite
-from .training import Batch, Learner, RoundViews, export_tensors, import_tensors
+from .training import (
+    TEMPLATE_BATCH,
+    Batch,
+    Learner,
+    RoundViews,
+    export_tensors,
+    import_tensors,
+    stack,
+    unit,
+)
 
 GLOBAL = "_global"
 """The shared expert's name in the pool; the others carry their site's, which has no underscore."""
@@ -69,6 +80,7 @@ class FedPalmSite(PairSite):
         super().__init__(training, seed, site, images, randomness)
         self._received: dict[str, Expert] = {}
         self._interacting = self._frozen = False
+        self._pool: ExpertPool | None = None
 
     def begin_round(self, context: RoundContext, shared: FloatVector, views: RoundViews) -> None:
         super().begin_round(context, shared, views)
@@ -147,9 +159,20 @@ class FedPalmSite(PairSite):
         Fused templates are [z_c | z_g] / sqrt(2): their cosine is the mean of the two cosines.
         """
         if not self.training.closed_set_fusion:
-            return self.templates(images, shared, self.own_embed)
+            return self._pooled_templates(
+                images, shared, lambda features: self._embed(self.own, self.site, features)
+            )
         length = 2 * self.learner.model.template_length
-        return self.templates(images, shared, self._fused, length)
+        return self._pooled_templates(images, shared, self.fused, length)
+
+    def open_templates(
+        self, images: npt.NDArray[np.float32], shared: FloatVector
+    ) -> npt.NDArray[np.float32]:
+        return self.normalised(
+            self._pooled_templates(
+                images, shared, lambda features: self._embed(self.learner, GLOBAL, features)
+            )
+        )
 
     def embed(self, inputs: Tensor) -> Tensor:
         return self._embed(self.learner, GLOBAL, self._features(inputs))
@@ -157,10 +180,44 @@ class FedPalmSite(PairSite):
     def own_embed(self, inputs: Tensor) -> Tensor:
         return self._embed(self.own, self.site, self._features(inputs))
 
-    def _fused(self, inputs: Tensor) -> Tensor:
-        features = self._features(inputs)
+    def fused(self, features: Features) -> Tensor:
+        """(B, 2 D), both halves of unit length."""
         pair = ((self.own, self.site), (self.learner, GLOBAL))
         return torch.cat([normalize(self._embed(*one, features)) for one in pair], dim=1)
+
+    def experts(self) -> dict[str, Expert]:
+        """Whose features are F of eq 1, as they are now.
+
+        Sorted by site, the global one last: every site sums in the same order.
+        """
+        experts = {self.site: self.own.model.expert} | (self._received if self._interacting else {})
+        return {site: experts[site] for site in sorted(experts)} | {
+            GLOBAL: self.learner.model.expert
+        }
+
+    def _pooled_templates(
+        self,
+        images: npt.NDArray[np.float32],
+        shared: FloatVector,
+        embed: Callable[[Features], Tensor],
+        length: int | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """As :meth:`templates`, of the features that the pool of all experts gives."""
+        torch.set_num_threads(self.training.threads)
+        self.load_shared(shared)
+        experts = self.experts()
+        if self._pool is None or not self._pool.holds(tuple(experts.values())):
+            self._pool = ExpertPool(tuple(experts.values()))
+        parts = []
+        with torch.no_grad():
+            for begin in range(0, len(images), TEMPLATE_BATCH):
+                found = self._pool(torch.tensor(images[begin : begin + TEMPLATE_BATCH]))
+                parts.append(unit(embed(dict(zip(experts, found, strict=True)))))
+        return stack(parts, length or self.learner.model.template_length)
+
+    def _features(self, inputs: Tensor) -> Features:
+        """Each expert by itself, so that what a round averages does not depend on a pool's rounding."""
+        return {name: expert(inputs) for name, expert in self.experts().items()}
 
     def _embed(self, learner: Learner, anchor: str, features: Features) -> Tensor:
         """Of one (model, anchor) pair: (B, D) embeddings, not normalised."""
@@ -174,17 +231,11 @@ class FedPalmSite(PairSite):
                 learner.model.teim.requires_grad_(interacting)
         self.own.model.expert.learn(not frozen)
 
-    def _features(self, inputs: Tensor) -> Features:
-        """Eq 1: the features F of all experts at this site, the frozen ones without a graph.
-
-        Sorted by site, the global one last: every site sums in the same order.
-        """
-        experts = {self.site: self.own.model.expert} | (self._received if self._interacting else {})
-        features = {site: experts[site](inputs) for site in sorted(experts)}
-        return features | {GLOBAL: self.learner.model.expert(inputs)}
-
     def _features_of_frozen(self, views: RoundViews) -> Features:
-        """Features of all views by the experts that do not learn in this round, sorted by site."""
+        """Features of all views by the experts that do not learn in this round, sorted by site.
+
+        Not from a pool: its features differ by rounding, and so would the model that is trained on them.
+        """
         experts = dict(self._received) if self._interacting else {}
         if self._frozen:
             experts[self.site] = self.own.model.expert
@@ -195,7 +246,7 @@ class FedPalmSite(PairSite):
             }
 
     def _batch_features(self, batch: Batch) -> Features:
-        """As :meth:`_features`, with what was computed for the round."""
+        """Of :meth:`experts`, with what was computed for the round; the frozen ones without a graph."""
         features = {site: every[batch.views] for site, every in self._unchanging.items()}
         if self.site not in features:
             features[self.site] = self.own.model.expert(batch.inputs)

@@ -185,15 +185,18 @@ class SingleModelSite:
     def open_templates(
         self, images: npt.NDArray[np.float32], shared: FloatVector
     ) -> npt.NDArray[np.float32]:
-        templates = self.templates(images, shared, self.embed)
+        return self.normalised(self.templates(images, shared, self.embed))
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def normalised(self, templates: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Open-set templates (N, D) as the plan's ``template_normaliser`` makes them."""
         if self.training.template_normaliser == "none":
             return templates
         seed = derive_seed(self.seed, self.site, 0, "normaliser")
         people = OwnPeople.of_views(self.images, self.training.backbone, seed, self.embed)
         averaged = self.learner.model.normaliser
         return people.normaliser(averaged.within if averaged else None)(templates)
-
-    # --- inside -----------------------------------------------------------------------------------
 
     def outputs(self, batch: Batch, dropout: torch.Generator) -> Outputs:
         """Of the model and its head."""
@@ -208,15 +211,14 @@ class SingleModelSite:
         images: npt.NDArray[np.float32],
         shared: FloatVector,
         embed: Callable[[Tensor], Tensor],
-        length: int | None = None,
     ) -> npt.NDArray[np.float32]:
-        """(N, D), or (N, length), unit templates: what ``embed`` makes of prepared images."""
+        """(N, D) unit templates: what ``embed`` makes of prepared images."""
         torch.set_num_threads(self.training.threads)
         self.load_shared(shared)
         with torch.no_grad():
             batches = prepared_batches(self.training.backbone, images)
             parts = [unit(embed(inputs)) for inputs in batches]
-        return stack(parts, length or self.learner.model.template_length)
+        return stack(parts, self.learner.model.template_length)
 
     def round_seed(self, context: RoundContext, purpose: str) -> int:
         """Of what is random in a round; nobody else's under differential privacy."""

@@ -44,7 +44,7 @@ from .ccnet_spec import (
     BlockSpec,
 )
 from .compnet import LearnableGabor
-from .same_conv import same_conv, same_spectrum
+from .same_conv import bank_conv, kernel_bank, same_spectrum
 
 
 def compete(responses: Tensor) -> Tensor:
@@ -95,9 +95,20 @@ class ComprehensiveBlock(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """(F, B, 8) spectrum -> (B, 4384): the maps of the first order, then those of the second."""
-        first = same_conv(spectrum, self.first.gabor.kernels(), IMAGE_SIDE)
+        return self.textures(spectrum, self.banks())
+
+    def banks(self) -> tuple[Tensor, Tensor]:
+        """The transformed kernels of both orders."""
+        return (
+            kernel_bank(self.first.gabor.kernels(), IMAGE_SIDE),
+            kernel_bank(self.second.gabor.kernels(), IMAGE_SIDE // STRIDE),
+        )
+
+    def textures(self, spectrum: Tensor, banks: tuple[Tensor, Tensor]) -> Tensor:
+        """As :meth:`forward`, with the banks that :meth:`banks` gave."""
+        first = bank_conv(spectrum, banks[0], IMAGE_SIDE)
         total = same_spectrum(first.sum(dim=1, keepdim=True))
-        second = same_conv(total, self.second.gabor.kernels(), IMAGE_SIDE // STRIDE)
+        second = bank_conv(total, banks[1], IMAGE_SIDE // STRIDE)
         maps = self.first.maps(first), self.second.maps(second)
         return torch.cat([each.flatten(1) for each in maps], dim=1)
 

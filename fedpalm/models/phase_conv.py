@@ -49,15 +49,38 @@ def phase_conv(spectrum: Tensor, kernel: Tensor) -> Tensor:
     return result
 
 
+def kernel_spectrum(kernels: Tensor) -> Tensor:
+    """(O, 1, k, k) float32 -> (F, 9, O) complex64, for :func:`bank_conv`."""
+    channels = len(kernels)
+    real, imag = torch.split(_matrices(_kernel_phases(kernels)).mT, _PHASES, dim=1)
+    return torch.complex(real, -imag).reshape(_SIDE * _HALF, _PHASES, channels)
+
+
+def bank_conv(spectrum: Tensor, kernels: Tensor, side: int) -> Tensor:
+    """:func:`phase_conv` with kernels that were transformed before; carries no gradient.
+
+    A bank of many kernels is a matrix wide enough for complex products, which read half of what real
+    ones read.
+
+    Args:
+        spectrum: (F, B, 18) float32 of :func:`phase_spectrum`.
+        kernels: (F, 9, O) complex64 of :func:`kernel_spectrum`.
+        side: k.
+    """
+    out = (IMAGE_SIDE - side) // STRIDE + 1
+    images = torch.complex(spectrum[..., :_PHASES], spectrum[..., _PHASES:])
+    product = torch.bmm(images, kernels)
+    grid = product.view(_SIDE, _HALF, -1, kernels.shape[2]).permute(2, 3, 0, 1)
+    return _first(grid, out).contiguous()
+
+
 class _PhaseConv(torch.autograd.Function):
     """Y = X conj(W) a frequency, and for the gradient W' = conj(G)^T X; X is (B, 9), W (9, O)."""
 
     @staticmethod
     def forward(ctx: Any, spectrum: Tensor, kernel: Tensor) -> Tensor:
         channels, _, side, _ = kernel.shape
-        margin = -side % STRIDE
-        phases = F.pixel_unshuffle(F.pad(kernel, (0, margin, 0, margin)), STRIDE)
-        real, imag = torch.split(_matrices(phases).mT, _PHASES, dim=1)
+        real, imag = torch.split(_matrices(_kernel_phases(kernel)).mT, _PHASES, dim=1)
         weights = torch.cat(
             [torch.cat([real, -imag], dim=2), torch.cat([imag, real], dim=2)], dim=1
         )
@@ -81,6 +104,12 @@ class _PhaseConv(torch.autograd.Function):
         return None, kernel[..., : ctx.side, : ctx.side].contiguous()
 
 
+def _kernel_phases(kernels: Tensor) -> Tensor:
+    """(O, 1, k, k) -> (O, 9, ceil(k / 3), ceil(k / 3))."""
+    margin = -kernels.shape[-1] % STRIDE
+    return F.pixel_unshuffle(F.pad(kernels, (0, margin, 0, margin)), STRIDE)
+
+
 def _matrices(images: Tensor) -> Tensor:
     """(B, C, h, w) -> (F, B, 2C): the spectrum, a matrix a frequency, real parts before imaginary."""
     spectrum = torch.view_as_real(torch.fft.rfft2(images, s=(_SIDE, _SIDE)))
@@ -91,11 +120,13 @@ def _matrices(images: Tensor) -> Tensor:
 
 
 def _images(matrices: Tensor, channels: int, side: int) -> Tensor:
-    """Inverse of :func:`_matrices`: (F, B, 2C) -> (B, C, side, side), the first rows and columns.
-
-    Rows that nobody asked for are left out between the two transforms.
-    """
+    """Inverse of :func:`_matrices`: (F, B, 2C) -> (B, C, side, side), the first rows and columns."""
     grid = matrices.view(_SIDE, _HALF, -1, 2, channels).permute(2, 4, 0, 1, 3).contiguous()
-    rows = torch.fft.ifft(torch.view_as_complex(grid), dim=2)[:, :, :side]
+    return _first(torch.view_as_complex(grid), side)
+
+
+def _first(grid: Tensor, side: int) -> Tensor:
+    """(B, C, 45, 23) complex -> (B, C, side, side); rows nobody asked for are left out half way."""
+    rows = torch.fft.ifft(grid, dim=2)[:, :, :side]
     images: Tensor = torch.fft.irfft(rows, n=_SIDE, dim=3)[..., :side]
     return images

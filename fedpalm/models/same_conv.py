@@ -41,15 +41,25 @@ def same_conv(spectrum: Tensor, kernels: Tensor, image_side: int) -> Tensor:
     Returns:
         (B, O, s / 2, s / 2) float32.
     """
-    side, length, out = kernels.shape[-1], _LENGTHS[image_side], image_side // STRIDE
+    return bank_conv(spectrum, kernel_bank(kernels, image_side), image_side)
+
+
+def kernel_bank(kernels: Tensor, image_side: int) -> Tensor:
+    """Kernels of :func:`same_conv` as :func:`bank_conv` takes them, (F, 8, 2 O) float32."""
+    side = kernels.shape[-1]
     before = _MARGIN - side // 2
     after = _GRID - side - before
     centred = F.pad(kernels, (before, after, before, after))
-    weights = _matrices(F.pixel_unshuffle(centred, STRIDE), length).mT
+    weights = _matrices(F.pixel_unshuffle(centred, STRIDE), _LENGTHS[image_side]).mT
     real, imag = torch.split(weights, _PHASES, dim=1)
-    conjugate = torch.cat([torch.cat([real, -imag], dim=2), torch.cat([imag, real], dim=2)], dim=1)
-    product = torch.bmm(spectrum, conjugate)
-    grid = product.view(length, length // 2 + 1, -1, 2, len(kernels)).permute(2, 4, 0, 1, 3)
+    return torch.cat([torch.cat([real, -imag], dim=2), torch.cat([imag, real], dim=2)], dim=1)
+
+
+def bank_conv(spectrum: Tensor, bank: Tensor, image_side: int) -> Tensor:
+    """:func:`same_conv` with kernels that were transformed before."""
+    length, out = _LENGTHS[image_side], image_side // STRIDE
+    product = torch.bmm(spectrum, bank)
+    grid = product.view(length, length // 2 + 1, -1, 2, bank.shape[2] // 2).permute(2, 4, 0, 1, 3)
     images: Tensor = torch.fft.irfft2(torch.view_as_complex(grid.contiguous()), s=(length, length))
     return images[..., :out, :out].contiguous()
 

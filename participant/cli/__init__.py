@@ -20,6 +20,7 @@ from .renew import renew
 from .request import request
 from .run import run
 from .status import status
+from .vault import vault
 
 
 @click.group()
@@ -33,6 +34,6 @@ for _command in (
     *(run, status),
     *(review, approve, refuse, policy),
     *(manifests, egress, exchange, peers, budget, audit),
-    *(evaluate, preflight),
+    *(evaluate, preflight, vault),
 ):
     main.add_command(_command)

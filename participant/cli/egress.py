@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from fedpalm.errors import NotFoundError
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.identity import Identity
 from fedpalm.pki.statement import SignedStatement
+from fedpalm.text import local_time
 
 from ..config import ParticipantConfig
 from ..desk import Desk
@@ -163,13 +163,13 @@ def _tables(
     for entry in entries:
         if entry["kind"] in DATA_KINDS or show_all:
             listed.add_row(
-                _when(entry["time_ms"]),
+                local_time(entry["time_ms"]),
                 entry["kind"],
                 _place(entry),
                 Identity.from_uri(entry["recipient"]).name,
                 f"{entry['bytes']:,}",
                 entry["payload_hash"][:12],
-                _when(entry["receipt_ms"]) if entry["receipt_ms"] else "-",
+                local_time(entry["receipt_ms"]) if entry["receipt_ms"] else "-",
             )
     listed.columns[4].justify = "right"
     summary = Table("kind", "count", "bytes", title="totals")
@@ -186,7 +186,3 @@ def _place(entry: dict[str, Any]) -> str:
     if "round" in entry:
         return f"{entry['run']} round {entry['round']}.{entry['attempt']}"
     return str(entry.get("run", "-"))
-
-
-def _when(time_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ms / 1000))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from fedpalm.ledger.checkpoint import Checkpoint
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.rounds.agreement import PlanOffer
 from fedpalm.rounds.manifest import Countersignature, RoundManifest
+from fedpalm.text import local_time
 
 from ..desk import Desk
 from ..manifests import Fork, ManifestBook
@@ -115,7 +115,7 @@ def _shown(found: dict[str, Any]) -> Group:
         table.add_row(
             str(one["seq"]),
             f"{one['round']}.{one['attempt']}",
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["sealed_ms"] / 1000)),
+            local_time(one["sealed_ms"]),
             one["model_hash"][:12],
             ", ".join(one["cohort"]),
             "all" if signed == set(one["cohort"]) else ", ".join(sorted(signed)) or "-",

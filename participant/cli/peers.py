@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 from rich.text import Text
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
+from fedpalm.text import local_time
 
 from ..desk import Desk
 from ..peers import Member, Peer, PeerBook, roster_code
@@ -140,10 +140,12 @@ def _data(peer: Peer) -> dict[str, Any]:
 
 def _words(peer: Peer) -> str:
     confirmed = (
-        "not confirmed" if peer.confirmed_ms is None else f"confirmed {_date(peer.confirmed_ms)}"
+        "not confirmed"
+        if peer.confirmed_ms is None
+        else f"confirmed {local_time(peer.confirmed_ms)}"
     )
     lines = [
-        f"{peer.site}, since {_date(peer.since_ms)}, {confirmed}",
+        f"{peer.site}, since {local_time(peer.since_ms)}, {confirmed}",
         f"  known    {peer.key_id}",
     ]
     if peer.other is not None:
@@ -168,7 +170,3 @@ def _code_words(run_id: str, code: str, known: list[Peer], unseen: list[str]) ->
             f"{run_id}"
         )
     return "\n".join(lines)
-
-
-def _date(at_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_ms / 1000))

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
-from safetensors import SafetensorError
 from safetensors.numpy import load, load_file
 
 from fedpalm.plan import CodecSettings
 from fedpalm.secagg.codec import FixedPointCodec
 from fedpalm.wire.v1.federation_pb2 import UploadRequest
+from participant.config import Home
+from participant.store import file_purpose
+from participant.vault import Vault
+from participant.vault_secret import KeyFile
 
 from .harness import RealFederation, run_cli, run_json
 from .wire_tap import WireTap
@@ -92,17 +95,23 @@ class PrivateTensors:
     """Every private tensor that a site persisted while somebody looked."""
 
     def __init__(self, home: Path) -> None:
-        self._state = home / "state"
+        self._home = Home(home)
+        self._vault: Vault | None = None
         self._seen: set[str] = set()
         self.tensors: dict[str, np.ndarray] = {}
         self.needles: set[bytes] = set()
 
     def look(self) -> None:
-        for path in self._state.glob("**/*"):
+        if not self._home.vault_header.exists():
+            return
+        if self._vault is None:
+            self._vault = Vault(self._home, KeyFile(self._home.vault_key), in_use=True)
+        for path in self._home.state.glob("*.safetensors"):
             # A state that was replaced between the listing and the reading is seen next time.
-            with contextlib.suppress(OSError, SafetensorError):
-                if str(path) not in self._seen and path.is_file():
-                    for name, tensor in load(path.read_bytes()).items():
+            with contextlib.suppress(OSError):
+                if str(path) not in self._seen:
+                    data = self._vault.open(file_purpose(path.name), path.read_bytes())
+                    for name, tensor in load(data).items():
                         self.tensors[name] = tensor
                         self.needles |= _needles(tensor)
                     self._seen.add(str(path))
@@ -134,10 +143,15 @@ def test_no_head_no_closed_set_tensor_and_no_expert_in_the_clear_ever_travels(
         run.run_site(site)
     run.operator("start")
 
+    relayed: dict[str, bytes] = {}
+
     def look_until(state: str, *path: str) -> Callable[[], bool]:
         def check() -> bool:
             for one in private.values():
                 one.look()
+            for file in (run.coordinator_home / "spool" / "exchange").glob("*/*"):
+                with contextlib.suppress(FileNotFoundError):
+                    relayed[file.name] = file.read_bytes()
             status = run.status_or_none()
             for key in path:
                 status = status[key]
@@ -146,7 +160,7 @@ def test_no_head_no_closed_set_tensor_and_no_expert_in_the_clear_ever_travels(
         return check
 
     run.wait_for(look_until("completed"), "the run")
-    run.operator("exchange", "start")
+    run.operator("exchange", "propose", "--purpose", "to verify at all sites")
     for site in run.sites:
         run.wait_for(
             lambda site=site: (
@@ -163,6 +177,9 @@ def test_no_head_no_closed_set_tensor_and_no_expert_in_the_clear_ever_travels(
     assert "grpc" in maps and "torch" not in maps
     run.stop()
 
+    assert relayed, "no sealed expert was seen at the coordinator"
+    kept = [*relayed.values()]
+    kept += [path.read_bytes() for path in run.coordinator_home.rglob("*") if path.is_file()]
     public = [path.read_bytes() for path in (run.coordinator_home / "models").glob("*.f32")]
     model_needles = _needles(load_file(model)["open_set.embedding.weight"])
     for site in run.sites:
@@ -173,8 +190,15 @@ def test_no_head_no_closed_set_tensor_and_no_expert_in_the_clear_ever_travels(
         assert any("head" in n for n in hidden) and any("closed" in n for n in hidden)
         needles = private[site].needles - _found(private[site].needles, public)
         assert len(needles) > 10_000
+        at_rest = [
+            path.read_bytes()
+            for path in run.site_home(site).rglob("*")
+            if path.is_file() and path.suffix not in (".f32", ".update")
+        ]
+        assert not _found(needles, at_rest), "a private tensor lies in the clear"
         assert not _found(needles, sent), "a private tensor travelled"
         assert not _found(needles, received), "a private tensor came back in the clear"
+        assert not _found(needles, kept), "a private tensor lies at the coordinator"
 
         updates = _updates(taps[site], len(run.sites), model)
         assert len(updates) == ROUNDS

@@ -7,8 +7,9 @@ from functools import cache
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fedpalm.exchange.consent import Consent, SignedConsent, sign_consent, verify_consents
-from fedpalm.exchange.sealing import seal_expert
+from fedpalm.exchange.consent import Consent, Coverage, Sanction, commit
+from fedpalm.exchange.receipt import ExpertReceipt
+from fedpalm.exchange.sealing import expert_hash, seal_expert
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.layout import Layout, TensorSpec
 from fedpalm.ledger.bodies import EntryKind
@@ -138,7 +139,6 @@ def receipt() -> SignedStatement:
         site="north",
         payload="update",
         place=f"{RUN}/1/1",
-        recipient="",
         payload_hash="1" * 64,
         payload_bytes=260,
         received_ms=1,
@@ -147,33 +147,66 @@ def receipt() -> SignedStatement:
 
 
 @cache
-def _consents() -> dict[str, SignedConsent]:
-    terms = ExchangeTerms.of(plan(), RUN, "exchange-1")
+def exchange_terms() -> ExchangeTerms:
+    expires_ms = round((time.time() + 86_400) * 1000)
+    return ExchangeTerms.of(
+        plan(), RUN, "exchange-1", number=1, purpose="fuzzing", expires_ms=expires_ms
+    )
+
+
+def terms() -> SignedStatement:
+    return exchange_terms().sign(coordinator())
+
+
+@cache
+def _consents() -> dict[str, SignedStatement]:
     made = {}
+    about = exchange_terms()
+    own = expert_hash(plan().released_layout, rehearsal_vector(plan().released_layout, 0))
     for site in ROSTER:
-        member = identity(Role.PARTICIPANT, site)
-        consent = Consent(terms, site, HybridKey.generate().public_bytes)
-        made[site] = sign_consent(consent, member.signing_key, member.chain)
+        said = Consent(
+            federation=FEDERATION,
+            terms=about,
+            site=site,
+            recipient_key=HybridKey.generate().public_bytes.hex(),
+            commitment=commit(about.plan_hash, site, bytes(32), own),
+            log_size=7,
+            log_root="3" * 64,
+            privacy=Coverage(unit="subject", epsilon="2.5", delta="0.001"),
+        )
+        made[site] = said.sign(identity(Role.PARTICIPANT, site))
     return made
 
 
-def consent() -> SignedConsent:
+def consent() -> SignedStatement:
     return _consents()["north"]
 
 
 @cache
 def sealed() -> bytes:
-    terms = ExchangeTerms.of(plan(), RUN, "exchange-1")
-    agreement = verify_consents(_consents().values(), terms, north().anchors, now=time.time())
+    sanction = Sanction(_consents().values(), exchange_terms(), north().anchors, now=time.time())
     layout = plan().released_layout
     return seal_expert(
         rehearsal_vector(layout, 0),
         layout,
-        agreement,
+        sanction,
         sender="north",
-        recipient="south",
+        salt=bytes(32),
         signing_key=north().signing_key,
-    ).to_bytes()
+    )[0].to_bytes()
+
+
+def expert_receipt() -> SignedStatement:
+    said = ExpertReceipt(
+        federation=FEDERATION,
+        site="north",
+        run=RUN,
+        exchange_id="exchange-1",
+        sanction="1" * 64,
+        experts={"south": "2" * 64},
+        opened_ms=1,
+    )
+    return said.sign(north())
 
 
 @cache

@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fedpalm.errors import FedPalmError
-from fedpalm.exchange.consent import SignedConsent
+from fedpalm.exchange.consent import Consent
+from fedpalm.exchange.receipt import ExpertReceipt
 from fedpalm.exchange.sealing import SealedExpert
+from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.ledger.checkpoint import Checkpoint
 from fedpalm.ledger.entries import Entry
 from fedpalm.pki.bundle import chain_from_pem
@@ -30,7 +32,7 @@ from fedpalm.plan import Plan
 from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
 from fedpalm.rounds.manifest import Countersignature, RoundManifest
 from fedpalm.rounds.receipt import PayloadReceipt
-from fedpalm.wire import consents, masking, membership, statements
+from fedpalm.wire import masking, membership, statements
 from fedpalm.wire.limits import parse_message
 from fedpalm.wire.v1 import federation_pb2, masking_pb2, membership_pb2, operator_pb2
 
@@ -87,7 +89,6 @@ def _use(message: Message) -> None:
     for spec, value in message.ListFields():
         for item in value if spec.is_repeated else [value]:
             if isinstance(item, federation_pb2.SignedStatement):
-                consents.from_wire(item)
                 statements.from_wire(item)
             elif isinstance(item, masking_pb2.MaskingMessage):
                 masking.from_wire(item)
@@ -128,9 +129,11 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], Callable[[], bytes]]] = {
             (Countersignature, lambda: samples.countersignature().statement),
             (PayloadReceipt, lambda: samples.receipt().statement),
             (Checkpoint, lambda: samples.checkpoint().statement),
+            (ExchangeTerms, lambda: samples.terms().statement),
+            (Consent, lambda: samples.consent().statement),
+            (ExpertReceipt, lambda: samples.expert_receipt().statement),
         )
     },
-    "consent": (SignedConsent.from_bytes, lambda: samples.consent().to_bytes()),
     "log entry": (Entry.from_bytes, samples.entry),
     # Whoever parses a plan asks for its canonical bytes next.
     "plan": (
@@ -146,7 +149,8 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], Callable[[], bytes]]] = {
 
 JSON = [
     *("signed statement", "PlanOffer", "PlanAnswer", "RoundManifest", "Countersignature"),
-    *("PayloadReceipt", "Checkpoint", "consent", "log entry", "plan"),
+    *("PayloadReceipt", "Checkpoint", "ExchangeTerms", "Consent", "ExpertReceipt"),
+    *("log entry", "plan"),
 ]
 
 

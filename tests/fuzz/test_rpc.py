@@ -50,6 +50,7 @@ from tests.support.agreement import answer, countersignature
 from tests.support.coordinator import RunningCoordinator, World
 from tests.support.pki import TestAuthority
 
+from . import samples as documents
 from .inputs import COPIES, INPUTS, MAX_GROWTH_MIB, broken, messages, resident_mib
 
 SERVICES = [
@@ -222,7 +223,7 @@ def _samples(
         payload_bytes=len(payload),
     )
     exchange = f.ExchangeRef(run_id=run_id, exchange_id="exchange-1")
-    sealed = f.SealedExpertRef(exchange=exchange, sender="north", recipient="south")
+    sealed = f.SealedExpertRef(exchange=exchange, sender="north")
     run = o.RunRef(run_id=run_id)
     return {
         "Federation/Hello": [f.HelloRequest(protocol_versions=[1], site_id="north")],
@@ -280,7 +281,19 @@ def _samples(
             f.UploadExpertRequest(chunk=f.Chunk(offset=0, data=bytes(64))),
         ],
         "Federation/DownloadSealedExpert": [sealed],
-        "Federation/ConfirmExperts": [f.ConfirmExpertsRequest(ref=exchange, site_id="north")],
+        "Federation/SendExpertKeys": [
+            f.ExpertKeysRequest(
+                ref=exchange,
+                site_id="north",
+                keys=[f.WrappedKey(sender="north", recipient="south", wrapped=bytes(1168))],
+            )
+        ],
+        "Federation/FetchExpertKeys": [exchange],
+        "Federation/ConfirmExperts": [
+            f.ConfirmExpertsRequest(
+                ref=exchange, site_id="north", receipt=to_wire(documents.expert_receipt())
+            )
+        ],
         "Membership/Renew": [m.RenewRequest(request=_request("north", north))],
         "Membership/FetchTrust": [m.FetchTrustRequest()],
         "Enrolment/Enrol": [
@@ -292,8 +305,11 @@ def _samples(
         ],
         **{
             f"Operator/{name}": [run]
-            for name in ("StartRun", "ResumeRun", "WatchRun", "StartExchange", "CancelExchange")
+            for name in ("StartRun", "ResumeRun", "WatchRun", "CancelExchange")
         },
+        "Operator/ProposeExchange": [
+            o.ProposeExchangeRequest(run_id=run_id, purpose="fuzzing", valid_ms=60_000)
+        ],
         # Not this run: it has to go on for what comes after.
         "Operator/AbortRun": [o.AbortRunRequest(run_id="another-run", reason="fuzz")],
         "Operator/ExportModel": [o.ExportModelRequest(run_id=run_id)],

@@ -12,7 +12,8 @@ from typing import Any
 
 from fedpalm.audit.bundle import Contents, PlanRecord, write_bundle
 from fedpalm.audit.trust import Trust
-from fedpalm.exchange.consent import Consent, SignedConsent, sign_consent
+from fedpalm.exchange.consent import Consent, Coverage, Party, commit, sanction_hash, verify_consent
+from fedpalm.exchange.sealing import sealed_bytes
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.ledger.bodies import Body, EntryKind
 from fedpalm.ledger.chain import Head, append
@@ -47,8 +48,10 @@ def digest(*parts: object) -> str:
 
 
 def make_plan(rounds: int = 3, sites: tuple[str, ...] = SITES, **privacy: Any) -> Plan:
-    """A plan with DP by person, unless ``unit`` says otherwise; ``masking`` and ``experts`` are its own."""
+    """A plan with DP by person, unless ``unit`` says otherwise; ``masking``, ``experts`` and
+    ``without_refusers`` are its own."""
     masking, experts = privacy.pop("masking", "none"), privacy.pop("experts", False)
+    without_refusers = privacy.pop("without_refusers", False)
     draft = PlanDraft.model_validate(
         {
             "name": "palms",
@@ -56,6 +59,7 @@ def make_plan(rounds: int = 3, sites: tuple[str, ...] = SITES, **privacy: Any) -
             "rounds": rounds,
             "quorum": 3 if masking == "secagg" else 2,
             "masking": masking,
+            "exchange_without_refusers": without_refusers,
             "training": {
                 "privacy": {
                     "unit": "subject",
@@ -150,13 +154,11 @@ class World:
     def receipt(self, sent: Entry) -> None:
         body = sent.body
         names = ("run", "round", "attempt", "exchange")
-        to = Identity.from_uri(str(body["recipient"]))
         said = PayloadReceipt(
             federation=FEDERATION,
             site=SITE,
             payload=body["payload"],
             place="/".join(str(body[name]) for name in names if name in body),
-            recipient=to.name if to.role is Role.PARTICIPANT else "",
             payload_hash=body["payload_hash"],
             payload_bytes=body["bytes"],
             received_ms=self.clock_ms,
@@ -344,48 +346,126 @@ class World:
         self.receipt(sent)
         return sent
 
-    def exchange(self, *, consenting: Iterable[str] | None = None, approve: bool = True) -> None:
-        """The deployment exchange: every consent, then the site's expert to each other site."""
-        terms = ExchangeTerms.of(self.plan, self.run, EXCHANGE)
-        place = {"run": self.run, "exchange": EXCHANGE}
-        named = {"plan_hash": self.plan.hash.hex()}
-        layout_hash = self.plan.released_layout.hash.hex()
-        consents = {name: self.consent(name, terms) for name in self.plan.roster}
-        if approve:
-            self.log(
-                EntryKind.EXCHANGE_APPROVED,
-                {
-                    **place,
-                    **named,
-                    "consent_hash": consents[SITE].consent.hash.hex(),
-                    "layout_hash": layout_hash,
-                },
-            )
-        self.send("consent", 4000, place)
-        for name in self.plan.roster if consenting is None else consenting:
-            self.contents["consents"].append(consents[name].to_bytes())
-        for other in terms.others(SITE):
-            recipient = Identity(FEDERATION, Role.PARTICIPANT, other).uri
-            self.log(
-                EntryKind.EXPERT_RELEASED,
-                {
-                    **place,
-                    **named,
-                    "expert_hash": digest("expert"),
-                    "sealed_hash": digest("sealed", other),
-                    "recipient": recipient,
-                },
-            )
-            size = 4 * self.plan.released_layout.size + 1800
-            sent = self.send(
-                "sealed_expert", size, place, recipient=recipient, layout_hash=layout_hash
-            )
-            self.receipt(sent)
+    def terms(self, exchange: str = EXCHANGE, **changes: Any) -> ExchangeTerms:
+        """Of exchange 1, valid for a day from now on."""
+        values = {
+            "number": 1,
+            "purpose": "verification",
+            "expires_ms": self.clock_ms + 86_400_000,
+            **changes,
+        }
+        return ExchangeTerms.of(self.plan, self.run, exchange, **values)
 
-    def consent(self, name: str, terms: ExchangeTerms) -> SignedConsent:
-        identity = self.sites[name]
-        consent = Consent(terms, name, HybridKey.generate().public_bytes)
-        return sign_consent(consent, identity.signing_key, identity.chain)
+    def consents(self, terms: ExchangeTerms, **own: Any) -> dict[str, SignedStatement]:
+        """A yes of everybody on the roster; ``own`` changes what this site's says."""
+        made = {}
+        for name in self.plan.roster:
+            values = {
+                "federation": FEDERATION,
+                "terms": terms,
+                "site": name,
+                "recipient_key": HybridKey.generate().public_bytes.hex(),
+                "commitment": commit(terms.plan_hash, name, bytes(32), digest("expert", name)),
+                "log_size": len(self.entries),
+                "log_root": self._tree.root(len(self.entries)).hex(),
+                "privacy": self.coverage(),
+                **(own if name == SITE else {}),
+            }
+            made[name] = Consent(**values).sign(self.sites[name])
+        return made
+
+    def coverage(self) -> Coverage:
+        """What the log was charged with so far."""
+        if not self.charges:
+            return Coverage()
+        epsilon = repr(epsilon_pld(self.charges, self.delta))
+        unit = self.plan.draft.privacy.unit
+        return Coverage(unit=unit, epsilon=epsilon, delta=repr(self.delta))
+
+    def exchange(
+        self,
+        *,
+        terms: ExchangeTerms | None = None,
+        consents: Mapping[str, SignedStatement] | None = None,
+        signers: Iterable[str] | None = None,
+        approved: Mapping[str, Any] | None = None,
+        released: Mapping[str, Any] | None = None,
+        sealed: Mapping[str, Any] | None = None,
+        keys: Mapping[str, Any] | None = None,
+        steps: Iterable[str] = ("approve", "release", "seal", "keys"),
+    ) -> None:
+        """One exchange as the agent does it; each argument makes one thing of it wrong.
+
+        Args:
+            signers: whose consents the site seals under and to.
+            approved, released, sealed, keys: fields of the entries that say something else.
+            steps: in which order what is logged.
+        """
+        terms = terms or self.terms()
+        consents = consents or self.consents(terms)
+        signers = sorted(self.plan.roster if signers is None else signers)
+        place = {"run": terms.run, "exchange": terms.exchange_id}
+        common = {**place, "plan_hash": terms.plan_hash}
+        others = [name for name in signers if name != SITE]
+        sanction = sanction_hash(terms, self.parties(terms, consents, signers)).hex()
+        own = Consent.read(consents[SITE])
+
+        def approve() -> None:
+            body = {
+                **common,
+                "number": terms.number,
+                "consent_hash": own.hash.hex(),
+                "commitment": own.commitment,
+                "layout_hash": terms.layout_hash,
+            }
+            self.log(EntryKind.EXCHANGE_APPROVED, {**body, **(approved or {})})
+            self.send("consent", 5000, place)
+
+        def refuse() -> None:
+            self.log(EntryKind.EXCHANGE_REFUSED, common)
+
+        def release() -> None:
+            for other in others:
+                body = {
+                    **common,
+                    "sanction": sanction,
+                    "expert_hash": digest("expert"),
+                    "sealed_hash": digest("sealed"),
+                    "recipient": Identity(FEDERATION, Role.PARTICIPANT, other).uri,
+                }
+                self.log(EntryKind.EXPERT_RELEASED, {**body, **(released or {})})
+
+        def seal() -> None:
+            layout = self.plan.released_layout
+            size = sealed_bytes(layout, terms, sender=SITE, recipients=others)
+            body = {"bytes": size, "layout_hash": terms.layout_hash, **(sealed or {})}
+            self.receipt(self.send("sealed_expert", int(body.pop("bytes")), place, **body))
+
+        def send_keys() -> None:
+            body = {
+                "bytes": 1250 * len(others),
+                "payload_hash": digest("keys", terms.exchange_id),
+                **(keys or {}),
+            }
+            self.send("expert_keys", int(body.pop("bytes")), place, **body)
+
+        does = {
+            "approve": approve,
+            "refuse": refuse,
+            "release": release,
+            "seal": seal,
+            "keys": send_keys,
+        }
+        for step in steps:
+            does[step]()
+        self.contents["consents"] += [consents[name].to_bytes() for name in signers]
+
+    def parties(
+        self, terms: ExchangeTerms, consents: Mapping[str, SignedStatement], names: Iterable[str]
+    ) -> dict[str, Party]:
+        now = self.own.leaf.not_valid_before_utc.timestamp() + 600
+        anchors = self.own.anchors
+        return {name: verify_consent(consents[name], terms, anchors, now=now) for name in names}
 
     def close(self) -> None:
         """The checkpoint that ends a run."""

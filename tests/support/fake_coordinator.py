@@ -22,6 +22,8 @@ from fedpalm.errors import (
     StateError,
     UnavailableError,
 )
+from fedpalm.exchange.receipt import ExpertReceipt
+from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.methods.contribution import codec_for
 from fedpalm.methods.rules import server_rule
@@ -108,7 +110,6 @@ class FakeConnection:
             return
         else:
             place = {"run": ref.exchange.run_id, "exchange": ref.exchange.exchange_id}
-            recipient = f"spiffe://{FEDERATION}/participant/{ref.recipient}"
         announced = {
             **place,
             "recipient": recipient,
@@ -138,6 +139,14 @@ class FakeConnection:
         assert digest in logged, f"{method} left the site unlogged"
 
 
+def exchange_terms(
+    world: World, plan: Plan, run: str = "toy-1", exchange_id: str = "exchange-1", **changes: Any
+) -> SignedStatement:
+    """What the coordinator proposes to a plan's sites, signed."""
+    values = {"number": 1, "purpose": "to verify at all sites", "expires_ms": 2**52} | changes
+    return ExchangeTerms.of(plan, run, exchange_id, **values).sign(world.coordinator)
+
+
 class FakeCoordinator:
     """One run on one coordinator, level-triggered: who connects is told where things stand.
 
@@ -159,7 +168,7 @@ class FakeCoordinator:
         self.head = ManifestHead.start(plan, run_id)
         self.countersignatures: dict[tuple[int, int], dict[str, SignedStatement]] = {}
         self.absent_sign = True
-        self.receipts: dict[tuple[str, str, str], SignedStatement] = {}
+        self.receipts: dict[tuple[str, str], SignedStatement] = {}
         self.codec = codec_for(plan)
         self.round, self.attempt = 1, 1
         self.models = {1: initial_vector().astype("<f4").tobytes()}
@@ -177,8 +186,9 @@ class FakeCoordinator:
         self.exchange_state = ""
         self.consents: dict[str, wire.SignedStatement] = {}
         self.refusals: dict[str, str] = {}
-        self.sealed: dict[tuple[str, str], bytes] = {}
-        self.confirmed: set[str] = set()
+        self.sealed: dict[str, bytes] = {}
+        self.keys: dict[str, dict[str, bytes]] = {}
+        self.confirmed: dict[str, ExpertReceipt] = {}
 
     @asynccontextmanager
     async def connect(self, site: Site) -> AsyncIterator[FakeConnection]:
@@ -348,7 +358,7 @@ class FakeCoordinator:
         self._check_header(site, header)
         done = self.accepted.get(site)
         if done is not None and hashlib.sha256(done).digest() == header.payload_hash:
-            receipt = self._receipt(site, "update", _round_place(header.ref), "", done)
+            receipt = self._receipt(site, "update", _round_place(header.ref), done)
             return wire.OffsetReply(offset=len(done), receipt=receipt)
         return wire.OffsetReply(offset=len(self.partial.get((site, header.payload_hash), b"")))
 
@@ -376,7 +386,7 @@ class FakeCoordinator:
         digest = header.payload_hash.hex()
         self.deliveries.append((site, header.ref.round, header.ref.attempt, digest))
         self.accepted[site] = data
-        receipt = self._receipt(site, "update", _round_place(header.ref), "", data)
+        receipt = self._receipt(site, "update", _round_place(header.ref), data)
         self._advance()
         self.fail_if_due("receipt")
         return receipt
@@ -384,14 +394,18 @@ class FakeCoordinator:
     async def ListReceipts(
         self, site: str, request: wire.ListReceiptsRequest
     ) -> AsyncIterator[wire.SignedStatement]:
-        for (owner, place, _), signed in self.receipts.items():
+        for (owner, place), signed in self.receipts.items():
             if owner == site and place.startswith(f"{request.run_id}/"):
                 yield to_wire(signed)
 
     # --- the exchange -----------------------------------------------------------------------------
 
+    def terms(self, exchange_id: str = "exchange-1", **changes: Any) -> SignedStatement:
+        """Signed terms of an exchange of the run."""
+        return exchange_terms(self.world, self.plan, self.run_id, exchange_id, **changes)
+
     def propose_exchange(self) -> None:
-        self.exchange_state = "consenting"
+        self.exchange_state = "proposed"
         self._tell_all()
 
     def SendConsent(self, site: str, request: wire.ConsentRequest) -> wire.ConsentReply:
@@ -401,7 +415,7 @@ class FakeCoordinator:
             self._tell_all()
             return wire.ConsentReply()
         assert self.consents.setdefault(site, request.consent) == request.consent
-        if set(self.consents) == set(self.expected) and self.exchange_state == "consenting":
+        if set(self.consents) == set(self.expected) and self.exchange_state == "proposed":
             self.exchange_state = "sealing"
             self._tell_all()
         return wire.ConsentReply()
@@ -425,26 +439,43 @@ class FakeCoordinator:
         assert header is not None
         assert header.ref.sender == site
         self.fail_if_due("UploadSealedExpert")
-        pair = (site, header.ref.recipient)
-        assert self.sealed.setdefault(pair, bytes(data)) == bytes(data), "sealed twice"
-        if len(self.sealed) == len(self.expected) * (len(self.expected) - 1):
-            self.exchange_state = "delivering"
+        assert self.sealed.setdefault(site, bytes(data)) == bytes(data), "sealed twice"
+        if len(self.sealed) == len(self.expected) and self.exchange_state == "sealing":
+            self.exchange_state = "revealing"
             self._tell_all()
         place = f"{self.run_id}/{header.ref.exchange.exchange_id}"
-        return self._receipt(site, "sealed_expert", place, header.ref.recipient, bytes(data))
+        return self._receipt(site, "sealed_expert", place, bytes(data))
 
     async def DownloadSealedExpert(
         self, site: str, request: wire.SealedExpertRef
     ) -> AsyncIterator[wire.Chunk]:
-        assert request.recipient == site
-        async for chunk in send_buffer(self.sealed[request.sender, site]):
+        async for chunk in send_buffer(self.sealed[request.sender]):
             yield chunk
+
+    def SendExpertKeys(self, site: str, request: wire.ExpertKeysRequest) -> wire.ExpertKeysReply:
+        assert len(self.sealed) == len(self.expected), "a key left before every expert was here"
+        keys = {key.recipient: key.wrapped for key in request.keys}
+        assert self.keys.setdefault(site, keys) == keys
+        if len(self.keys) == len(self.expected) and self.exchange_state == "revealing":
+            self.exchange_state = "delivering"
+            self._tell_all()
+        return wire.ExpertKeysReply()
+
+    async def FetchExpertKeys(
+        self, site: str, request: wire.ExchangeRef
+    ) -> AsyncIterator[wire.WrappedKey]:
+        for sender, keys in self.keys.items():
+            if sender != site:
+                yield wire.WrappedKey(sender=sender, recipient=site, wrapped=keys[site])
 
     def ConfirmExperts(
         self, site: str, request: wire.ConfirmExpertsRequest
     ) -> wire.ConfirmExpertsReply:
-        self.confirmed.add(site)
-        if self.confirmed == set(self.expected):
+        signed = from_wire(request.receipt)
+        receipt = ExpertReceipt.open(signed, self.world.coordinator.anchors, now=time.time())
+        assert receipt.site == site
+        self.confirmed[site] = receipt
+        if set(self.confirmed) == set(self.expected):
             self.exchange_state = "completed"
             self._tell_all()
         return wire.ConfirmExpertsReply()
@@ -480,13 +511,15 @@ class FakeCoordinator:
     def _exchange(self) -> list[wire.Instruction]:
         ref = wire.ExchangeRef(run_id=self.run_id, exchange_id="exchange-1")
         match self.exchange_state:
-            case "consenting":
-                proposed = wire.ExchangeProposed(ref=ref, plan_hash=self.plan.hash)
+            case "proposed":
+                proposed = wire.ExchangeProposed(ref=ref, terms=to_wire(self.terms()))
                 return [wire.Instruction(exchange_proposed=proposed)]
             case "sealing":
                 return [wire.Instruction(seal_experts=wire.SealExperts(ref=ref))]
+            case "revealing":
+                return [wire.Instruction(reveal_keys=wire.RevealKeys(ref=ref))]
             case "delivering":
-                return [wire.Instruction(fetch_experts=wire.FetchExperts(ref=ref))]
+                return [wire.Instruction(open_experts=wire.OpenExperts(ref=ref))]
             case "completed" | "cancelled":
                 closed = wire.ExchangeClosed(ref=ref, completed=self.exchange_state == "completed")
                 return [wire.Instruction(exchange_closed=closed)]
@@ -509,20 +542,17 @@ class FakeCoordinator:
     def ref(self) -> wire.RoundRef:
         return wire.RoundRef(run_id=self.run_id, round=self.round, attempt=self.attempt)
 
-    def _receipt(
-        self, site: str, payload: Any, place: str, recipient: str, data: bytes
-    ) -> wire.Receipt:
+    def _receipt(self, site: str, payload: Any, place: str, data: bytes) -> wire.Receipt:
         receipt = PayloadReceipt(
             federation=FEDERATION,
             site=site,
             payload=payload,
             place=place,
-            recipient=recipient,
             payload_hash=hashlib.sha256(data).hexdigest(),
             payload_bytes=len(data),
             received_ms=1,
         ).sign(self.world.coordinator)
-        given = self.receipts.setdefault((site, place, recipient), receipt)
+        given = self.receipts.setdefault((site, place), receipt)
         return wire.Receipt(receipt=to_wire(given))
 
     def _check_header(self, site: str, header: wire.UpdateHeader) -> None:

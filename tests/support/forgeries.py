@@ -18,7 +18,7 @@ from fedpalm.ledger.entries import Entry
 from fedpalm.ledger.merkle import root
 from fedpalm.pki.identity import Role
 from fedpalm.pki.statement import SignedStatement
-from tests.support.audit import SITE, World, again, digest
+from tests.support.audit import SITE, World, again, digest, make_plan
 
 Forged = tuple[bytes, set[Exit]]
 Forgery = Callable[[Random, World], Forged]
@@ -357,6 +357,38 @@ def two_disjoint_witness_sets(rng: Random, world: World) -> Forged:
     return other.bundle(), FORKED if cut >= 2 else {Exit.UNWITNESSED}
 
 
+def release_an_expert_under_no_sanction(rng: Random, world: World) -> Forged:
+    """Somebody's yes, the approval, the record or the order is missing, or says something else."""
+    other = World(make_plan(unit="none", experts=True), authority=world.authority)
+    other.sites, other.coordinator = world.sites, world.coordinator
+    other.join()
+    other.round(1)
+    site, elsewhere = rng.choice(other.plan.roster[1:]), rng.randbytes(32).hex()
+    other.exchange(
+        **rng.choice(
+            [
+                {"signers": [name for name in other.plan.roster if name != site]},
+                {
+                    "steps": rng.choice(
+                        [("release", "seal"), ("approve", "refuse", "release", "seal")]
+                    )
+                },
+                {
+                    "steps": rng.choice(
+                        [("approve", "seal"), ("approve", "release", "keys", "seal")]
+                    )
+                },
+                {"approved": {rng.choice(["consent_hash", "commitment"]): elsewhere}},
+                {"released": {"sanction": elsewhere}},
+                {"sealed": {"bytes": rng.randint(0, 20_000)}},
+                {"keys": {"bytes": rng.randint(10_000, 1_000_000)}},
+                {"terms": other.terms(expires_ms=other.clock_ms - rng.randint(10**6, 10**9))},
+            ]
+        )
+    )
+    return other.bundle(), {Exit.UNCHARGED}
+
+
 def _lied(rng: Random, world: World, lie: dict[str, object]) -> bytes:
     """Two rounds, the second with a lie in it, and all of it witnessed."""
     other = _like(world)
@@ -388,6 +420,7 @@ RESIGNED: tuple[Forgery, ...] = (
 )
 LIVED: tuple[Forgery, ...] = (
     *(send_without_a_charge, charge_another_mechanism, send_something_more),
+    release_an_expert_under_no_sanction,
     *(claim_another_epsilon, pass_the_budget, two_disjoint_witness_sets),
 )
 FORGERIES = (*KEYLESS, *SEALED, *RESIGNED, *LIVED)

@@ -9,7 +9,7 @@ from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.manifest import ManifestHead, RoundManifest
 from fedpalm.rounds.receipt import PayloadReceipt
-from participant.outgoing import OutgoingPayload, PayloadKind
+from participant.outgoing import OutgoingPayload
 from tests.support.agreement import countersignature
 from tests.support.participant import FEDERATION, Site, World
 
@@ -77,13 +77,11 @@ class Chain:
 
 def receipt_for(world: World, sent: OutgoingPayload, /, **changes: Any) -> SignedStatement:
     """The coordinator's receipt for what ``north`` sent, with these fields changed."""
-    sealed = sent.kind is PayloadKind.SEALED_EXPERT
     values = {
         "federation": FEDERATION,
         "site": "north",
         "payload": sent.kind.value,
         "place": str(sent.place),
-        "recipient": sent.recipient.rpartition("/")[2] if sealed else "",
         "payload_hash": sent.payload_hash.hex(),
         "payload_bytes": sent.size,
         "received_ms": 1,

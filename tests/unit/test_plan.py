@@ -7,7 +7,7 @@ import pytest
 
 from fedpalm.errors import ConfigError
 from fedpalm.ledger.witness import enough_witnesses
-from fedpalm.plan import Plan, PlanDraft
+from fedpalm.plan import Plan, PlanDraft, warm_up_rounds
 from fedpalm.settings import parse_settings
 
 
@@ -50,6 +50,7 @@ def test_a_plan_survives_its_bytes_with_the_same_hash() -> None:
         draft(reproducible=True),
         draft(training={"learning_rate": 0.002}),
         draft(codec={"clip_abs": 0.25}),
+        draft(exchange_without_refusers=True),
         {"continues": CONTINUES},
     ],
 )
@@ -75,6 +76,9 @@ def test_every_part_of_a_plan_is_in_its_hash(change: dict[str, Any]) -> None:
         (draft(privacy="some"), "privacy"),
         (draft(rounds=0), "rounds"),
         (draft(expert_exchange="deployment"), "expert"),
+        (draft(expert_exchange="freeze"), "has no experts"),
+        (draft(expert_exchange="sometimes"), "expert_exchange"),
+        (draft(exchange_without_refusers="maybe"), "exchange_without_refusers"),
         (
             draft(
                 method="fedpalm",
@@ -101,6 +105,42 @@ def test_a_method_without_experts_to_release_exchanges_none() -> None:
     assert exchange("fedavg") == "never"
     assert exchange("fedpalm") == "deployment"
     assert exchange("fedpalm", expert_norm="site") == "never"
+
+
+def exchanging(expert_exchange: str, rounds: int, before: int = 0) -> Plan:
+    """A plan with an exchange, which goes on after so many rounds of earlier runs."""
+    kept = {"continues": {**CONTINUES, "rounds_done": before}} if before else {}
+    layout = () if expert_exchange == "never" else ({"name": "closed_set.expert.w", "shape": [4]},)
+    return parse(
+        **draft(method="fedpalm", rounds=rounds, expert_exchange=expert_exchange),
+        expert_layout=layout,
+        **kept,
+    )
+
+
+def test_experts_travel_after_the_last_round_or_when_they_are_frozen_or_never() -> None:
+    assert exchanging("deployment", 9).exchange_round == 9
+    assert exchanging("never", 9).exchange_round is None
+    for rounds in range(1, 40):
+        due = exchanging("freeze", rounds).exchange_round
+        assert due == warm_up_rounds(rounds) and 1 <= due <= rounds
+
+
+@pytest.mark.parametrize(
+    ("before", "rounds", "due"),
+    [(2, 10, 2), (1, 11, 3), (3, 9, 1), (4, 8, None), (9, 3, None), (9, 30, 4)],
+)
+def test_a_plan_that_continues_another_exchanges_in_its_own_run_only_if_the_freeze_falls_there(
+    before: int, rounds: int, due: int | None
+) -> None:
+    """Rounds of both runs count: what is frozen after the first third of all was it in the run before."""
+    assert exchanging("freeze", rounds, before).exchange_round == due
+    assert exchanging("deployment", rounds, before).exchange_round == rounds
+
+
+def test_a_refusal_ends_the_exchange_for_everybody_unless_the_plan_says_otherwise() -> None:
+    assert not parse().draft.exchange_without_refusers
+    assert parse(**draft(exchange_without_refusers=True)).draft.exchange_without_refusers
 
 
 def test_all_errors_are_reported_at_once() -> None:

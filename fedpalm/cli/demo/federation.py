@@ -184,13 +184,13 @@ class Federation:
         )
 
     def exchange(self) -> None:
-        """The one release of experts: the operator starts it, every site's person says yes."""
+        """The one release of experts: the operator proposes it, every site's person says yes."""
         state = self.operator.status(self.run_id)["exchange"]["state"]
         if state == "completed":
             return
         if state in ("", "cancelled"):
-            self.operator.start_exchange(self.run_id)
-            self.narrator.note("the operator starts the exchange; now every site is asked")
+            self.operator.propose_exchange(self.run_id, "to verify with the experts of all sites")
+            self.narrator.note("the operator proposes the exchange; now every site is asked")
         for person in self.people:
             self._consent(person)
         status = self._follow(

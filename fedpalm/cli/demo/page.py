@@ -178,7 +178,7 @@ def _egress(report: Report) -> str:
     expert = (
         "<p>The textural expert is "
         f"{report.expert_parameters:,} of {report.parameters:,} parameters. It left each site "
-        "once, after training, when the operator had started the exchange and every site had "
+        "once, after training, when the operator had proposed the exchange and every site had "
         "signed its consent; each copy was sealed to the one site it was for.</p>\n"
         if report.expert_parameters
         else ""

@@ -68,8 +68,8 @@ class Operator:
         argv = self._argv("watch", "--run", run_id, *until)
         return self.supervisor.start("watch", [*argv, "--json"])
 
-    def start_exchange(self, run_id: str) -> None:
-        self._say("exchange", "start", "--run", run_id)
+    def propose_exchange(self, run_id: str, purpose: str) -> None:
+        self._say("exchange", "propose", "--run", run_id, "--purpose", purpose)
 
     def export(self, run_id: str, round_number: int, out: Path) -> None:
         self._say("export", "--run", run_id, "--round", str(round_number), "--out", out)

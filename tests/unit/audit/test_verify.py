@@ -19,7 +19,6 @@ from fedpalm.pki.signing import key_id
 from fedpalm.privacy.accounting import epsilon_pld
 from participant.outgoing import DATA_KINDS, PayloadKind
 from tests.support.audit import (
-    EXCHANGE,
     FEDERATION,
     RUN,
     SITE,
@@ -48,7 +47,7 @@ def test_an_honest_bundle_holds_to_its_last_witnessed_entry(audited, world: Worl
 def test_a_masked_run_with_an_exchange_holds(audited, masked: World):
     audit = audited(masked)
     assert audit.exit is Exit.OK, audit.findings
-    assert audit.to_json()["released"] == {"update": 3, "sealed_expert": 3}
+    assert audit.to_json()["released"] == {"update": 3, "sealed_expert": 1}
 
 
 def test_a_run_without_privacy_holds_and_is_said_to_bound_nothing(audited, open_run: World):
@@ -536,43 +535,6 @@ def test_a_payload_of_unknown_kind_or_of_impossible_size_is_caught(refused):
 
 def test_every_payload_that_a_site_can_send_is_known_here():
     assert set(CONTROL_BYTES) == set(PayloadKind) - set(DATA_KINDS)
-
-
-def test_an_expert_leaves_with_everybodys_consent_only(refused):
-    world = World(make_plan(unit="none", experts=True))
-    world.join()
-    world.round(1)
-    world.exchange(consenting=["site-a", "site-b", "site-d"])
-    assert "without the consent of site-c" in refused(Exit.UNCHARGED, world)
-
-
-def test_under_differential_privacy_an_expert_leaves_only_after_a_training_was_paid_for(
-    audited, refused
-):
-    plan = make_plan(experts=True)
-    world = World(plan)
-    world.join()
-    world.reserve(1)  # charged, and nothing committed
-    world.exchange()
-    assert "an expert left that no committed reservation" in refused(Exit.UNCHARGED, world)
-    assert audited(World(plan).trained()).exit is Exit.OK
-
-
-def test_an_expert_leaves_with_the_sites_own_approval_only(refused):
-    world = World(make_plan(unit="none", experts=True))
-    world.join()
-    world.round(1)
-    world.exchange(approve=False)
-    assert "without this site's approval" in refused(Exit.UNCHARGED, world)
-
-
-def test_an_expert_to_somebody_that_nobody_consented_to_is_caught(refused, open_run: World):
-    world = World(make_plan(unit="none", experts=True)).trained()
-    recipient = Identity(FEDERATION, Role.PARTICIPANT, "site-x").uri
-    place = {"run": RUN, "exchange": EXCHANGE}
-    world.send("sealed_expert", 1800, place, recipient=recipient)
-    words = refused(Exit.UNCHARGED, world)
-    assert "not on the roster" in words and "no entry says" in words
 
 
 # --- witnesses ----------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
+from torch.nn.functional import normalize
 
 from fedpalm.errors import LayoutMismatchError
 from fedpalm.methods.base import RoundContext
 from fedpalm.methods.site import build_site_method
+from fedpalm.models.build import prepare
 from fedpalm.plan import TrainingSettings, warm_up_rounds
 
 from .conftest import TRAINING, make_plan, tiny_images
@@ -120,6 +123,73 @@ def test_received_experts_join_the_pool_and_the_state(images):
     restored = build_site_method(plan, "a", tiny_images(0))
     restored.load_state(methods["a"].state())
     assert restored.open_templates(images.images, shared).tobytes() == together[0].tobytes()
+
+
+def test_templates_follow_every_change_of_the_experts(images):
+    """After each change the site that was asked before answers as one that was never asked."""
+    plan = make_plan(sites=("a", "b", "c"))
+    asked = build_site_method(plan, "a", images)
+    shared = asked.initial_vector()
+    initial = asked.state()
+    seen = []
+
+    def answers(method):
+        found = [
+            ask(images.images, shared).copy()
+            for ask in (method.closed_templates, method.open_templates)
+        ]
+        return np.concatenate(found, axis=1)
+
+    def check():
+        fresh = build_site_method(plan, "a", images)
+        fresh.load_state(asked.state())
+        now = answers(asked)
+        assert now.tobytes() == answers(fresh).tobytes()
+        assert not any(np.allclose(now, before, atol=1e-6) for before in seen)
+        assert answers(asked).tobytes() == now.tobytes()
+        seen.append(now)
+
+    check()
+    shared = shared + asked.train_round(RoundContext(1, 3), shared).delta  # own and shared expert
+    check()
+    shared = shared * np.float32(1.01)
+    check()
+    asked.train_round(RoundContext(2, 3), shared)
+    check()
+    for name, value in (
+        ("b", 1.02),
+        ("c", 1.05),
+        ("b", 0.97),
+    ):  # received, another, the first again
+        asked.receive_expert(
+            name, {n: one * np.float32(value) for n, one in asked.expert().items()}
+        )
+        check()
+    asked.load_state(initial)
+    check()
+
+
+def test_templates_are_those_of_each_expert_by_itself(images):
+    method = build_site_method(make_plan(), "a", images)
+    shared = method.initial_vector()
+    shared = shared + train(method, shared, 1, 2).delta
+    method.receive_expert("b", {n: one * np.float32(1.1) for n, one in method.expert().items()})
+    with torch.no_grad():
+        for batch in (1, 6):
+            found = method.closed_templates(images.images[:batch], shared)
+            inputs = prepare("compnet", torch.tensor(images.images[:batch]))
+            halves = [normalize(one) for one in (method.own_embed(inputs), method.embed(inputs))]
+            plain = normalize(torch.cat(halves, dim=1)).numpy()
+            np.testing.assert_allclose(found, plain, rtol=0, atol=1e-5)
+            open_set = method.open_templates(images.images[:batch], shared)
+            np.testing.assert_allclose(open_set, halves[1].numpy(), rtol=0, atol=1e-5)
+
+
+def test_no_images_have_no_templates(images):
+    method = build_site_method(make_plan(), "a", images)
+    shared, none = method.initial_vector(), images.images[:0]
+    assert method.closed_templates(none, shared).shape == (0, 1024)
+    assert method.open_templates(none, shared).shape == (0, 512)
 
 
 def test_templates_have_unit_length_and_fused_cosines_are_means(images):

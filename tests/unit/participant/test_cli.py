@@ -33,7 +33,7 @@ from participant.config import DataSettings, Home, ParticipantConfig, to_toml
 from participant.enrolment import install_member, prepare_request, site_identity
 from tests.support.aio import in_loop
 from tests.support.enrolment import EnrolmentOperator, invitation_of, issue
-from tests.support.fake_coordinator import FakeCoordinator
+from tests.support.fake_coordinator import FakeCoordinator, exchange_terms
 from tests.support.participant import FEDERATION, Site, World, make_plan
 
 
@@ -338,20 +338,26 @@ def test_status_tells_the_run_and_whether_an_agent_runs(trained):
         assert "runs on" in error["what"]
 
 
-def test_a_person_reviews_approves_and_takes_back(trained):
+def test_a_person_reviews_approves_and_takes_back(trained, world):
     _json("exchange", "approve", "--home", trained.path, code=NotFoundError.exit_code)
     _json("exchange", "review", "toy-1", "--home", trained.path, code=NotFoundError.exit_code)
     site = Site(trained)
     run = site.store.run("toy-1")
-    site.desk.propose(run, "exchange-1", run.plan.hash)
+    assert _json("exchange", "status", "--home", trained.path) == {"exchanges": []}
+    site.desk.propose(run, exchange_terms(world, run.plan))
     site.store.close()
     shown = _json("exchange", "review", "toy-1", "--home", trained.path)
-    assert (shown["state"], shown["sealed_to"]) == ("asked", ["east", "west"])
-    assert "512 bytes" in shown["releases"]
+    assert (shown["state"], shown["recipients"]) == ("asked", ["east", "west"])
+    assert shown["releases"]["bytes"] == 512
+    words = _call("exchange", "review", "--home", trained.path)
+    assert "Purpose, in the operator's words: to verify at all sites" in words
+    assert "no noise covers" in words
     assert _json("exchange", "approve", "--home", trained.path)["state"] == "approved"
     assert _json("exchange", "approve", "toy-1", "--home", trained.path)["state"] == "approved"
     refused = _json("exchange", "refuse", "exchange-1", "--reason", "no", "--home", trained.path)
     assert (refused["state"], refused["reason"]) == ("declined", "no")
+    (listed,) = _json("exchange", "status", "--home", trained.path)["exchanges"]
+    assert listed["state"] == "declined"
     _json("exchange", "approve", "exchange-1", "--home", trained.path, code=StateError.exit_code)
 
 

@@ -40,6 +40,7 @@ from participant.link import Link
 from participant.outgoing import OutgoingPayload, PayloadKind, Place, require_outgoing
 from participant.store import NewUpdate
 from tests.support.agreement import answer, countersignature
+from tests.support.fake_coordinator import exchange_terms
 from tests.support.participant import EXPERT, LAYOUT, ToyMethod, initial_vector, make_plan
 from tests.support.rounds import RUN, Chain
 
@@ -566,16 +567,19 @@ def test_an_update_that_is_replaced_while_it_is_sent_leaves_as_it_was_logged(sit
     assert hashlib.sha256(connection.data).digest() == payload.payload_hash
 
 
-def test_an_expert_outside_an_approved_exchange_is_refused(site):
-    expert = ToyMethod(make_plan(), "north").expert()
-    with pytest.raises(EgressRefusedError, match="not approved"):
-        site.gate.release_sealed_experts("x-1", [], EXPERT, expert)
-    run = site.store.run(RUN)
-    site.desk.propose(run, "x-1", run.plan.hash)
-    with pytest.raises(EgressRefusedError, match="not approved"):
-        site.gate.release_sealed_experts("x-1", [], EXPERT, expert)
-    with pytest.raises(EgressRefusedError, match="answered"):
-        site.gate.release_answer("x-1")
+def test_an_expert_outside_an_approved_exchange_is_refused(site, world):
+    for _ in ("unknown", "asked"):
+        with pytest.raises(EgressRefusedError, match="not approved"):
+            site.gate.release_sealed_expert("x-1", [])
+        with pytest.raises(EgressRefusedError, match="are not all here"):
+            site.gate.release_keys("x-1")
+        with pytest.raises(EgressRefusedError, match="answered"):
+            site.gate.release_answer("x-1")
+        with pytest.raises(EgressRefusedError, match="not opened"):
+            site.gate.release_confirm("x-1")
+        site.store.end_run(RUN, "completed", None, "")
+        run = site.store.run(RUN)
+        site.desk.propose(run, exchange_terms(world, run.plan, RUN, "x-1"))
     assert _nothing_left(site)
 
 

@@ -32,7 +32,8 @@ def _instruction(kind: str, run: str = "toy-1", exchange: str = "x-1") -> wire.I
         "run_ended": wire.RunEnded(run_id=run, model_hash=bytes(32), reason=HOSTILE),
         "exchange_proposed": wire.ExchangeProposed(ref=exchange_ref),
         "seal_experts": wire.SealExperts(ref=exchange_ref),
-        "fetch_experts": wire.FetchExperts(ref=exchange_ref),
+        "reveal_keys": wire.RevealKeys(ref=exchange_ref),
+        "open_experts": wire.OpenExperts(ref=exchange_ref),
         "masking": wire.MaskingStepOpen(ref=round_ref),
         "exchange_closed": wire.ExchangeClosed(ref=exchange_ref, reason=HOSTILE),
     }

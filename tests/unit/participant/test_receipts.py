@@ -116,7 +116,6 @@ def test_a_receipt_is_stored_and_logged_at_once_and_once(world, site, payload):
         {"place": f"{RUN}/2/1"},
         {"place": "toy-2/1/1"},
         {"payload": "sealed_expert"},
-        {"recipient": "west"},
     ],
     ids=str,
 )
