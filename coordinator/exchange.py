@@ -217,8 +217,7 @@ class ExchangeDesk:
     def refuse(self, run_id: str, exchange_id: str, site: str, reason: str) -> None:
         """A site's no; every site and operator reads its reason, in one line. Again changes nothing."""
         machine = self.of_site(run_id, exchange_id, site)
-        if site not in machine.refused:
-            self.feed(machine, ConsentRefused(site, one_line(reason)))
+        self.feed(machine, ConsentRefused(site, one_line(reason)))
 
     def consents(self, run_id: str, exchange_id: str, site: str) -> list[SignedStatement]:
         """The consents of all signers, for each of them.

@@ -29,10 +29,10 @@ from fedpalm.errors import (
 )
 from fedpalm.exchange import sealing
 from fedpalm.exchange.sealing import (
-    SEAL_OVERHEAD_BYTES,
     SIGNATURE_DOMAIN,
     SealedExpert,
     SealedHeader,
+    max_sealed_bytes,
 )
 from fedpalm.pki.identity import Role
 from fedpalm.pki.signing import sign
@@ -145,7 +145,7 @@ def test_an_expert_that_its_site_did_not_commit_to_is_refused(world: ExchangeWor
 
 def test_a_sealed_expert_has_a_size_that_the_plan_says(world: ExchangeWorld) -> None:
     world.play("sealing")
-    most = 4 * EXPERT.size + SEAL_OVERHEAD_BYTES
+    most = max_sealed_bytes(EXPERT, len(SITES))
     claim = world.claim("amber", b"x")
     for size in (0, most + 1, 2**63):
         with pytest.raises(MessageTooLargeError):
