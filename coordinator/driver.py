@@ -46,7 +46,7 @@ class Driver:
         self._keep_models = keep_models
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._looks: list[asyncio.Task[None]] = []
+        self._next_look: asyncio.TimerHandle | None = None
         self._watchers: dict[str, asyncio.Event] = {}
         self.sessions = Sessions()
         self.conductor = Conductor(records, self, clock, notary)
@@ -77,27 +77,24 @@ class Driver:
         self.sessions.end_all()
         for timer in self._timers.values():
             timer.cancel()
-        for look in self._looks:
-            look.cancel()
+        if self._next_look is not None:
+            self._next_look.cancel()
         for event in self._watchers.values():
             event.set()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     def keep_looking(self, look: Callable[[], None]) -> None:
-        """Call ``look`` every LOOK_S until the end; what it could not store, it tries again."""
-
-        async def looking() -> None:
-            while True:
-                pause_s = LOOK_S
-                try:
-                    look()
-                except ResourceError as error:
-                    log.error("%s; trying again in %g s", error.what, RETRY_S)
-                    pause_s = RETRY_S
-                await asyncio.sleep(pause_s)
-
-        self._looks.append(self._keep(looking()))
+        """Call ``look`` now and every LOOK_S until the end; what it could not store, it tries again."""
+        pause_s = LOOK_S
+        try:
+            look()
+        except ResourceError as error:
+            log.error("%s; trying again in %g s", error.what, RETRY_S)
+            pause_s = RETRY_S
+        finally:
+            loop = asyncio.get_running_loop()
+            self._next_look = loop.call_later(pause_s, self.keep_looking, look)
 
     async def status_changes(self, run_id: str, every_s: float) -> AsyncGenerator[None, None]:
         """One item now, one after every change of the run or its exchange, one every ``every_s``."""
@@ -206,11 +203,10 @@ class Driver:
     def _in_background(self, function: Callable[P, None], *args: P.args, **kw: P.kwargs) -> None:
         self._keep(asyncio.to_thread(function, *args, **kw))
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

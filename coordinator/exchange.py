@@ -121,10 +121,10 @@ class ExchangeDesk:
         """
         run, plan = self._conductor.run(run_id), self._conductor.plan(run_id)
         check_words(purpose, valid_ms)
-        check_moment(run_id, run, plan)
         self.expire()
         plan_hash = plan.hash.hex()
         check_first(self._of_plan(plan_hash))
+        check_moment(run_id, run, plan)
         absent = (self._absent() | run.expelled) & set(plan.roster)
         check_sites(run_id, plan, absent, self.sealed_before(plan_hash))
         now_ms = self._now_ms()

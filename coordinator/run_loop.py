@@ -221,7 +221,9 @@ class RunLoop:
             case OfferRun():
                 self.offer(run_id, conducted.roster)
             case RunPaused(reason=reason):
-                log.warning("%s: paused: %s. Next: fedpalm-coordinator resume", run_id, reason)
+                waits = conducted.run.waits_for_exchange
+                then = "" if waits else ". Next: fedpalm-coordinator resume"
+                log.warning("%s: paused: %s%s", run_id, reason, then)
             case SitesKeptOut(sites=sites, reason=reason):
                 log.warning(
                     "%s: %s broke the rules of masking and is kept out until a resume: %s",

@@ -104,6 +104,8 @@ def run_text(status: pb.RunStatus) -> RenderableType:
     if status.exchange.state:
         exchange = status.exchange
         said = f"{exchange.state}, yes from {', '.join(exchange.consented) or 'nobody yet'}"
+        if exchange.refused:
+            said += f", no from {', '.join(exchange.refused)}"
         rows.append(("exchange", said + (f": {exchange.reason}" if exchange.reason else "")))
     return _table(rows)
 

@@ -134,10 +134,15 @@ def test_no_head_no_closed_set_tensor_and_no_expert_in_the_clear_ever_travels(
         run.run_site(site)
     run.operator("start")
 
+    relayed: dict[str, bytes] = {}
+
     def look_until(state: str, *path: str) -> Callable[[], bool]:
         def check() -> bool:
             for one in private.values():
                 one.look()
+            for file in (run.coordinator_home / "spool" / "exchange").glob("*/*"):
+                with contextlib.suppress(FileNotFoundError):
+                    relayed[file.name] = file.read_bytes()
             status = run.status_or_none()
             for key in path:
                 status = status[key]
@@ -146,7 +151,7 @@ def test_no_head_no_closed_set_tensor_and_no_expert_in_the_clear_ever_travels(
         return check
 
     run.wait_for(look_until("completed"), "the run")
-    run.operator("exchange", "start")
+    run.operator("exchange", "propose", "--purpose", "to verify at all sites")
     for site in run.sites:
         run.wait_for(
             lambda site=site: (
@@ -163,6 +168,9 @@ def test_no_head_no_closed_set_tensor_and_no_expert_in_the_clear_ever_travels(
     assert "grpc" in maps and "torch" not in maps
     run.stop()
 
+    assert relayed, "no sealed expert was seen at the coordinator"
+    kept = [*relayed.values()]
+    kept += [path.read_bytes() for path in run.coordinator_home.rglob("*") if path.is_file()]
     public = [path.read_bytes() for path in (run.coordinator_home / "models").glob("*.f32")]
     model_needles = _needles(load_file(model)["open_set.embedding.weight"])
     for site in run.sites:
@@ -175,6 +183,7 @@ def test_no_head_no_closed_set_tensor_and_no_expert_in_the_clear_ever_travels(
         assert len(needles) > 10_000
         assert not _found(needles, sent), "a private tensor travelled"
         assert not _found(needles, received), "a private tensor came back in the clear"
+        assert not _found(needles, kept), "a private tensor lies at the coordinator"
 
         updates = _updates(taps[site], len(run.sites), model)
         assert len(updates) == ROUNDS

@@ -174,6 +174,39 @@ class Site:
         )
         return [masking.from_wire(one) async for one in stream]
 
+    async def upload_sealed(self, ref: f.ExchangeRef, sealed: bytes) -> f.Receipt:
+        """The site's sealed expert."""
+        header = f.SealedExpertHeader(
+            ref=f.SealedExpertRef(exchange=ref, sender=self.name),
+            payload_hash=hashlib.sha256(sealed).digest(),
+            payload_bytes=len(sealed),
+        )
+
+        async def parts() -> AsyncIterator[f.UploadExpertRequest]:
+            yield f.UploadExpertRequest(header=header)
+            async for chunk in send_buffer(sealed):
+                yield f.UploadExpertRequest(chunk=chunk)
+
+        return await self.connection.upload(
+            self.connection.federation.UploadSealedExpert, parts(), deadline_s=DEADLINE_S
+        )
+
+    async def download_sealed(self, ref: f.ExchangeRef, sender: str) -> bytes:
+        """Another signer's sealed expert."""
+        stream = self.connection.stream(
+            self.connection.federation.DownloadSealedExpert,
+            f.SealedExpertRef(exchange=ref, sender=sender),
+            idle_s=DEADLINE_S,
+        )
+        return b"".join([chunk.data async for chunk in stream])
+
+    async def expert_keys(self, ref: f.ExchangeRef) -> list[f.WrappedKey]:
+        """What is wrapped for this site."""
+        stream = self.connection.stream(
+            self.connection.federation.FetchExpertKeys, ref, idle_s=DEADLINE_S
+        )
+        return [key async for key in stream]
+
     async def upload(
         self, header: f.UpdateHeader, payload: bytes, offset: int = 0, until: int | None = None
     ) -> f.Receipt:

@@ -7,6 +7,7 @@ from .figures import LABELS, Egress, Estimate, Report
 KINDS = {
     "update": "Round updates",
     "sealed_expert": "Sealed experts",
+    "expert_keys": "Keys to them, wrapped",
     "consent": "Signed consents",
     "refusal": "Refusals",
     "answer_plan": "Signed answers to plans",

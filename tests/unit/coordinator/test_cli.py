@@ -113,7 +113,7 @@ def test_a_run_is_shown_with_what_matters_now() -> None:
         delivered=["amber"],
         plan_hash=bytes(32),
         model_hash=bytes(32),
-        exchange=pb.ExchangeStatus(state="consenting", consented=["amber"]),
+        exchange=pb.ExchangeStatus(state="sealing", consented=["amber"], refused=["birch"]),
     )
     console = out()
     with console.capture() as captured:
@@ -123,11 +123,11 @@ def test_a_run_is_shown_with_what_matters_now() -> None:
         "paused: disk full",
         "3 of 12, attempt 2, cohort sealed",
         "1 of 2",
-        "consenting, yes from amber",
+        "sealing, yes from amber, no from birch",
     ):
         assert shown in text
     assert run_line(status) == (
-        "trial-1 paused, round 3/12.2 cohort_sealed, delivered 1/2, exchange consenting"
+        "trial-1 paused, round 3/12.2 cohort_sealed, delivered 1/2, exchange sealing"
     )
     assert json.loads(json.dumps(run_json(status)))["exchange"]["consented"] == ["amber"]
     assert when(0) == "never"

@@ -1,288 +1,295 @@
-"""The exchange at the coordinator: only true consents, only sealed bytes, nothing twice, no way round."""
+"""Exchanges at the coordinator: proposed once, true consents only, refusals that count, an end in time."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from coordinator.claims import SealedClaim
-from coordinator.conductor import Conductor
-from coordinator.exchange import ExchangeDesk
 from coordinator.exchange_records import ExchangeRecords
-from coordinator.notary import Notary
-from coordinator.run_records import RunRecords
-from coordinator.spool import Spool
-from coordinator.store import Store
-from fedpalm.clock import SystemClock
 from fedpalm.errors import (
+    ConfigError,
     ConsentError,
-    HashMismatchError,
     IdentityError,
     IllegalTransitionError,
-    MessageTooLargeError,
     NotFoundError,
     NotOnRosterError,
-    SealedExpertError,
+    RefusedError,
+    ResourceError,
+    SanctionExpiredError,
     StateError,
 )
-from fedpalm.exchange.consent import Agreement, Consent, SignedConsent, sign_consent
-from fedpalm.exchange.sealing import SealedExpert, open_expert, seal_expert
-from fedpalm.layout import Layout, TensorSpec
-from fedpalm.pki.hybrid import HybridKey
-from fedpalm.pki.identity import COORDINATOR_NAME, Role
-from fedpalm.plan import Plan
-from fedpalm.rounds.events import Aggregate, RoundRef, TimerKind
-from fedpalm.rounds.receipt import PayloadReceipt
-from fedpalm.rounds.run import AbortRun, Run, RunState, RunTerms
-from fedpalm.wire.v1 import federation_pb2 as pb
-from tests.simulation.federation import rehearsal_plan
-from tests.support.agreement import Unchanging
-from tests.support.pki import TestAuthority
-
-SITES = ("amber", "birch", "cedar")
-RUN = "trained"
-EXPERT = Layout((TensorSpec("closed_set.expert.weight", (50,)),))
-
-
-class Elsewhere:
-    """Nothing of a run happens here; it is over."""
-
-    def instruct(self, site: str, instruction: pb.Instruction) -> None: ...
-    def set_timer(self, run_id: str, ref: RoundRef, kind: TimerKind, at_ms: int) -> None: ...
-    def aggregate(self, run_id: str, effect: Aggregate) -> None: ...
-    def try_again(self, action: Callable[[], None]) -> None: ...
-    def require_room(self, needed_bytes: int, what: str) -> None: ...
-    def round_closed(self, run_id: str, ref: RoundRef) -> None: ...
-    def changed(self, run_id: str) -> None: ...
-
-
-def exchange_plan() -> Plan:
-    values = rehearsal_plan(sites=3, rounds=1).model_dump()
-    values["draft"] |= {
-        "method": "fedpalm",
-        "expert_exchange": "deployment",
-    }
-    return Plan.model_validate(
-        {**values, "roster": SITES, "expert_layout": tuple(EXPERT.to_json())}
-    )
-
-
-class ExchangeWorld:
-    """A completed run, a desk over a real store, and sites that can sign, seal and open."""
-
-    def __init__(
-        self,
-        root: Path,
-        state: RunState = RunState.COMPLETED,
-        expelled: frozenset[str] = frozenset(),
-    ) -> None:
-        root.mkdir(exist_ok=True)
-        self.root, self.plan, self.clock = root, exchange_plan(), SystemClock()
-        self.authority = TestAuthority("simulated")
-        self.identities = {site: self.authority.enrol(Role.PARTICIPANT, site) for site in SITES}
-        hub = self.authority.enrol(Role.COORDINATOR, COORDINATOR_NAME)
-        self.notary, self.absent = (
-            Notary(Unchanging(hub), self.clock, self.signing_key),
-            frozenset[str](),
-        )
-        self.keys = {site: HybridKey.generate() for site in SITES}
-        self.experts = {
-            site: np.full(50, number, dtype=np.float32) for number, site in enumerate(SITES, 1)
-        }
-        self.told: list[tuple[str, str]] = []
-        store = Store.open(root / "store.sqlite3")
-        records = RunRecords(store)
-        records.create(RUN, self.plan, self.notary.offer(RUN, self.plan), 1)
-        over = Run(RunTerms.of(self.plan), self.plan.initial_model, state=state, expelled=expelled)
-        records.save(RUN, over, (), 2)
-        store.close()
-        self.boot()
-
-    def signing_key(self, site: str) -> bytes:
-        return self.identities[site].signing_key.public_key().public_bytes_raw()
-
-    def boot(self) -> None:
-        self.store = Store.open(self.root / "store.sqlite3")
-        self.spool = Spool(self.root / "models", self.root / "spool")
-        self.runs = RunRecords(self.store)
-        self.conductor = Conductor(self.runs, Elsewhere(), self.clock, self.notary)
-        self.desk = ExchangeDesk(
-            ExchangeRecords(self.store),
-            self.conductor,
-            self.spool,
-            self.clock,
-            self.notary,
-            self.runs,
-            tell=lambda site, one: self.told.append((site, str(one.WhichOneof("kind")))),
-            changed=lambda _: None,
-            absent=lambda: self.absent,
-        )
-        self.desk.restart()
-
-    def restart(self) -> None:
-        self.store.close()
-        self.told.clear()
-        self.boot()
-
-    @property
-    def machine(self):  # type: ignore[no-untyped-def]
-        machine = self.desk.of_run(RUN)
-        assert machine is not None
-        return machine
-
-    @property
-    def exchange_id(self) -> str:
-        return str(self.machine.terms.exchange_id)
-
-    def consent_of(self, site: str, signer: str | None = None) -> SignedConsent:
-        identity = self.identities[signer or site]
-        consent = Consent(self.machine.terms, site, self.keys[site].public_bytes)
-        return sign_consent(consent, identity.signing_key, identity.chain)
-
-    def consent(self, *sites: str) -> None:
-        for site in sites or SITES:
-            self.desk.consent(RUN, self.exchange_id, site, self.consent_of(site))
-
-    @property
-    def agreement(self) -> Agreement:
-        return Agreement(
-            self.desk.consents(RUN, self.exchange_id, SITES[0]),
-            self.machine.terms,
-            self.notary.anchors,
-            now=self.clock.now(),
-        )
-
-    def sealed(self, sender: str, recipient: str) -> bytes:
-        return seal_expert(
-            self.experts[sender],
-            EXPERT,
-            self.agreement,
-            sender=sender,
-            recipient=recipient,
-            signing_key=self.identities[sender].signing_key,
-        ).to_bytes()
-
-    def claim(self, sender: str, recipient: str, data: bytes) -> SealedClaim:
-        digest = hashlib.sha256(data).hexdigest()
-        return SealedClaim(RUN, self.exchange_id, sender, recipient, digest, len(data))
-
-    def send(self, sender: str, recipient: str, data: bytes | None = None) -> object:
-        data = self.sealed(sender, recipient) if data is None else data
-        claim = self.claim(sender, recipient, data)
-        if self.desk.check_sealed(claim) is None:
-            self.desk.sealed_path(claim).write_bytes(data)
-        return self.desk.accept_sealed(claim)
-
-    def send_all(self) -> None:
-        for sender in SITES:
-            for recipient in self.machine.terms.others(sender):
-                self.send(sender, recipient)
-
-    def files(self) -> list[str]:
-        return sorted(path.name for path in (self.spool.root / "exchange").glob("*/*"))
+from fedpalm.pki.identity import Role
+from fedpalm.rounds.run import AbortRun, RunState
+from tests.support.exchange_world import (
+    DAY_MS,
+    PURPOSE,
+    RUN,
+    SITES,
+    ExchangeWorld,
+    exchange_plan,
+)
 
 
 @pytest.fixture
-def world(tmp_path: Path):  # type: ignore[no-untyped-def]
+def world(tmp_path: Path) -> Iterator[ExchangeWorld]:
     made = ExchangeWorld(tmp_path)
     yield made
     made.store.close()
 
 
-def test_experts_reach_the_others_after_a_start_and_every_yes_and_are_then_erased(world) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
+@pytest.fixture
+def lenient(tmp_path: Path) -> Iterator[ExchangeWorld]:
+    """A plan whose exchange goes on without those who refuse."""
+    made = ExchangeWorld(tmp_path, plan=exchange_plan(exchange_without_refusers=True))
+    yield made
+    made.store.close()
+
+
+# --- proposals --------------------------------------------------------------------------------------
+
+
+def test_a_proposal_is_signed_and_says_what_the_operator_said_and_the_plan_decides(
+    world: ExchangeWorld,
+) -> None:
+    world.propose(valid_ms=DAY_MS)
     assert world.told == [(site, "exchange_proposed") for site in SITES]
+    for terms in world.heard_terms():
+        assert terms == world.machine.terms
+        assert terms.are_of(world.plan, RUN)
+        assert (terms.number, terms.purpose, terms.without_refusers) == (1, PURPOSE, False)
+        assert terms.expires_ms == round(world.clock.now() * 1000) + DAY_MS
+    assert world.machine.operator == "olga"
+
+
+@pytest.mark.parametrize("purpose", ["", "  ", "two\nlines", "x\x1b[2J", "ä" * 101])
+def test_a_purpose_is_one_line_of_text(world: ExchangeWorld, purpose: str) -> None:
+    with pytest.raises(ConfigError, match="the purpose is one line"):
+        world.desk.propose(RUN, "olga", purpose, DAY_MS)
+    assert world.desk.of_run(RUN) is None
+
+
+@pytest.mark.parametrize("valid_ms", [0, 91 * DAY_MS, 2**63])
+def test_an_exchange_is_valid_for_some_time_and_not_for_ever(
+    world: ExchangeWorld, valid_ms: int
+) -> None:
+    with pytest.raises(ConfigError, match="at most 90 days"):
+        world.propose(valid_ms=valid_ms)
+    assert world.desk.of_run(RUN) is None
+
+
+def test_numbers_count_the_exchanges_of_a_plan_over_runs_cancellations_and_restarts(
+    world: ExchangeWorld,
+) -> None:
+    for number in (1, 2):
+        world.propose()
+        assert world.machine.terms.number == number
+        world.desk.cancel(RUN, "olga")
+        world.kill()
+    world.add_run(world.store, "trained-again")
+    world.kill()
+    world.propose("trained-again")
+    again = world.desk.of_run("trained-again")
+    assert again is not None and again.terms.number == 3
+    assert world.machine.terms.number == 2
+    assert len({terms.exchange_id for terms in world.heard_terms()}) == 3
+
+
+def test_a_number_is_never_given_twice_even_if_the_desk_forgot(world: ExchangeWorld) -> None:
+    world.propose()
+    with pytest.raises(sqlite3.IntegrityError):
+        world.store.query(
+            "INSERT INTO exchanges SELECT 'other', run_id, plan_hash, number, terms, state, created_ms "
+            "FROM exchanges"
+        )
+
+
+def test_a_proposal_that_cannot_be_signed_or_stored_leaves_nothing(
+    world: ExchangeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+
+        def refuse(_: object) -> None:
+            raise ResourceError("nothing can be signed")
+
+        patched.setattr(world.notary, "exchange_terms", refuse)
+        with pytest.raises(ResourceError):
+            world.propose()
+    assert world.told == [] and world.desk.of_run(RUN) is None
+    assert world.rows("exchanges") == 0
+    world.propose()
+    assert world.machine.terms.number == 1
+
+
+def test_an_exchange_follows_a_completed_run_and_there_is_one_at_a_time(
+    world: ExchangeWorld, tmp_path: Path
+) -> None:
+    world.propose()
+    with pytest.raises(StateError, match="releases its experts once"):
+        world.propose()
+    world.desk.cancel(RUN, "olga")
+    first = world.exchange_id
+    world.propose()
+    assert world.exchange_id != first
+
+    running = ExchangeWorld(tmp_path / "running", state=RunState.CREATED)
+    with pytest.raises(StateError, match="after its last round"):
+        running.propose()
+    running.conductor.feed(RUN, AbortRun("enough"))
+    with pytest.raises(StateError, match="after its last round"):
+        running.propose()
+    with pytest.raises(NotFoundError):
+        running.desk.cancel(RUN, "olga")
+    running.store.close()
+
+
+def test_a_plan_releases_once_whichever_of_its_runs(world: ExchangeWorld) -> None:
+    world.add_run(world.store, "trained-again")
+    world.kill()
+    world.play()
+    for run_id in (RUN, "trained-again"):
+        with pytest.raises(StateError, match="releases its experts once"):
+            world.propose(run_id)
+
+
+def test_a_cancelled_exchange_in_which_a_site_has_sealed_has_no_successor(
+    world: ExchangeWorld,
+) -> None:
+    world.play("sealing")
+    world.desk.cancel(RUN, "olga")
+    world.play("sealing")
+    world.send("amber")
+    world.desk.cancel(RUN, "olga")
+    with pytest.raises(StateError, match=r"amber sealed an expert .* seals once") as caught:
+        world.propose()
+    assert "plan amend" in caught.value.next_step
+    world.kill()
+    with pytest.raises(StateError, match="amber sealed"):
+        world.propose()
+
+
+def test_where_it_goes_on_without_refusers_two_that_have_not_sealed_are_enough(
+    lenient: ExchangeWorld,
+) -> None:
+    lenient.play("sealing")
+    lenient.send("amber")
+    lenient.desk.cancel(RUN, "olga")
+    lenient.propose()
+    lenient.refuse("amber", "sealed already")
+    lenient.consent("birch", "cedar")
+    lenient.send("birch")
+    lenient.desk.cancel(RUN, "olga")
+    with pytest.raises(StateError, match="amber, birch sealed"):
+        lenient.propose()
+
+
+def test_an_exchange_that_a_site_cannot_agree_to_is_not_proposed_and_the_site_is_named(
+    world: ExchangeWorld, tmp_path: Path
+) -> None:
+    world.absent = frozenset({"birch", "somebody-else"})
+    with pytest.raises(StateError, match="revoked or left the run: birch\n") as caught:
+        world.propose()
+    assert "plan amend" in caught.value.next_step
+    world.absent = frozenset()
+    world.propose()
+    gone = ExchangeWorld(tmp_path / "gone", expelled=frozenset({"cedar"}))
+    with pytest.raises(StateError, match="cedar"):
+        gone.propose()
+    gone.store.close()
+
+
+def test_a_site_that_cannot_come_counts_as_a_no_where_that_ends_nothing(
+    lenient: ExchangeWorld,
+) -> None:
+    lenient.absent = frozenset({"birch"})
+    lenient.propose()
+    assert lenient.told == [(site, "exchange_proposed") for site in ("amber", "cedar")]
+    lenient.kill()
+    lenient.consent("amber", "cedar")
+    assert lenient.state == "sealing" and lenient.machine.signers == ("amber", "cedar")
+    lenient.desk.cancel(RUN, "olga")
+    lenient.absent = frozenset({"birch", "cedar"})
+    with pytest.raises(StateError, match="two sites of its roster at least"):
+        lenient.propose()
+
+
+# --- consents ---------------------------------------------------------------------------------------
+
+
+def test_nobody_is_asked_to_seal_before_every_site_has_said_yes(world: ExchangeWorld) -> None:
+    world.propose()
     world.consent(*SITES[:2])
     with pytest.raises(StateError):
         world.desk.consents(RUN, world.exchange_id, SITES[0])
     world.told.clear()
     world.consent(SITES[2])
     assert world.told == [(site, "seal_experts") for site in SITES]
-    world.told.clear()
-    world.send_all()
-    assert world.told == [(site, "fetch_experts") for site in SITES]
-    for recipient in SITES:
-        for sender in world.machine.terms.others(recipient):
-            path, size = world.desk.deliverable(RUN, world.exchange_id, sender, recipient)
-            data = path.read_bytes()
-            assert len(data) == size
-            opened = open_expert(
-                SealedExpert.from_bytes(data),
-                EXPERT,
-                world.agreement,
-                sender=sender,
-                recipient=recipient,
-                key=world.keys[recipient],
-            )
-            np.testing.assert_array_equal(opened, world.experts[sender])
-    world.told.clear()
+    given = [world.signed_consent(site).statement for site in SITES]
     for site in SITES:
-        world.desk.confirm(RUN, world.exchange_id, site)
-    assert world.machine.state == "completed"
-    assert world.told == [(site, "exchange_closed") for site in SITES]
-    assert world.files() == []
+        relayed = world.desk.consents(RUN, world.exchange_id, site)
+        assert [one.statement for one in relayed] == given
 
 
-@pytest.mark.parametrize("state", ["consenting", "sealing", "delivering"])
-def test_an_exchange_ends_when_a_site_of_its_roster_is_revoked(world, state: str) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
-    world.consent("cedar")
-    if state != "consenting":
-        world.consent("amber", "birch")
-    if state == "delivering":
-        world.send_all()
-    assert world.machine.state == state
+def test_a_yes_again_changes_nothing_and_another_is_refused(world: ExchangeWorld) -> None:
+    world.propose()
+    world.consent("amber")
+    world.kill()
+    world.consent("amber")
+    other = world.signed_consent("amber", log_size=8)
+    with pytest.raises(RefusedError):
+        world.desk.consent(RUN, world.exchange_id, "amber", other)
+    world.consent("birch", "cedar")
     world.told.clear()
-    world.desk.expel("birch", "revoked by the operator")
-    assert world.machine.state == "cancelled" and world.files() == []
-    assert world.machine.reason == (
-        "the coordinator cancelled: site birch was revoked by the operator"
-    )
-    assert world.told == [(site, "exchange_closed") for site in SITES]
-    world.told.clear()
-    world.desk.expel("birch", "revoked by the operator")
-    assert world.told == []
+    world.consent("amber")
+    with pytest.raises(RefusedError):
+        world.desk.consent(RUN, world.exchange_id, "amber", other)
+    assert world.told == [] and world.rows("consents") == 3
+    assert world.machine.consents["amber"] == world.signed_consent("amber").hash
 
 
-def test_an_exchange_of_others_goes_on_when_a_site_is_revoked(world) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
-    world.desk.expel("stranger", "revoked by the operator")
-    assert world.machine.state == "consenting"
+def test_a_yes_that_somebody_else_signed_or_sent_does_not_count(world: ExchangeWorld) -> None:
+    world.propose()
+    with pytest.raises(IdentityError):
+        world.consent_of("amber").sign(world.identities["birch"])
+    amber, birch = world.signed_consent("amber"), world.signed_consent("birch")
+    forged = type(amber)(amber.statement, birch.signature, birch.chain)
+    with pytest.raises(ConsentError):
+        world.desk.consent(RUN, world.exchange_id, "amber", forged)
+    with pytest.raises(NotOnRosterError):
+        world.desk.consent(RUN, world.exchange_id, "birch", amber)
+    assert world.machine.consents == {} and world.rows("consents") == 0
 
 
-def test_from_the_revocation_on_nobody_is_told_to_seal_or_given_anything(world) -> None:  # type: ignore[no-untyped-def]
-    """The registry says so a moment before the exchange is ended."""
-    world.desk.start(RUN, "olga")
-    world.consent("cedar", "amber")
-    world.absent = frozenset({"cedar"})
-    world.told.clear()
-    with pytest.raises(StateError, match="cedar left the federation"):
-        world.consent("birch")
-    assert world.told == []
-    world.absent = frozenset()
-    world.consent("birch")
-    sealed = world.sealed("amber", "cedar")
-    world.absent = frozenset({"cedar"})
-    for attempt in (
-        lambda: world.desk.consents(RUN, world.exchange_id, "amber"),
-        lambda: world.send("amber", "cedar", sealed),
-    ):
-        with pytest.raises(StateError, match="cedar left the federation"):
-            attempt()
-    world.absent = frozenset()
-    world.send_all()
-    world.absent = frozenset({"cedar"})
-    with pytest.raises(StateError, match="cedar left the federation"):
-        world.desk.deliverable(RUN, world.exchange_id, "amber", "birch")
+def test_a_yes_to_other_terms_does_not_count(world: ExchangeWorld) -> None:
+    world.propose()
+    stale = world.signed_consent("amber")
+    longer = world.machine.terms.model_copy(update={"expires_ms": 2**52})
+    world.desk.cancel(RUN, "olga")
+    world.propose()
+    for signed in (stale, world.signed_consent("amber", terms=longer)):
+        with pytest.raises(ConsentError):
+            world.desk.consent(RUN, world.exchange_id, "amber", signed)
 
 
-def test_a_yes_that_was_signed_with_an_earlier_key_is_none(world) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
-    stale = world.consent_of("cedar")
+@pytest.mark.parametrize("field", ["recipient_key", "commitment"])
+def test_nobody_says_yes_with_what_is_another_sites(world: ExchangeWorld, field: str) -> None:
+    """Or the sanction would hold for nobody, once everybody has said yes."""
+    world.propose()
+    world.consent("amber")
+    copied = getattr(world.consent_of("amber"), field)
+    with pytest.raises(ConsentError, match=f"{field.replace('_', ' ')} of birch is that of amber"):
+        world.desk.consent(
+            RUN, world.exchange_id, "birch", world.signed_consent("birch", **{field: copied})
+        )
+    world.consent("birch", "cedar")
+    assert world.state == "sealing"
+
+
+def test_a_yes_that_was_signed_with_an_earlier_key_is_none(world: ExchangeWorld) -> None:
+    world.propose()
+    stale = world.signed_consent("cedar")
     world.identities["cedar"] = world.authority.enrol(Role.PARTICIPANT, "cedar")
     with pytest.raises(IdentityError, match="not that of site cedar"):
         world.desk.consent(RUN, world.exchange_id, "cedar", stale)
@@ -291,150 +298,300 @@ def test_a_yes_that_was_signed_with_an_earlier_key_is_none(world) -> None:  # ty
     assert set(world.machine.consents) == {"cedar"}
 
 
-def test_no_expert_is_taken_before_every_site_has_said_yes(world) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
-    world.consent(*SITES[:2])
-    with pytest.raises(StateError):
-        world.send(SITES[0], SITES[1], b"whatever")
-    assert world.files() == []
-
-
-def test_no_expert_is_given_out_before_all_have_come_or_to_another_site(world) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
-    world.consent()
-    world.send("amber", "birch")
-    with pytest.raises(StateError):
-        world.desk.deliverable(RUN, world.exchange_id, "amber", "birch")
-    for sender in SITES:
-        for recipient in world.machine.terms.others(sender):
-            if (sender, recipient) != ("amber", "birch"):
-                world.send(sender, recipient)
-    with pytest.raises(NotFoundError):
-        world.desk.deliverable(RUN, world.exchange_id, "birch", "birch")
-    with pytest.raises(NotOnRosterError):
-        world.desk.deliverable(RUN, world.exchange_id, "amber", "mallory")
-
-
-def test_bytes_that_are_not_a_sealed_expert_of_this_exchange_are_refused_and_deleted(world) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
-    world.consent()
-    plain = world.experts["amber"].tobytes()
-    for data in (plain, world.sealed("amber", "cedar"), world.sealed("birch", "amber")):
-        with pytest.raises(SealedExpertError):
-            world.send("amber", "birch", data)
-    broken = bytearray(world.sealed("amber", "birch"))
-    broken[-100] ^= 1
-    with pytest.raises(SealedExpertError):
-        world.send("amber", "birch", bytes(broken))
-    with pytest.raises(MessageTooLargeError):
-        world.send("amber", "birch", bytes(100_000))
-    with pytest.raises(NotOnRosterError):
-        world.send("amber", "amber", plain)
-    assert world.files() == []
-    assert world.machine.sealed == {}
-
-
-def test_a_sealed_expert_again_gets_the_same_receipt_and_another_is_refused(world) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
-    world.consent()
-    data = world.sealed("amber", "birch")
-    first = world.send("amber", "birch", data)
-    world.restart()
-    assert world.send("amber", "birch", data) == first
-    with pytest.raises(HashMismatchError):
-        world.send("amber", "birch", world.sealed("amber", "birch"))
-
-
-def test_the_receipt_of_a_sealed_expert_says_between_whom_and_of_what(world) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
-    world.consent()
-    data = world.sealed("amber", "birch")
-    receipt = world.send("amber", "birch", data)
-    said = PayloadReceipt.open(receipt, world.notary.anchors, now=world.clock.now())
-    assert (said.site, said.payload, said.recipient) == ("amber", "sealed_expert", "birch")
-    assert said.place == f"{RUN}/{world.exchange_id}"
-    assert said.payload_hash == hashlib.sha256(data).hexdigest()
-    assert list(world.runs.receipts(RUN, "amber")) == [receipt]
-    assert list(world.runs.receipts(RUN, "birch")) == []
-
-
-def test_an_exchange_that_a_site_cannot_agree_to_is_not_proposed_and_the_site_is_named(  # type: ignore[no-untyped-def]
-    world, tmp_path
+def test_a_yes_whose_storing_is_killed_is_asked_for_again(
+    world: ExchangeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.absent = frozenset({"birch", "somebody-else"})
-    with pytest.raises(StateError, match="revoked or left the run: birch\n") as caught:
-        world.desk.start(RUN, "olga")
-    assert "plan amend" in caught.value.next_step
-    world.absent = frozenset()
-    world.desk.start(RUN, "olga")
-    gone = ExchangeWorld(tmp_path / "gone", expelled=frozenset({"cedar"}))
-    with pytest.raises(StateError, match="cedar"):
-        gone.desk.start(RUN, "olga")
-    gone.store.close()
+    world.propose()
+    world.consent("amber", "birch")
+    with monkeypatch.context() as patched:
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr("coordinator.exchange_records.json.dumps", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.consent("cedar")
+    world.kill()
+    assert world.rows("consents") == 2 and world.state == "proposed"
+    for site in SITES:
+        world.desk.site_connected(site)
+    assert world.told == [("cedar", "exchange_proposed")]
+    world.consent("cedar")
+    assert world.state == "sealing"
 
 
-def test_a_yes_that_somebody_else_signed_or_sent_does_not_count(world) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
-    forged = world.consent_of("amber", signer="birch")
-    with pytest.raises(ConsentError):
-        world.desk.consent(RUN, world.exchange_id, "amber", forged)
-    with pytest.raises(NotOnRosterError):
-        world.desk.consent(RUN, world.exchange_id, "birch", world.consent_of("amber"))
-    assert world.machine.consents == {}
+def test_a_step_that_was_stored_and_told_to_nobody_is_told_after_a_restart(
+    world: ExchangeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.propose()
+    world.consent("amber", "birch")
+    stored = ExchangeRecords.save
+
+    def killed(*args: object) -> None:
+        stored(*args)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ExchangeRecords, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.consent("cedar")
+    world.kill()
+    assert world.told == []
+    for site in SITES:
+        world.desk.site_connected(site)
+    assert world.told == [(site, "seal_experts") for site in SITES]
 
 
-def test_one_no_ends_the_exchange_for_all_and_erases_what_came(world) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
-    world.consent()
-    world.send("amber", "birch")
+# --- refusals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["proposed", "sealing", "revealing", "delivering"])
+def test_one_no_ends_the_exchange_for_all_and_erases_what_came(
+    world: ExchangeWorld, state: str
+) -> None:
+    world.play(state)
+    if state == "sealing":
+        world.send("amber")
     world.told.clear()
-    world.desk.refuse(RUN, world.exchange_id, "cedar", "not today")
+    world.refuse("cedar")
+    world.refuse("cedar")
     assert world.told == [(site, "exchange_closed") for site in SITES]
     assert world.machine.reason == "cedar refused: not today"
-    assert world.files() == []
-    with pytest.raises((StateError, IllegalTransitionError)):
-        world.send("birch", "amber", b"x")
+    assert world.files() == [] and world.rows("expert_keys") == 0
+    with pytest.raises(StateError):
+        world.desk.consents(RUN, world.exchange_id, "amber")
+    with pytest.raises(StateError):
+        world.relay.keys(RUN, world.exchange_id, "amber")
 
 
-def test_the_reason_of_a_no_is_one_line_that_moves_no_terminal(world) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
-    world.desk.refuse(RUN, world.exchange_id, "birch", "no\x1b[2J\nStatus: completed\u202e")
+def test_a_no_is_too_late_when_everybody_has_opened(world: ExchangeWorld) -> None:
+    world.play()
+    with pytest.raises(IllegalTransitionError):
+        world.refuse("cedar")
+    assert world.state == "completed"
+
+
+def test_the_reason_of_a_no_is_one_line_that_moves_no_terminal(world: ExchangeWorld) -> None:
+    world.propose()
+    world.refuse("birch", "no\x1b[2J\nStatus: completed\u202e")
     assert "no\ufffd[2J Status: completed\ufffd" in world.machine.reason
     assert not set("\x1b\n\u202e") & set(world.machine.reason)
 
 
-def test_a_site_that_dials_in_hears_what_it_owes_also_after_a_restart(world) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
+def test_where_the_plan_says_so_it_goes_on_without_a_site_that_refuses(
+    lenient: ExchangeWorld,
+) -> None:
+    lenient.propose()
+    lenient.consent("amber", "birch")
+    lenient.refuse("birch")
+    lenient.refuse("birch", "again")
+    with pytest.raises(RefusedError):
+        lenient.consent("birch")
+    lenient.told.clear()
+    lenient.consent("cedar")
+    assert lenient.machine.refused == {"birch": "not today"}
+    assert lenient.told == [(site, "seal_experts") for site in ("amber", "cedar")]
+    relayed = lenient.desk.consents(RUN, lenient.exchange_id, "amber")
+    assert len(relayed) == 2 and lenient.sanction.signers == ("amber", "cedar")
+    for given_out in (
+        lambda: lenient.desk.consents(RUN, lenient.exchange_id, "birch"),
+        lambda: lenient.consent("birch"),
+        lambda: lenient.send("birch", b"x"),
+        lambda: lenient.relay.deliverable(RUN, lenient.exchange_id, "amber", "birch"),
+        lambda: lenient.relay.keys(RUN, lenient.exchange_id, "birch"),
+    ):
+        with pytest.raises((NotOnRosterError, StateError)):
+            given_out()
+    lenient.refuse("birch", "and again")
+    lenient.told.clear()
+    lenient.play(sites=("amber", "cedar"))
+    assert ("birch", "exchange_closed") in lenient.told
+    assert ("birch", "open_experts") not in lenient.told
+
+
+def test_it_does_not_go_on_with_one_site(lenient: ExchangeWorld) -> None:
+    lenient.propose()
+    lenient.refuse("amber")
+    lenient.refuse("birch")
+    lenient.consent("cedar")
+    assert lenient.state == "cancelled" and "too few are left" in lenient.machine.reason
+
+
+def test_a_no_of_a_signer_ends_it_there_too(lenient: ExchangeWorld) -> None:
+    lenient.propose()
+    lenient.refuse("birch")
+    lenient.consent("amber", "cedar")
+    lenient.refuse("cedar")
+    assert lenient.state == "cancelled"
+
+
+# --- sites that leave -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["proposed", "sealing", "revealing", "delivering"])
+def test_an_exchange_ends_when_a_site_that_it_waits_for_is_revoked(
+    world: ExchangeWorld, state: str
+) -> None:
+    world.play(state)
+    world.told.clear()
+    world.desk.expel("birch", "revoked by the operator")
+    assert world.state == "cancelled" and world.files() == []
+    assert world.machine.reason == "the coordinator: site birch was revoked by the operator"
+    assert world.told == [(site, "exchange_closed") for site in SITES]
+    world.told.clear()
+    world.desk.expel("birch", "revoked by the operator")
+    assert world.told == []
+
+
+def test_an_exchange_of_others_goes_on_when_a_site_is_revoked(world: ExchangeWorld) -> None:
+    world.propose()
+    world.desk.expel("stranger", "revoked by the operator")
+    assert world.state == "proposed"
+
+
+@pytest.mark.parametrize("consented", [False, True])
+def test_a_site_that_is_revoked_before_all_have_answered_counts_as_a_no_where_that_ends_nothing(
+    lenient: ExchangeWorld, consented: bool
+) -> None:
+    lenient.propose()
+    lenient.consent("amber", *(["birch"] if consented else []))
+    lenient.told.clear()
+    lenient.desk.expel("birch", "revoked by the operator")
+    assert lenient.machine.refused == {"birch": "it was revoked by the operator"}
+    assert lenient.told == [("cedar", "exchange_proposed")]
+    lenient.consent("cedar")
+    assert lenient.state == "sealing" and lenient.machine.signers == ("amber", "cedar")
+    lenient.desk.expel("birch", "cut off or admitted anew")
+    assert lenient.state == "sealing"
+    lenient.desk.expel("cedar", "revoked by the operator")
+    assert lenient.state == "cancelled"
+
+
+def test_from_the_revocation_on_nobody_is_told_to_seal_or_given_anything(
+    world: ExchangeWorld,
+) -> None:
+    """The registry says so a moment before the exchange is ended."""
+    world.propose()
+    world.consent("cedar", "amber")
+    world.absent = frozenset({"cedar"})
+    world.told.clear()
+    with pytest.raises(StateError, match="cedar left the federation"):
+        world.consent("birch")
+    assert world.told == []
+    world.absent = frozenset()
+    world.play("delivering")
+    receipt = world.receipt_of("birch").sign(world.identities["birch"])
+    world.absent = frozenset({"cedar"})
+    for attempt in (
+        lambda: world.desk.consents(RUN, world.exchange_id, "amber"),
+        lambda: world.relay.deliverable(RUN, world.exchange_id, "amber", "birch"),
+        lambda: world.relay.keys(RUN, world.exchange_id, "amber"),
+        lambda: world.reveal("birch"),
+        lambda: world.confirm("birch", receipt),
+    ):
+        with pytest.raises(StateError, match="cedar left the federation"):
+            attempt()
+    assert world.machine.delivered == frozenset()
+
+
+def test_a_revoked_site_that_had_refused_holds_up_nobody(lenient: ExchangeWorld) -> None:
+    lenient.propose()
+    lenient.refuse("birch")
+    lenient.absent = frozenset({"birch"})
+    lenient.play(sites=("amber", "cedar"))
+    assert lenient.state == "completed"
+
+
+# --- time -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["proposed", "sealing", "revealing", "delivering"])
+def test_an_exchange_whose_time_is_over_ends_by_itself(world: ExchangeWorld, state: str) -> None:
+    world.play(state)
+    world.clock.advance(7 * 86400 - 1)
+    world.desk.expire()
+    assert world.state == state
+    world.clock.advance(2)
+    world.told.clear()
+    world.desk.expire()
+    assert world.state == "cancelled" and world.machine.reason == "the coordinator: expired"
+    assert world.told == [(site, "exchange_closed") for site in SITES]
+    assert world.files() == [] and world.rows("expert_keys") == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "call"),
+    [
+        ("proposed", lambda world: world.consent("amber")),
+        ("sealing", lambda world: world.desk.consents(RUN, world.exchange_id, "amber")),
+        ("sealing", lambda world: world.send("amber", b"x")),
+        (
+            "revealing",
+            lambda world: world.relay.deliverable(RUN, world.exchange_id, "amber", "birch"),
+        ),
+        ("revealing", lambda world: world.reveal("amber", [])),
+        ("delivering", lambda world: world.relay.keys(RUN, world.exchange_id, "amber")),
+    ],
+)
+def test_whatever_comes_too_late_finds_it_ended(world, state, call) -> None:  # type: ignore[no-untyped-def]
+    world.play(state)
+    world.clock.advance(8 * 86400)
+    with pytest.raises(SanctionExpiredError):
+        call(world)
+    assert world.state == "cancelled"
+    world.kill()
+    assert world.state == "cancelled" and world.files() == []
+
+
+def test_who_connects_too_late_hears_that_it_is_over(world: ExchangeWorld) -> None:
+    world.propose()
+    world.kill()
+    world.clock.advance(8 * 86400)
+    world.desk.site_connected("amber")
+    assert world.state == "cancelled" and "exchange_proposed" not in dict(world.told).values()
+
+
+def test_an_expired_exchange_stands_in_nobodys_way(world: ExchangeWorld) -> None:
+    world.propose()
+    world.clock.advance(8 * 86400)
+    world.propose()
+    assert (world.state, world.machine.terms.number) == ("proposed", 2)
+
+
+# --- restarts ---------------------------------------------------------------------------------------
+
+
+def test_a_site_that_dials_in_hears_what_it_owes_also_after_a_restart(world: ExchangeWorld) -> None:
+    world.propose()
     world.consent("amber")
-    world.restart()
-    for site in SITES:
-        world.desk.site_connected(site)
-    assert world.told == [("birch", "exchange_proposed"), ("cedar", "exchange_proposed")]
-    world.consent("birch", "cedar")
-    world.send("amber", "birch")
-    world.send("amber", "cedar")
-    world.restart()
-    for site in SITES:
-        world.desk.site_connected(site)
-    assert world.told == [("birch", "seal_experts"), ("cedar", "seal_experts")]
-    assert len(world.files()) == 2
+    owed = {"proposed": "exchange_proposed", "sealing": "seal_experts"}
+    owed |= {"revealing": "reveal_keys", "delivering": "open_experts"}
+    for state, step in (
+        ("proposed", world.consent),
+        ("sealing", world.send),
+        ("revealing", world.reveal),
+        ("delivering", world.confirm),
+    ):
+        world.play(state)
+        step("amber")
+        world.kill()
+        for site in SITES:
+            world.desk.site_connected(site)
+        assert world.told == [("birch", owed[state]), ("cedar", owed[state])]
+        step("birch")
+        step("cedar")
+    world.kill()
+    world.desk.site_connected("cedar")
+    assert world.told == [("cedar", "exchange_closed")]
+    assert world.files() == []
 
 
-def test_an_exchange_follows_a_completed_run_and_there_is_one_at_a_time(world, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    world.desk.start(RUN, "olga")
-    with pytest.raises(StateError):
-        world.desk.start(RUN, "olga")
+def test_files_that_a_killed_process_left_of_an_ended_exchange_go_at_the_next_start(
+    world: ExchangeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.play("revealing")
+    monkeypatch.setattr("coordinator.spool._erase", lambda _: None)
     world.desk.cancel(RUN, "olga")
-    first = world.exchange_id
-    world.desk.start(RUN, "olga")
-    assert world.exchange_id != first
-
-    running = ExchangeWorld(tmp_path / "running", state=RunState.CREATED)
-    with pytest.raises(StateError, match="after its last round"):
-        running.desk.start(RUN, "olga")
-    running.conductor.feed(RUN, AbortRun("enough"))
-    with pytest.raises(StateError, match="after its last round"):
-        running.desk.start(RUN, "olga")
-    with pytest.raises(NotFoundError):
-        running.desk.cancel(RUN, "olga")
-    running.store.close()
+    assert world.files() == list(SITES)
+    world.kill()
+    assert world.files() == []

@@ -554,7 +554,6 @@ def status_of(federation: MaskedFederation) -> pb.RunStatus:
         federation.spool,
         federation.clock,
         None,  # type: ignore[arg-type]
-        federation.records,
         tell=federation.instruct,
         changed=federation.changed,
         absent=frozenset,

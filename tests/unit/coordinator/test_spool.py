@@ -63,9 +63,9 @@ def test_a_start_keeps_what_the_store_speaks_of_and_nothing_else(spool: Spool) -
     spool.update("run", RoundRef(1, 1), "amber", A).write_bytes(b"x")
     kept = spool.update("run", RoundRef(2, 1), "amber", A)
     kept.write_bytes(b"x")
-    sealed = spool.sealed("exchange-1", "amber", "birch")
+    sealed = spool.sealed("exchange-1", "amber")
     sealed.write_bytes(b"x")
-    spool.sealed("exchange-0", "amber", "birch").write_bytes(b"x")
+    spool.sealed("exchange-0", "amber").write_bytes(b"x")
     spool.keep_updates_only([("run", RoundRef(2, 1))])
     spool.keep_sealed_only(["exchange-1"])
     assert kept.exists() and sealed.exists()
@@ -84,7 +84,7 @@ def test_a_closed_attempt_leaves_no_file(spool: Spool) -> None:
 def test_a_sealed_expert_that_cannot_be_erased_is_named_in_the_log(
     spool: Spool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sealed = spool.sealed("exchange-0", "amber", "birch")
+    sealed = spool.sealed("exchange-0", "amber")
     sealed.write_bytes(b"x")
 
     def refuse(*_: object, **__: object) -> None:
@@ -106,6 +106,6 @@ def test_new_folders_of_updates_and_of_sealed_experts_are_made_durable(
     synced: list[Path] = []
     monkeypatch.setattr("coordinator.spool.sync_folder", synced.append)
     update = spool.update("run", RoundRef(1, 1), "amber", "0" * 64)
-    sealed = spool.sealed("exchange-1", "amber", "birch")
+    sealed = spool.sealed("exchange-1", "amber")
     assert update.parent.is_dir() and sealed.parent.is_dir()
     assert synced == [update.parent.parent, spool.root, sealed.parent.parent, spool.root]

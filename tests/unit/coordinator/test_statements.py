@@ -275,12 +275,7 @@ def test_a_receipt_says_what_came_and_each_site_lists_its_own(world: World) -> N
     receipt = world.deliver(A, payload)
     said = PayloadReceipt.open(receipt, world.anchors, now=world.clock.now())
     claim = world.claim(A, payload)
-    assert (said.site, said.payload, said.place, said.recipient) == (
-        A,
-        "update",
-        f"{RUN}/1/1",
-        "",
-    )
+    assert (said.site, said.payload, said.place) == (A, "update", f"{RUN}/1/1")
     assert (said.payload_hash, said.payload_bytes) == (claim.payload_hash, len(payload))
     world.deliver(B)
     world.clock.advance(5)

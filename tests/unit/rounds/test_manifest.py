@@ -149,7 +149,6 @@ def statements() -> list[tuple[Any, SignedStatement]]:
         site="site-000",
         payload="update",
         place=f"{RUN}/1/1",
-        recipient="",
         payload_hash=M1,
         payload_bytes=4,
         received_ms=9,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedpalm.errors import IllegalTransitionError, NotOnRosterError, StaleRoundError
+from fedpalm.errors import IllegalTransitionError, NotOnRosterError, StaleRoundError, StateError
 from fedpalm.rounds.events import (
     Abort,
     Aggregate,
@@ -49,6 +49,7 @@ from fedpalm.rounds.run import (
     Start,
     advance,
 )
+from tests.support.exchange_world import exchange_plan
 
 TERMS = RunTerms(rounds=2, max_attempts=2, round=RoundTerms(frozenset("ab"), 2, 1_000, 9_000))
 
@@ -399,3 +400,56 @@ def test_a_quorum_lets_no_caught_site_back_in() -> None:
     assert run.state is RunState.PAUSED
     assert "without c, d, caught at breaking round 1, 2 of 4 sites remain, quorum 3" in run.reason
     assert effects[-1] == RunPaused(run.reason)
+
+
+# --- the exchange of experts in the middle of a run -------------------------------------------------
+
+FREEZE = replace(TERMS, exchange_after=1)
+
+
+def frozen() -> Run:
+    return drive(replace(started(), terms=FREEZE), *committing(1))[0]
+
+
+def test_a_run_pauses_by_itself_after_the_round_that_the_exchange_follows() -> None:
+    run, effects = drive(replace(started(), terms=FREEZE), *committing(1))
+    assert run.state is RunState.PAUSED and run.waits_for_exchange
+    assert (run.model_hash, run.failures) == ("m1", 0)
+    assert "fedpalm-coordinator exchange propose" in run.reason
+    assert [type(effect) for effect in effects] == [PublishModel, CloseRound, RunPaused]
+
+
+def test_a_run_that_waits_for_the_exchange_goes_on_after_it_and_not_before() -> None:
+    run = Run.from_json(json.loads(json.dumps(frozen().to_json())), FREEZE)
+    assert run.waits_for_exchange
+    with pytest.raises(StateError, match="waits for the exchange of experts after round 1"):
+        advance(run, Resume(5))
+    resumed, effects = advance(run, Resume(5, exchanged=True))
+    assert RoundOpened(RoundRef(2, 1)) in effects and not resumed.waits_for_exchange
+    done, _ = drive(resumed, SiteJoined("a"), SiteJoined("b"), *committing(2))
+    assert done.state is RunState.COMPLETED
+
+
+def test_a_run_that_waits_for_the_exchange_can_be_aborted() -> None:
+    run, effects = advance(frozen(), AbortRun("enough"))
+    assert run.state is RunState.ABORTED and effects == (EndRun(False, "m1", "enough"),)
+
+
+def test_a_pause_for_another_reason_takes_a_resume_without_an_exchange() -> None:
+    resumed = drive(frozen(), Resume(5, exchanged=True))[0]
+    for run in (drive(replace(started(), terms=FREEZE), Pause("disk full"))[0], resumed):
+        paused = run if run.state is RunState.PAUSED else advance(run, Pause("disk full"))[0]
+        assert not paused.waits_for_exchange
+        assert advance(paused, Resume(6))[0].state is RunState.RUNNING
+
+
+def test_a_run_whose_last_round_the_exchange_follows_is_completed() -> None:
+    run, _ = drive(replace(started(), terms=replace(TERMS, exchange_after=2)), *committing(1))
+    assert run.state is RunState.RUNNING
+    assert drive(run, *committing(2))[0].state is RunState.COMPLETED
+
+
+@pytest.mark.parametrize(("exchange", "after"), [("freeze", 3), ("deployment", None)])
+def test_the_plan_says_after_which_round_a_run_waits(exchange: str, after: int | None) -> None:
+    plan = exchange_plan(rounds=9, expert_exchange=exchange)
+    assert RunTerms.of(plan).exchange_after == after
