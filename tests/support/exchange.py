@@ -85,10 +85,12 @@ class Member:
     salt: bytes = field(repr=False, default_factory=new_salt)
     announced: str = ""
     """Hash of the expert, if it is not the one of its name."""
+    takes: str = ""
+    """Whose expert it has, if it is not its own."""
 
     @property
     def expert(self) -> FloatVector:
-        return expert_of(self.name)
+        return expert_of(self.takes or self.name)
 
     @property
     def expert_hash(self) -> str:
