@@ -9,9 +9,9 @@ CompNet together (shapes of one block; the scale of the competition is multiplie
     maps      (B, 12 N, m, m)   5x5 mixing, pooling, 1x1 reduction: grouped over the experts for at most
                                 :data:`GROUPED_UP_TO` images, expert by expert for more
 
-Grouped convolutions are faster for few images (with 9 experts 1.2 to 1.5 times the whole pool at one
-image), slower for many (0.8 at 32); at 4 to 8 images the two are level.
-``fedpalm bench verify --batch 1 --batch 4 --batch 8 --batch 32`` measures both beside the loop.
+Grouping is faster for few images and slower for many: with 9 experts and one thread a pool that groups
+takes 0.85 of the CPU time of one that does not at one image, and 1.3 at 32 (docs/results/verify.md).
+``fedpalm bench verify --batch 1 --batch 4 --batch 8 --batch 32`` measures both at any size.
 
 CCNet's experts are called one after another, each with its kernels kept: their second order convolves
 what differs between experts, and their competition and gates have no grouped form in torch.
