@@ -166,6 +166,8 @@ def _numbered_by_site(
     scores: ScoreSet,
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """(identities,) number of each within its site, and how many its site has."""
-    site = scores.site_of_identity
-    same = site[:, None] == site[None, :]
-    return np.tril(same, -1).sum(axis=1), same.sum(axis=1)
+    _, index, counts = np.unique(scores.site_of_identity, return_inverse=True, return_counts=True)
+    place = np.empty(len(index), dtype=np.intp)
+    firsts = np.repeat(np.cumsum(counts) - counts, counts)
+    place[np.argsort(index, kind="stable")] = np.arange(len(index)) - firsts
+    return place, counts[index]
