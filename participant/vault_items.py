@@ -60,12 +60,11 @@ class VaultItems:
 
     def __init__(self, store: SiteStore) -> None:
         self._store, self._home = store, store.home
-        self._before: str | None = (
-            None  # the root before this transaction, once it has changed the set
-        )
-        self._looked_at: int | None = (
-            None  # data_version at which the whole set was as it should be
-        )
+        self._keys: dict[str, bytes] = {}
+        # The hash of the root before this transaction, once it has changed the set.
+        self._before: str | None = None
+        # SQLite's data_version at which the whole set was as it should be.
+        self._looked_at: int | None = None
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -317,12 +316,18 @@ class VaultItems:
         parts = (row["kind"].encode(), row["key"], row["version"].to_bytes(8, "big"))
         said = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
         digest = hashlib.sha256(row["sealed"]).digest()
-        key = self._store.vault.derive("items/set")
+        key = self._derived("items/set")
         return int.from_bytes(hmac.digest(key, said + digest, "sha256"), "big")
 
     def _key(self, kind: str, name: str) -> bytes:
-        key = self._store.vault.derive(f"items/names/{kind}")
+        key = self._derived(f"items/names/{kind}")
         return hmac.digest(key, name.encode(), "sha256")
+
+    def _derived(self, label: str) -> bytes:
+        """Remembered: one key serves every row of a look through the set."""
+        if label not in self._keys:
+            self._keys[label] = self._store.vault.derive(label)
+        return self._keys[label]
 
     def _opened(self, row: sqlite3.Row) -> tuple[str, bytes]:
         raw = self._store.vault.open(

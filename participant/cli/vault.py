@@ -13,15 +13,15 @@ from rich.text import Text
 from fedpalm.cli.console import command_errors, emit, err, home_option, json_option
 from fedpalm.cli.narrator import Narrator, ticker
 from fedpalm.clock import SystemClock
-from fedpalm.errors import StateError, VaultDamagedError
+from fedpalm.errors import IntegrityError, StateError, VaultDamagedError
 
 from ..config import Home
 from ..store import SiteStore
 from ..vault import read_header
 from ..vault_header import Slot
 from ..vault_lock import lock_with_key, lock_with_passphrase
+from ..vault_rotation import SealedFile, file_generation, sealed_files
 from ..vault_rotation import check as check_all
-from ..vault_rotation import file_generation, sealed_files
 from ..vault_rotation import rotate as rotate_all
 from .run import only_agent
 from .site import ask_passphrase
@@ -150,16 +150,7 @@ def _describe(store: SiteStore) -> dict[str, Any]:
     if not store.home.vault_header.exists() and not store.has_sealed():
         return {"made": False, "unlocked_by": [], "files": [], "records": {}}
     header = read_header(store.home)
-    files = [
-        {
-            "kind": one.kind,
-            "of": one.owner,
-            "file": one.path.name,
-            "bytes": one.path.stat().st_size if one.path.exists() else 0,
-            "data_key": file_generation(one.path) if one.path.exists() else None,
-        }
-        for one in sealed_files(store)
-    ]
+    files = [_file(one) for one in sealed_files(store)]
     rows = store.rows(
         "SELECT kind, COUNT(*) AS count, SUM(LENGTH(sealed)) AS bytes FROM vault_items "
         "GROUP BY kind ORDER BY kind"
@@ -174,6 +165,19 @@ def _describe(store: SiteStore) -> dict[str, Any]:
         "files": files,
         "records": {row["kind"]: {"count": row["count"], "bytes": row["bytes"]} for row in rows},
     }
+
+
+def _file(one: SealedFile) -> dict[str, Any]:
+    """``bytes`` and ``data_key`` are null for a file that is gone."""
+    found: dict[str, Any] = {"kind": one.kind, "of": one.owner, "file": one.path.name}
+    try:
+        return {
+            **found,
+            "bytes": one.path.stat().st_size,
+            "data_key": file_generation(one.path),
+        }
+    except (FileNotFoundError, IntegrityError):
+        return {**found, "bytes": None, "data_key": None}
 
 
 def _slot(store: SiteStore, slot: Slot) -> dict[str, Any]:
@@ -213,9 +217,8 @@ def _words(found: dict[str, Any]) -> Text:
     if found["unfinished"]:
         lines.append(f"unfinished   {found['unfinished']}")
     for one in found["files"]:
-        lines.append(
-            f"file         {one['file']}, {one['bytes']} bytes, {one['kind']} of {one['of']}"
-        )
+        size = "GONE" if one["bytes"] is None else f"{one['bytes']} bytes"
+        lines.append(f"file         {one['file']}, {size}, {one['kind']} of {one['of']}")
     for kind, one in found["records"].items():
         lines.append(f"records      {kind}: {one['count']}, {one['bytes']} bytes")
     return Text("\n".join(lines))

@@ -158,6 +158,15 @@ def test_no_byte_of_the_header_can_be_flipped(home):
 
 
 @pytest.mark.parametrize(
+    "raw", [b"", b"{}", b"[" * 60_000, b"null", b'{"format":2}', b"\xff"], ids=len
+)
+def test_what_is_no_header_is_refused(home, raw):
+    home.vault_header.write_bytes(raw)
+    with pytest.raises(VaultDamagedError, match="not the header of a vault"):
+        by_key(home)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         lambda values: values.update(epoch=99),

@@ -71,6 +71,16 @@ def test_the_status_tells_how_it_is_locked_and_what_is_in_it_and_needs_no_key(ho
     }
 
 
+def test_the_status_tells_which_file_is_gone_and_says_it_in_words(home):
+    (private,) = home.state.glob("*.safetensors")
+    private.unlink()
+    assert [one["bytes"] for one in call(home, "status")["files"] if one["kind"] == "state"] == [
+        None
+    ]
+    result = CliRunner().invoke(main, ["vault", "status", "--home", str(home.path)])
+    assert f"{private.name}, GONE" in result.stdout and "person: 5" in result.stdout
+
+
 def test_the_check_ends_with_sixteen_and_names_what_is_damaged(home):
     assert call(home, "check")["damaged"] == []
     (private,) = home.state.glob("*.safetensors")
