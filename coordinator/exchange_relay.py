@@ -237,10 +237,6 @@ class ExpertRelay:
                 f"the receipt of {site} is not for the experts that exchange {exchange_id} brought it",
                 safe="nothing was stored",
             )
-        if known is not None:
-            raise HashMismatchError(
-                f"site {site} gave another receipt before", safe="the first one stays"
-            )
         row = ExpertReceiptRow(exchange_id, site, signed)
         self._desk.feed(machine, ExpertsOpened(site), (row,))
 

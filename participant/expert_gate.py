@@ -220,7 +220,6 @@ class ExpertGate(MessageGate):
             exchange_id=exchange_id,
             sanction=exchange.sanction.hex(),
             experts=dict(exchange.opened),
-            opened_ms=self._store.now_ms(),
         )
         place = Place(exchange.terms.run, exchange=exchange_id)
         request = wire.ConfirmExpertsRequest(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ..pki.identity import Identity, Role
-from ..pki.statement import HexHash, Label, Statement, TimeMs
+from ..pki.statement import HexHash, Label, Statement
 
 
 class ExpertReceipt(Statement):
@@ -18,7 +18,6 @@ class ExpertReceipt(Statement):
     exchange_id: Label
     sanction: HexHash
     experts: dict[Label, HexHash]
-    opened_ms: TimeMs
 
     @property
     def signer(self) -> Identity:

@@ -204,7 +204,6 @@ def expert_receipt() -> SignedStatement:
         exchange_id="exchange-1",
         sanction="1" * 64,
         experts={"south": "2" * 64},
-        opened_ms=1,
     )
     return said.sign(north())
 

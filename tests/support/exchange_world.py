@@ -283,7 +283,6 @@ class ExchangeWorld:
             "exchange_id": terms.exchange_id,
             "sanction": self.sanction.hash.hex(),
             "experts": {one: expert_hash(EXPERT, self.experts[one]) for one in others},
-            "opened_ms": 1,
             **changes,
         }
         return ExpertReceipt(**fields)

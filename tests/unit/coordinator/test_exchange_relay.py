@@ -339,14 +339,14 @@ def test_a_receipt_again_changes_nothing_and_another_is_refused(world: ExchangeW
     world.confirm("amber")
     world.kill()
     world.confirm("amber")
-    later = world.receipt_of("amber", opened_ms=2).sign(world.identities["amber"])
+    other = world.receipt_of("amber", experts={}).sign(world.identities["amber"])
     with pytest.raises(HashMismatchError):
-        world.confirm("amber", later)
+        world.confirm("amber", other)
     mine = world.receipt_of("amber").sign(world.identities["amber"])
     world.play()
     world.confirm("amber", mine)
     with pytest.raises(StateError):
-        world.confirm("amber", later)
+        world.confirm("amber", other)
     stored = world.records.receipt(world.exchange_id, "amber")
     assert stored is not None and stored.statement == mine.statement
 

@@ -153,7 +153,6 @@ class Playing:
             exchange_id=ref.exchange_id,
             sanction=sanction.hash.hex(),
             experts={key.sender: expert_hash(EXPERT, expert)},
-            opened_ms=1,
         ).sign(self.site.identity)
         request = f.ConfirmExpertsRequest(ref=ref, site_id=me, receipt=to_wire(receipt))
         await self.site.call("ConfirmExperts", request)
