@@ -128,6 +128,12 @@ class DeadlineError(FedPalmError):
 # --- concrete errors ------------------------------------------------------------------------------
 
 
+class TemplateError(DataError):
+    """A biometric template, or the key that protects it, cannot be used."""
+
+    code = "template"
+
+
 class LayoutMismatchError(ProtocolError):
     """A vector or tensor set does not have the declared layout."""
 
