@@ -125,6 +125,12 @@ class DeadlineError(FedPalmError):
     code, exit_code, grpc_status = "deadline", 14, "DEADLINE_EXCEEDED"
 
 
+class VaultError(FedPalmError):
+    """The site's vault cannot be opened, or holds something else than was put into it."""
+
+    code, exit_code, grpc_status = "vault", 16, "FAILED_PRECONDITION"
+
+
 # --- concrete errors ------------------------------------------------------------------------------
 
 
@@ -361,6 +367,24 @@ class SealedExpertError(IntegrityError):
     """A sealed expert cannot be opened, or is not for this recipient, run or sender."""
 
     code = "sealed_expert"
+
+
+class VaultLockedError(VaultError):
+    """The passphrase or key file is not there, or is not the one that the vault was locked with."""
+
+    code = "vault_locked"
+
+
+class VaultDamagedError(VaultError):
+    """A header, file or record of the vault is not what was stored: altered, swapped or gone."""
+
+    code = "vault_damaged"
+
+
+class VaultRolledBackError(VaultError):
+    """A header, record or database of the vault is an old one that was put back."""
+
+    code = "vault_rolled_back"
 
 
 class CodecOverflowError(ConfigError):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedpalm.data.readers import SourceKind
 from fedpalm.plan import Name
@@ -22,6 +23,26 @@ class DataSettings(Settings):
     kind: SourceKind = "auto"
     cap_per_identity: int | None = Field(None, ge=2)
     split_seed: int = Field(0, ge=0, lt=2**53)
+
+
+class VaultSettings(Settings):
+    """What unlocks the vault; left out, the key file ``vault.key`` in the home.
+
+    Paths are relative to the home. ``passphrase = "ask"``: a person types it when it is needed.
+    """
+
+    key_file: str | None = Field(None, min_length=1)
+    passphrase: Literal["ask"] | None = None
+    passphrase_file: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (
+            sum(one is not None for one in (self.key_file, self.passphrase, self.passphrase_file))
+            > 1
+        ):
+            raise ValueError("name one of key_file, passphrase and passphrase_file")
+        return self
 
 
 class VerificationSettings(Settings):
@@ -56,6 +77,7 @@ class ParticipantConfig(Settings):
     data: DataSettings | None = None
     keep_models: int = Field(3, ge=1, le=10_000)
     verification: VerificationSettings | None = None
+    vault: VaultSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +111,26 @@ class Home:
     @property
     def database(self) -> Path:
         return self.path / "site.sqlite3"
+
+    @property
+    def vault_header(self) -> Path:
+        """How the vault is unlocked, and its wrapped keys."""
+        return self.path / "vault.json"
+
+    @property
+    def vault_key(self) -> Path:
+        """What unlocks the vault where ``[vault]`` names nothing else."""
+        return self.path / "vault.key"
+
+    @property
+    def vault_mark(self) -> Path:
+        """Which records the database must hold, so that an old one shows."""
+        return self.path / "vault.mark"
+
+    @property
+    def vault_lock(self) -> Path:
+        """Held while the mark changes."""
+        return self.path / "vault.lock"
 
     @property
     def state(self) -> Path:
@@ -131,11 +173,15 @@ class Home:
 def to_toml(config: ParticipantConfig) -> str:
     """The settings as TOML; what is unset is left out."""
     values = config.model_dump(mode="json", exclude_none=True)
-    sections = {name: values.pop(name, None) for name in ("data", "verification")}
+    sections = {name: values.pop(name, None) for name in ("data", "vault", "verification")}
     lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
     for name, section in sections.items():
         if section is not None:
-            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items())]
+            lines += [
+                "",
+                f"[{name}]",
+                *(f"{key} = {_toml(value)}" for key, value in section.items()),
+            ]
     return "\n".join(lines) + "\n"
 
 

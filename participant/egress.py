@@ -188,7 +188,7 @@ class EgressGate(MessageGate):
                     hashlib.sha256(data).digest() != attempt.masked.payload_hash
                 ):
                     raise refused("the masked vector is not the one that was signed")
-                name = self._store.write_private(f"{place.run}-r{place.round}", "masked", data)
+                name = self._store.write_outgoing(f"{place.run}-r{place.round}", "masked", data)
             try:
                 with self._store.transaction() as db:
                     update = self._masked_update(place, attempt)
@@ -340,7 +340,7 @@ class EgressGate(MessageGate):
                 data = sealed.to_bytes()
                 hashes[recipient] = sealed.hash
                 payload_hash = hashlib.sha256(data).digest()
-                name = self._store.write_private(exchange_id, "sealed", data)
+                name = self._store.write_outgoing(exchange_id, "sealed", data)
                 db.execute(
                     "INSERT INTO sealed_experts VALUES (?, ?, ?, ?, ?)",
                     (exchange_id, recipient, payload_hash, len(data), name),

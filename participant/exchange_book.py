@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
-from pathlib import Path
 
 from fedpalm.exchange.consent import SignedConsent
 from fedpalm.exchange.site import SiteExchange, SiteState
-from fedpalm.pki.files import read_secret
 from fedpalm.pki.hybrid import HybridKey
 
 from .store import SiteStore
@@ -99,11 +97,16 @@ class ExchangeBook:
         return [SignedConsent.from_bytes(text.encode()) for text in texts]
 
     def key(self, exchange_id: str) -> HybridKey | None:
-        """The recipient key, until it is erased. Raises KeyFileError: damaged or open to others."""
+        """The recipient key, until it is erased.
+
+        Raises:
+            KeyFileError: missing, or open to others.
+            VaultError: the vault cannot be unlocked, or this is not what it sealed.
+        """
         row = self._row(exchange_id)
         if row is None or row["key_file"] is None:
             return None
-        return HybridKey.from_private_bytes(read_secret(self._key_path(row["key_file"])))
+        return HybridKey.from_private_bytes(self._store.read_private(row["key_file"]))
 
     def is_closed(self, exchange_id: str) -> bool:
         """Whether the coordinator has said that it is over."""
@@ -125,9 +128,6 @@ class ExchangeBook:
             db.execute(
                 "UPDATE sealed_experts SET file = NULL WHERE exchange_id = ?", (exchange_id,)
             )
-
-    def _key_path(self, name: str) -> Path:
-        return self._store.home.state / name
 
     def _row(self, exchange_id: str) -> sqlite3.Row | None:
         return self._store.row("SELECT * FROM exchanges WHERE exchange_id = ?", exchange_id)

@@ -128,8 +128,23 @@ CREATE TABLE models (
 CREATE TABLE states (
   run_id TEXT PRIMARY KEY REFERENCES runs (run_id),
   round INTEGER NOT NULL,
-  file TEXT NOT NULL UNIQUE,
-  file_hash BLOB NOT NULL
+  file TEXT NOT NULL UNIQUE,       -- sealed by the vault
+  file_hash BLOB NOT NULL          -- SHA-256 of the sealed bytes
+) STRICT;
+
+-- Small records, sealed by the vault (vault_items.py). A name is inside the record, and here only as its HMAC.
+CREATE TABLE vault_items (
+  kind TEXT NOT NULL,
+  key BLOB NOT NULL,               -- HMAC-SHA256 of the name
+  version INTEGER NOT NULL,        -- which change of the set wrote it
+  sealed BLOB NOT NULL,            -- name and data; kind, key and version are associated data
+  PRIMARY KEY (kind, key)
+) STRICT;
+
+-- The root over all of them: how many there are and their set hash, sealed. vault.mark names its hash.
+CREATE TABLE vault_root (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  sealed BLOB NOT NULL
 ) STRICT;
 
 -- What was trained in a round, as it is sent. Older files go; the row stays, so that no round is
@@ -180,7 +195,7 @@ CREATE TABLE exchanges (
   state TEXT NOT NULL,
   consent BLOB,                    -- this site's own signed consent
   agreed TEXT,                     -- JSON array of the consents under which it sealed
-  key_file TEXT,                   -- the recipient key, until the experts are opened
+  key_file TEXT,                   -- the recipient key, sealed by the vault, until the experts are opened
   answered INTEGER NOT NULL DEFAULT 0,  -- the coordinator has this site's present answer
   closed INTEGER NOT NULL DEFAULT 0,    -- the coordinator has said that it is over
   proposed_ms INTEGER NOT NULL

@@ -3,6 +3,9 @@
 A file (private state, encoded update, sealed expert) is written whole and fsynced first; the row that
 names it is the commit. A file that no row names is what a crash left behind: it is removed on opening.
 ``kill -9`` between any two instructions leaves the state before or after a commit, never between.
+
+What stays at the site (private state, recipient keys, records of the vault) is sealed by the vault. Encoded
+and masked updates and sealed experts lie here as they are sent.
 """
 
 from __future__ import annotations
@@ -26,17 +29,26 @@ from fedpalm.clock import Clock, SystemClock
 from fedpalm.errors import HashMismatchError, IntegrityError, ResourceError, StateError
 from fedpalm.layout import FloatVector, Layout
 from fedpalm.methods.base import Tensors
+from fedpalm.pki.files import read_secret
 from fedpalm.plan import Plan
 
 from .config import Home
 from .files import Buffer, check_owner_only, erase, sync_folder, write_durably
 from .ledger_mark import begin_mark
 from .masking_memory import begin_memory
+from .vault import Vault
+from .vault_header import STANDARD_COST, Argon2Cost
+from .vault_items import VaultItems
+from .vault_secret import Ask, no_terminal, source_of
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 6
 BUSY_TIMEOUT_S = 30.0
 
 _SCHEMA = Path(__file__).with_name("schema.sql")
+_SEALED_ANYTHING = (
+    "SELECT 1 FROM states UNION SELECT 1 FROM exchanges WHERE key_file IS NOT NULL "
+    "UNION SELECT 1 FROM vault_root"
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,8 @@ class SiteStore:
     Args:
         on_step: called with the name of each step of a durable write just after it is done; a test
             that raises from it stands for a process killed there.
+        ask: asks a person for the vault's passphrase.
+        vault_cost: of a passphrase that is set, and the least that the vault's header may say.
     Raises:
         IntegrityError: the state folder or database is readable by others, or of another version.
     """
@@ -100,8 +114,13 @@ class SiteStore:
         *,
         clock: Clock | None = None,
         on_step: Callable[[str], None] = _nothing,
+        ask: Ask = no_terminal,
+        vault_cost: Argon2Cost = STANDARD_COST,
     ) -> None:
         self.home, self.clock, self.on_step = home, clock or SystemClock(), on_step
+        self._ask, self._vault_cost = ask, vault_cost
+        self._vault: Vault | None = None
+        self.items = VaultItems(self)
         home.make()
         self._lock, self._writing = threading.RLock(), threading.RLock()
         if not home.database.exists():
@@ -114,7 +133,13 @@ class SiteStore:
             check_same_thread=False,
         )
         self._db.row_factory = sqlite3.Row
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        # What is deleted is overwritten with zeros, for erasures: see erase_freed().
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "secure_delete = ON",
+        ):
             self._db.execute(f"PRAGMA {pragma}")
         self._create()
 
@@ -138,16 +163,47 @@ class SiteStore:
                 try:
                     yield self._db
                     self.on_step("before commit")
-                    self._db.execute("COMMIT")
+                    with self.items.committing(self._db):
+                        self._db.execute("COMMIT")
                 except BaseException:
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
+                    self.items.undone()
                     raise
             except sqlite3.OperationalError as error:
                 raise ResourceError(
                     f"{self.home.database}: {error}", safe="nothing of this step was stored"
                 ) from error
             self.on_step("committed")
+
+    @contextmanager
+    def snapshot_lock(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for this thread alone."""
+        with self._lock:
+            yield self._db
+
+    @property
+    def vault(self) -> Vault:
+        """Unlocked on first use, and made where nothing was sealed yet.
+
+        Raises:
+            VaultError, KeyFileError: it cannot be unlocked, or is not of this database.
+        """
+        with self._lock:
+            if self._vault is None:
+                self._vault = Vault(
+                    self.home,
+                    source_of(self.home, self.home.load().vault, self._ask),
+                    in_use=self.row(_SEALED_ANYTHING) is not None,
+                    cost=self._vault_cost,
+                    on_step=self.on_step,
+                )
+                try:
+                    self.items.check_root()
+                except BaseException:
+                    self._vault = None
+                    raise
+            return self._vault
 
     @contextmanager
     def files(self) -> Iterator[None]:
@@ -163,6 +219,16 @@ class SiteStore:
         with self._lock:
             found: sqlite3.Row | None = self._db.execute(query, values).fetchone()
             return found
+
+    def erase_freed(self) -> bool:
+        """Bring deletions into the database file, where their bytes are overwritten, and empty the journal.
+
+        False if another process is reading from the journal: then old bytes stay in it until a later call.
+        A copy-on-write file system or an SSD may keep blocks that are not in use any more.
+        """
+        with self._lock:
+            (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
 
     def masking_mark(self) -> str:
         """What ``masking/memory.json`` must name, to be the memory of this database."""
@@ -269,6 +335,7 @@ class SiteStore:
 
         Raises:
             IntegrityError: the file is missing or is not what was committed.
+            VaultError: it cannot be unlocked, or was not sealed here under this name.
         """
         found = self.row("SELECT * FROM states WHERE run_id = ?", run_id)
         if found is None:
@@ -276,7 +343,7 @@ class SiteStore:
         path = self.home.state / found["file"]
         data = self._read(path, found["file_hash"])
         try:
-            return dict(safetensors.numpy.load(data))
+            return dict(safetensors.numpy.load(self.vault.open(file_purpose(path.name), data)))
         except safetensors.SafetensorError as error:
             raise IntegrityError(f"{path}: not safetensors: {error}") from error
 
@@ -414,15 +481,37 @@ class SiteStore:
         self._point_state(db, run_id, round_number, file, file_hash)
 
     def write_private(self, purpose: str, suffix: str, data: Buffer) -> str:
-        """Write a file of the state folder and return its name.
+        """Seal into a file of the state folder and return its name; :meth:`read_private` opens it.
 
         Call it inside :meth:`transaction` or :meth:`files`, and have a row point at it before either
         ends: until then the file is an orphan.
         """
         name = self._new_name(purpose, secrets.token_hex(4), suffix)
+        self.write_sealed(name, data)
+        self.on_step(f"{suffix} file written")
+        return name
+
+    def read_private(self, name: str) -> bytes:
+        """What :meth:`write_private` sealed under this name.
+
+        Raises:
+            KeyFileError: the file is missing, or others can read it.
+            VaultError: it is not what was sealed under this name.
+        """
+        return self.vault.open(file_purpose(name), read_secret(self.home.state / name))
+
+    def write_outgoing(self, purpose: str, suffix: str, data: Buffer) -> str:
+        """As :meth:`write_private`, but not sealed: these are the bytes that leave."""
+        name = self._new_name(purpose, secrets.token_hex(4), suffix)
         write_durably(self.home.state / name, data)
         self.on_step(f"{suffix} file written")
         return name
+
+    def write_sealed(self, name: str, data: Buffer) -> bytes:
+        """Seal a file of the state folder; the hash of the sealed bytes."""
+        sealed = self.vault.seal(file_purpose(name), data)
+        write_durably(self.home.state / name, sealed)
+        return hashlib.sha256(sealed).digest()
 
     def remove_orphans(self) -> None:
         """Remove files of the state folder that no row names."""
@@ -450,9 +539,9 @@ class SiteStore:
     ) -> tuple[str, bytes]:
         data = safetensors.numpy.save({name: np.asarray(v, order="C") for name, v in state.items()})
         name = self._new_name(run_id, f"r{round_number}", "safetensors")
-        write_durably(self.home.state / name, data)
+        file_hash = self.write_sealed(name, data)
         self.on_step("state file written")
-        return name, hashlib.sha256(data).digest()
+        return name, file_hash
 
     @staticmethod
     def _point_state(
@@ -504,6 +593,11 @@ class SiteStore:
                 begin_mark(self.home.masking, mark)
                 self.on_step("masking memory begun")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def file_purpose(name: str) -> str:
+    """What a file of the state folder is sealed as."""
+    return f"file {name}"
 
 
 def _statements(script: str) -> Iterator[str]:

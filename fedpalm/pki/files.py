@@ -65,11 +65,13 @@ def write_secret_once(path: Path, content: bytes, what: str = "key") -> None:
         raise KeyFileError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def read_secret(path: Path, what: str = "private key") -> bytes:
+def read_secret(path: Path, what: str = "private key", *, from_root: bool = False) -> bytes:
     """Read a file that its owner alone can read.
 
     Args:
         what: what the file is, for the errors.
+        from_root: take a file of root's, too, that the group root can read: so systemd hands a service
+            its credentials (mode 0440, and an ACL for the service's user).
     Raises:
         KeyFileError: missing, a link, not a plain file, too large, or open to group or others.
     """
@@ -83,7 +85,8 @@ def read_secret(path: Path, what: str = "private key") -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise KeyFileError(f"{path}: not a plain file")
         mode = stat.S_IMODE(status.st_mode)
-        if mode & 0o077:
+        shared = 0o037 if from_root and status.st_uid == status.st_gid == 0 else 0o077
+        if mode & shared:
             raise KeyFileError(
                 f"{path}: others can read or change this {what} (mode {mode:04o})",
                 safe=f"the {what} was not used",

@@ -22,7 +22,7 @@ def test_every_error_has_a_real_grpc_status_and_a_distinct_kind_of_exit(
     kind: type[FedPalmError],
 ) -> None:
     assert hasattr(grpc.StatusCode, kind.grpc_status) and kind.grpc_status != "OK"
-    assert 3 <= kind.exit_code <= 15 or kind.exit_code == 130
+    assert 3 <= kind.exit_code <= 16 or kind.exit_code == 130
     assert kind.__doc__
 
 

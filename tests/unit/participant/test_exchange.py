@@ -26,6 +26,7 @@ from participant.config import Home
 from participant.ending import ExitAfter
 from participant.outgoing import PayloadKind
 from participant.release import refused
+from participant.vault import BLOB_EXTRA
 from tests.support.agents import until
 from tests.support.aio import in_loop
 from tests.support.fake_coordinator import FakeCoordinator
@@ -196,7 +197,7 @@ def test_the_recipient_key_is_private_and_erased_with_a_no(asked):
     site.desk.approve(exchange)
     (key,) = site.home.state.glob("*.key")
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    assert key.stat().st_size == PRIVATE_BYTES
+    assert key.stat().st_size == PRIVATE_BYTES + BLOB_EXTRA
     site.store.remove_orphans()
     assert key.exists()
     refused = site.desk.refuse(site.desk.book.get(EXCHANGE), "changed our mind")
