@@ -63,7 +63,7 @@ class VerificationSettings(Settings):
     images_per_reference: int = Field(3, ge=1, le=20)
     """How many images people are enrolled with; thresholds are set for references of as many."""
     listen: HostPort = "127.0.0.1:7445"
-    """Where ``serve`` listens; another machine can dial in only if an address other than loopback is named."""
+    """Where ``serve`` listens; other machines can dial only what is not loopback."""
     remote_enrolment: bool = False
     """Whether applications may enrol."""
 

@@ -186,8 +186,9 @@ FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
     # A bundle was verified, or an empirical audit run, on this site's word.
     EntryKind.AUDIT: ({"audit": _name, "result": _name, "report_hash": _hash},),
     # What this site kept of a person to verify them by is erased. ``runs`` are all those that this site has
-    # trained in: their models may remember the person, and would have to be trained anew without them. Where
-    # they are too many for an entry ``runs`` has the newest, and ``earlier`` how many came before them.
+    # trained in: their models may remember the person, and would have to be trained anew without them.
+    # Where they are too many for an entry ``runs`` has the newest, and ``earlier`` how many came before
+    # them.
     EntryKind.SUBJECT_ERASED: ({"runs": _names, "earlier": _count},),
 }
 

@@ -1,8 +1,8 @@
 """Which applications may call this site's verification service: a small CA of the site's own.
 
-``applications/`` in the home holds ``ca/`` (:mod:`fedpalm.pki.authority`) and ``server/``, the service's identity.
-The CA's trust domain is the site's alone: nothing of the federation, and no other site, is a caller here. A
-certificate counts as long as it is in the table ``applications`` and not revoked there.
+``applications/`` in the home holds ``ca/`` (:mod:`fedpalm.pki.authority`) and ``server/``, the service's
+identity. The CA's trust domain is the site's alone: nothing of the federation, and no other site, is a
+caller here. A certificate counts as long as it is in the table ``applications`` and not revoked there.
 """
 
 from __future__ import annotations

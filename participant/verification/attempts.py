@@ -1,9 +1,9 @@
 """How often somebody may be tried for: the log of attempts, rates and lock-outs.
 
-An attempt counts as failed before its image is looked at; a match takes that back. So nobody gets more tries
-by asking many times at once, or by cutting the power. A refused attempt is decided from these rows alone: it
-tells nothing of the image. After ``max_failures`` failures in a row each further one doubles the pause
-(NIST SP 800-63B, 5.2.3).
+An attempt counts as failed before its image is looked at; a match takes that back. So nobody gets more
+tries by asking many times at once, or by cutting the power. A refused attempt is decided from these rows
+alone: it tells nothing of the image. After ``max_failures`` failures in a row each further one doubles
+the pause (NIST SP 800-63B, 5.2.3).
 
 Names are in no row: a subject is an HMAC under a key that the vault derives.
 """
@@ -221,9 +221,7 @@ class Attempts:
             "CASE WHEN failures - 1 >= ? THEN locked_until_ms ELSE 0 END WHERE subject = ?",
             (self._settings.max_failures, subject),
         )
-        db.execute(
-            "DELETE FROM verification_locks WHERE subject = ? AND failures <= 0", (subject,)
-        )
+        db.execute("DELETE FROM verification_locks WHERE subject = ? AND failures <= 0", (subject,))
 
     def _mark(self, subject: str) -> bytes:
         key = self._store.vault.derive("verification/attempts")

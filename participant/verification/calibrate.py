@@ -1,8 +1,9 @@
 """A threshold at a target false match rate, on pairs of the site's own people, as they are compared in use.
 
-Every person gets a reference fused from as many images as people are enrolled with, under a key of their own;
-every probe is compared with every reference under that reference's key, as a claim of that name would be.
-Closed: the images that trained against the closed probes. Open: the two halves of the open identities.
+Every person gets a reference fused from as many images as people are enrolled with, under a key of their
+own; every probe is compared with every reference under that reference's key, as a claim of that name
+would be. Closed: the images that trained against the closed probes. Open: the two halves of the open
+identities.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class DevelopmentPairs:
         return sum(len(people - {record.identity}) for record in self.probes)
 
 
-def development_pairs(config: ParticipantConfig, model: StoredModel, mode: Mode) -> DevelopmentPairs:
+def development_pairs(
+    config: ParticipantConfig, model: StoredModel, mode: Mode
+) -> DevelopmentPairs:
     """Raises ConfigError, DataError: the site's data are not named, or cannot be listed."""
     if config.data is None:
         raise ConfigError(
@@ -182,4 +185,5 @@ def _key(seed: int, person: str) -> bytes:
 def _up(rate: float) -> float:
     """Rounded up to two digits."""
     digits = 1 - math.floor(math.log10(rate))
-    return min(1.0, math.ceil(rate * 10**digits) / 10**digits)
+    scale = 10.0**digits
+    return min(1.0, math.ceil(rate * scale) / scale)

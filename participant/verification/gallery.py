@@ -46,7 +46,8 @@ class Reference:
     """What a subject is verified against.
 
     ``protected`` (m,) symbols of a template of ``length`` features; ``model`` is the hash of what made it
-    (:class:`.model.ModelId`), ``images`` how many images it was made from, ``images_kept`` whether they are here.
+    (:class:`.model.ModelId`), ``images`` how many images it was made from, ``images_kept`` whether they
+    are here.
     """
 
     subject: str
@@ -153,11 +154,10 @@ def subject_name(text: str) -> str:
 def fuse(templates: _Templates) -> _Templates:
     """(k, D) templates of one person -> (1, D): the direction of their mean.
 
-    One comparison a verification, however many images somebody gave: the false match rate that a threshold was
-    set for holds for all. (The greatest of k scores would raise it with k.)
+    One comparison a verification, however many images somebody gave: the false match rate that a
+    threshold was set for holds for all. (The greatest of k scores would raise it with k.)
     """
     unit = templates / np.linalg.norm(templates, axis=1, keepdims=True)
     mean = unit.mean(axis=0, keepdims=True)
     fused: _Templates = (mean / np.linalg.norm(mean)).astype(np.float32)
     return fused
-

@@ -60,7 +60,9 @@ class StoredModel:
 
         plan = self.run.plan
         shared = store.load_model(self.shared_hash, plan.model_layout)
-        method = build_site_method(plan, self.config.site, _images(self.config, self.run, self.state))
+        method = build_site_method(
+            plan, self.config.site, _images(self.config, self.run, self.state)
+        )
         method.load_state(self.state)
         return VerificationModel(self.id, method, shared)
 

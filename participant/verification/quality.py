@@ -1,9 +1,9 @@
 """Whether an image is good enough to make a template from: four plain measures and their limits.
 
-They are our own, for regions of interest of 128x128 grey levels. On synthetic palms (both presets, 64 images
-each) sharpness is 0.22 to 1.2; after a Gaussian blur of one pixel 0.07 to 0.29, of two 0.04 to 0.14. Your sensor
-may need other limits: look at the measures of a few hundred of its images first (``--json`` shows them).
-None of them tells a living hand from a picture of one.
+They are our own, for regions of interest of 128x128 grey levels. On synthetic palms (both presets, 64
+images each) sharpness is 0.22 to 1.2; after a Gaussian blur of one pixel 0.07 to 0.29, of two 0.04 to
+0.14. Your sensor may need other limits: look at the measures of a few hundred of its images first
+(``--json`` shows them). None of them tells a living hand from a picture of one.
 """
 
 from __future__ import annotations
@@ -85,4 +85,6 @@ def sharpness_of(grey: Grey) -> float:
 
 
 def _refused(name: str, why: str) -> QualityError:
-    return QualityError(f"{name}: {why}", safe="nothing was compared or stored", next_step=NEXT_STEP)
+    return QualityError(
+        f"{name}: {why}", safe="nothing was compared or stored", next_step=NEXT_STEP
+    )

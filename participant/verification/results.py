@@ -13,8 +13,8 @@ from .model import ModelId
 class Enrolment:
     """Somebody who is enrolled from now on.
 
-    ``resembles`` are those enrolled whom they match. ``warnings`` are all there are, ``image_warnings`` those
-    that come from the images alone.
+    ``resembles`` are those enrolled whom they match. ``warnings`` are all there are, ``image_warnings``
+    those that come from the images alone.
     """
 
     subject: str
@@ -52,7 +52,8 @@ class Identification:
     """Who of those enrolled this is; ``subject`` None: nobody.
 
     ``comparisons`` were made, and somebody who is not enrolled matches one of them with a probability of at
-    most ``fpir_bound``. ``left_out`` were not compared with: stale, locked out, or of a mode without threshold.
+    most ``fpir_bound``. ``left_out`` were not compared with: stale, locked out, or of a mode without
+    threshold.
     """
 
     subject: str | None
@@ -104,9 +105,9 @@ class EnrolledSubject:
 class Erasure:
     """What an erasure has erased, and what it cannot: ``runs`` whose models may remember the person.
 
-    ``in_training_data`` says whether the site's data have somebody of this name among those who train; None: it
-    could not be told. ``journal_cut`` is False while another process keeps the database's journal, with sealed
-    bytes of the old records in it, open.
+    ``in_training_data`` says whether the site's data have somebody of this name among those who train;
+    None: it could not be told. ``journal_cut`` is False while another process keeps the database's
+    journal, with sealed bytes of the old records in it, open.
     """
 
     subject: str

@@ -10,8 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 
-import fedpalm.transport  # noqa: F401, I001  # before grpc: it rules out TLS 1.2
-
+import fedpalm.transport  # noqa: F401  # before grpc: it rules out TLS 1.2
 from fedpalm.errors import FedPalmError, PolicyError, ProtocolError
 from fedpalm.pki.live import LiveIdentity
 from fedpalm.transport.peer import Context, current_peer

@@ -26,7 +26,10 @@ def list_subjects(
     Args:
         run_id: whose model references have to be of, not to be stale.
     """
-    attempts, gallery = Attempts(store, config.verification or VerificationSettings()), Gallery(store)
+    attempts, gallery = (
+        Attempts(store, config.verification or VerificationSettings()),
+        Gallery(store),
+    )
     try:
         model, problem = find_model(config, store, run_id).id, ""
     except FedPalmError as error:
@@ -118,7 +121,9 @@ def in_words(erasure: Erasure) -> list[str]:
             "Trained on this site's data, and so perhaps on this person, under any name: the models of "
             f"{', '.join(erasure.runs)}. To forget there, train anew without them, and retire these models."
         )
-    lines.append("Backups of this home still hold the sealed records: delete those, or let them expire.")
+    lines.append(
+        "Backups of this home still hold the sealed records: delete those, or let them expire."
+    )
     return lines
 
 

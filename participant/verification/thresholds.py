@@ -1,4 +1,4 @@
-"""Thresholds that stay fixed from one calibration to the next, with what is known about their error rates."""
+"""Thresholds that stay fixed till the next calibration, with what is known about their error rates."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ class Threshold:
 
     def to_json(self) -> dict[str, Any]:
         values = {name: value for name, value in vars(self).items() if name != "value"}
-        intervals = {
-            name: list(getattr(self, name)) for name in ("fmr_interval", "fnmr_interval")
-        }
+        intervals = {name: list(getattr(self, name)) for name in ("fmr_interval", "fnmr_interval")}
         return {"threshold": self.value, **values, **intervals}
 
     @classmethod

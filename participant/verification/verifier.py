@@ -1,7 +1,7 @@
 """Enrol, verify, identify, renew and calibrate, with one model for all calls.
 
-Everything is decided at the site. The model is loaded at the first call that looks at an image. Nothing here
-looks for presentation attacks: a good picture of a palm may pass for the palm.
+Everything is decided at the site. The model is loaded at the first call that looks at an image. Nothing
+here looks for presentation attacks: a good picture of a palm may pass for the palm.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from ..store import SiteStore
 from .attempts import Attempts, Outcome
 from .calibrate import Tick, calibrate, development_pairs, require_enough
 from .gallery import Gallery, Mode, Reference, fuse, subject_name
-from .model import ModelId, StoredModel, Templates, VerificationModel, find_model, training_identities
+from .model import (
+    ModelId,
+    StoredModel,
+    Templates,
+    VerificationModel,
+    find_model,
+    training_identities,
+)
 from .quality import Quality, assess
 from .results import Enrolment, Identification, Renewal, Verification
 from .thresholds import Threshold, Thresholds
@@ -113,7 +120,9 @@ class Verifier:
         warnings = []
         if self.thresholds.current(chosen, self.model_id.hash) is None:
             warnings.append(f"no threshold of {chosen} comparisons: calibrate before you verify")
-        warnings += [f"matches {other!r}, who is enrolled: one person twice?" for other in resembles]
+        warnings += [
+            f"matches {other!r}, who is enrolled: one person twice?" for other in resembles
+        ]
         return Enrolment(
             subject=name,
             mode=chosen,
@@ -159,8 +168,8 @@ class Verifier:
     def identify(self, image: ImageSource, *, caller: str = "") -> Identification:
         """Who of those enrolled is this, if anybody?
 
-        The best comparison has to reach the threshold for one comparison; how much more likely a false match
-        is among so many is in the answer.
+        The best comparison has to reach the threshold for one comparison; how much more likely a false
+        match is among so many is in the answer.
 
         Raises:
             TooManyAttemptsError: the image was not looked at.
@@ -375,5 +384,3 @@ class Verifier:
 
 def _read(source: ImageSource) -> Roi:
     return read_roi(Path(source) if isinstance(source, str) else source)
-
-
