@@ -7,6 +7,7 @@ from typing import Any
 
 from .gallery import Mode
 from .model import ModelId
+from .quality import Quality
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Enrolment:
     images: int
     kept_images: bool
     resembles: tuple[str, ...]
+    quality: tuple[Quality, ...]
     image_warnings: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -41,7 +43,11 @@ class Verification:
     target_fmr: float
     mode: Mode
     model: ModelId
-    warnings: tuple[str, ...]
+    quality: Quality
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.quality.warnings
 
     def to_json(self) -> dict[str, Any]:
         return _values(self)
@@ -64,7 +70,11 @@ class Identification:
     left_out: int
     fpir_bound: float
     model: ModelId
-    warnings: tuple[str, ...]
+    quality: Quality
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.quality.warnings
 
     def to_json(self) -> dict[str, Any]:
         return _values(self)
@@ -128,5 +138,11 @@ def _values(result: Any) -> dict[str, Any]:
         if isinstance(value, ModelId):
             values |= {"run_id": value.run_id, "model_round": value.round, "model": value.hash}
         else:
-            values[name] = list(value) if isinstance(value, tuple) else value
+            values[name] = _plain(value)
     return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Quality):
+        return value.to_json()
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value

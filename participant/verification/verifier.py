@@ -130,6 +130,7 @@ class Verifier:
             images=reference.images,
             kept_images=kept is not None,
             resembles=resembles,
+            quality=tuple(qualities),
             image_warnings=of_images,
             warnings=(*of_images, *warnings),
         )
@@ -162,7 +163,7 @@ class Verifier:
             target_fmr=threshold.target_fmr,
             mode=reference.mode,
             model=self.model_id,
-            warnings=quality.warnings,
+            quality=quality,
         )
 
     def identify(self, image: ImageSource, *, caller: str = "") -> Identification:
@@ -196,7 +197,7 @@ class Verifier:
             left_out=len(references) - len(able),
             fpir_bound=min(1.0, sum(bounds)),
             model=self.model_id,
-            warnings=quality.warnings,
+            quality=quality,
         )
 
     def renew(
