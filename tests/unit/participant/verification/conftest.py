@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from participant.verification.thresholds import Threshold
 from tests.support.participant import World
 from tests.support.verification import VerifyingSite, projecting, write_palms
 
@@ -14,10 +15,20 @@ def palms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_palms(tmp_path_factory.mktemp("palms"))
 
 
+@pytest.fixture(scope="session")
+def thresholds(tmp_path_factory: pytest.TempPathFactory, palms: Path) -> list[Threshold]:
+    """What a calibration at a false match rate of 0.02 finds, for every site of these tests alike."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        projecting(monkeypatch)
+        site = VerifyingSite(World(tmp_path_factory.mktemp("calibrated")), palms=palms)
+        site.train()
+        found = site.verifier.calibrate(0.02)
+        site.store.close()
+    return found
+
+
 @pytest.fixture
-def site(
-    tmp_path: Path, palms: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[VerifyingSite]:
+def site(tmp_path: Path, palms: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VerifyingSite]:
     """A site whose run is completed, and which has set no threshold yet."""
     projecting(monkeypatch)
     made = VerifyingSite(World(tmp_path), palms=palms)
@@ -27,7 +38,9 @@ def site(
 
 
 @pytest.fixture
-def ready(site: VerifyingSite) -> VerifyingSite:
+def ready(site: VerifyingSite, thresholds: list[Threshold]) -> VerifyingSite:
     """The same with thresholds."""
-    site.verifier.calibrate(0.02)
+    assert {one.model for one in thresholds} == {site.verifier.model_id.hash}
+    with site.store.transaction() as db:
+        site.verifier.thresholds.put(db, thresholds)
     return site
