@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 
 from fedpalm.cli.console import command_errors, emit, err, home_option, json_option
+from fedpalm.errors import InterruptedError_
 
 from ..config import VerificationSettings
 from .site import open_site
@@ -64,13 +65,21 @@ def serve(
             if host not in ("127.0.0.1", "[::1]", "localhost"):
                 err().print(f"warning  other machines can dial {host}:{port}", markup=False)
 
+        signals: list[int] = []
+
         async def run() -> None:
             stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+            def on_signal(number: int) -> None:
+                signals.append(number)
+                stop.set()
+
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, stop.set)
+                loop.add_signal_handler(number, on_signal, number)
             await serve_calls(config, desk.store, verifier, address, stop, ready)
 
         asyncio.run(run())
+    raise SystemExit(InterruptedError_.exit_code if signal.SIGINT in signals else 0)
 
 
 @serve.command()

@@ -70,9 +70,7 @@ class VerifyingSite:
         self.world, self.home = world, world.home(name)
         config = self.home.load()
         if palms is not None:
-            self.home.save(
-                config.model_copy(update={"data": DataSettings(source=str(palms))})
-            )
+            self.home.save(config.model_copy(update={"data": DataSettings(source=str(palms))}))
         self.clock = FakeClock(time.time())
         self.reopen()
 

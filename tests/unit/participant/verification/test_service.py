@@ -302,4 +302,3 @@ def test_the_services_own_certificate_is_renewed_in_time(site: VerifyingSite):
     site.clock.advance(200 * 86400)
     applications.renew_server()
     assert leaf() != second
-
