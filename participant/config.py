@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -10,8 +11,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from fedpalm.data.readers import SourceKind
+from fedpalm.errors import ConfigError
 from fedpalm.plan import Name
-from fedpalm.settings import HostPort, Settings, load_toml
+from fedpalm.settings import HostPort, Settings, load_toml, parse_toml
 
 from .files import private_folder, write_durably
 
@@ -168,6 +170,31 @@ class Home:
     def save(self, config: ParticipantConfig) -> None:
         """Write ``participant.toml``, durably."""
         write_durably(self.config, to_toml(config).encode())
+
+    def with_vault(self, settings: VaultSettings | None) -> bytes:
+        """``participant.toml`` with another section ``[vault]``; what else a person wrote there stays.
+
+        Raises:
+            ConfigError: the section is written in a way that is not understood here.
+        """
+        values = settings.model_dump(exclude_none=True) if settings is not None else {}
+        section = "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+        text = _VAULT_SECTION.sub("\n", self.config.read_text(encoding="utf-8")).rstrip("\n") + "\n"
+        text += f"\n[vault]\n{section}" if values else ""
+        try:
+            understood = parse_toml(ParticipantConfig, text.encode(), "").vault == settings
+        except ConfigError:
+            understood = False
+        if not understood:
+            raise ConfigError(
+                f"{self.config}: what it says of the vault cannot be replaced",
+                safe="nothing was changed",
+                next_step="write it as a section that begins with the line [vault]",
+            )
+        return text.encode()
+
+
+_VAULT_SECTION = re.compile(r"^\[vault\][^\n]*\n(?:(?!\[)[^\n]*\n?)*", re.MULTILINE)
 
 
 def to_toml(config: ParticipantConfig) -> str:

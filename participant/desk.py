@@ -103,6 +103,9 @@ class Desk:
         terms, site = exchange.terms, self.identity.identity.name
         consent = Consent(terms, site, key.public_bytes)
         signed = sign_consent(consent, self.identity.signing_key, self.identity.chain)
+        _ = (
+            self.store.vault
+        )  # a person may have to be asked, and a transaction keeps the agent waiting
         with self.store.transaction() as db:
             exchange = self._stored(terms)
             if exchange.state in (SiteState.APPROVED, SiteState.SEALED, SiteState.COMPLETED):

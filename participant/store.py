@@ -26,7 +26,13 @@ import safetensors
 import safetensors.numpy
 
 from fedpalm.clock import Clock, SystemClock
-from fedpalm.errors import HashMismatchError, IntegrityError, ResourceError, StateError
+from fedpalm.errors import (
+    HashMismatchError,
+    IntegrityError,
+    ResourceError,
+    StateError,
+    VaultRolledBackError,
+)
 from fedpalm.layout import FloatVector, Layout
 from fedpalm.methods.base import Tensors
 from fedpalm.pki.files import read_secret
@@ -42,6 +48,8 @@ from .vault_items import VaultItems
 from .vault_secret import Ask, no_terminal, source_of
 
 SCHEMA_VERSION = 6
+STATE_RECORD = "state"
+"""Kind of the vault's records of which state file is the newest; named by run."""
 BUSY_TIMEOUT_S = 30.0
 
 _SCHEMA = Path(__file__).with_name("schema.sql")
@@ -118,7 +126,7 @@ class SiteStore:
         vault_cost: Argon2Cost = STANDARD_COST,
     ) -> None:
         self.home, self.clock, self.on_step = home, clock or SystemClock(), on_step
-        self._ask, self._vault_cost = ask, vault_cost
+        self.ask, self._vault_cost = ask, vault_cost
         self._vault: Vault | None = None
         self.items = VaultItems(self)
         home.make()
@@ -182,6 +190,10 @@ class SiteStore:
         with self._lock:
             yield self._db
 
+    def has_sealed(self) -> bool:
+        """Whether something here was ever sealed, unlocked or not."""
+        return self.row(_SEALED_ANYTHING) is not None or self.home.vault_mark.exists()
+
     @property
     def vault(self) -> Vault:
         """Unlocked on first use, and made where nothing was sealed yet.
@@ -193,8 +205,8 @@ class SiteStore:
             if self._vault is None:
                 self._vault = Vault(
                     self.home,
-                    source_of(self.home, self.home.load().vault, self._ask),
-                    in_use=self.row(_SEALED_ANYTHING) is not None,
+                    source_of(self.home, self.home.load().vault, self.ask),
+                    in_use=self.has_sealed(),
                     cost=self._vault_cost,
                     on_step=self.on_step,
                 )
@@ -337,15 +349,30 @@ class SiteStore:
             IntegrityError: the file is missing or is not what was committed.
             VaultError: it cannot be unlocked, or was not sealed here under this name.
         """
-        found = self.row("SELECT * FROM states WHERE run_id = ?", run_id)
-        if found is None:
-            return None
-        path = self.home.state / found["file"]
-        data = self._read(path, found["file_hash"])
+        with self.items.reading() as db:
+            found = db.execute("SELECT * FROM states WHERE run_id = ?", (run_id,)).fetchone()
+            if found is None:
+                return None
+            data = self.state_bytes(found)
         try:
-            return dict(safetensors.numpy.load(self.vault.open(file_purpose(path.name), data)))
+            return dict(safetensors.numpy.load(data))
         except safetensors.SafetensorError as error:
-            raise IntegrityError(f"{path}: not safetensors: {error}") from error
+            raise IntegrityError(f"{found['file']}: not safetensors: {error}") from error
+
+    def state_bytes(self, row: sqlite3.Row) -> bytes:
+        """The safetensors bytes that a row of ``states`` names. Raises as :meth:`load_state`."""
+        path = self.home.state / row["file"]
+        data = self._read(path, row["file_hash"])
+        if self.items.get(STATE_RECORD, row["run_id"]) != _state_record(
+            row["round"], row["file_hash"]
+        ):
+            raise VaultRolledBackError(
+                f"{path}: not the private state that was stored last for {row['run_id']}: an old one was "
+                "put back",
+                safe="nothing was read from it, and nothing was changed",
+                next_step="restore the site's home from its newest backup",
+            )
+        return self.vault.open(file_purpose(path.name), data)
 
     def load_continued_state(self, plan: Plan) -> Tensors | None:
         """The private state that a plan goes on from, or None if this site has none of it.
@@ -444,7 +471,7 @@ class SiteStore:
                         update_file,
                     ),
                 )
-                self._point_state(db, run_id, round_number, state_file, state_hash)
+                self.point_state(db, run_id, round_number, state_file, state_hash)
                 if pay is not None:
                     pay(db, update.payload_hash)
                 self._require_paid(db, run_id, round_number, update.payload_hash)
@@ -478,7 +505,7 @@ class SiteStore:
         """
         round_number = self.state_round(run_id)
         file, file_hash = self._write_state(run_id, round_number, state)
-        self._point_state(db, run_id, round_number, file, file_hash)
+        self.point_state(db, run_id, round_number, file, file_hash)
 
     def write_private(self, purpose: str, suffix: str, data: Buffer) -> str:
         """Seal into a file of the state folder and return its name; :meth:`read_private` opens it.
@@ -543,14 +570,15 @@ class SiteStore:
         self.on_step("state file written")
         return name, file_hash
 
-    @staticmethod
-    def _point_state(
-        db: sqlite3.Connection, run_id: str, round_number: int, file: str, file_hash: bytes
+    def point_state(
+        self, db: sqlite3.Connection, run_id: str, round_number: int, file: str, file_hash: bytes
     ) -> None:
+        """Have a row name the state's file, and a record of the vault vouch for the row."""
         db.execute(
             "INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?)",
             (run_id, round_number, file, file_hash),
         )
+        self.items.put(db, STATE_RECORD, run_id, _state_record(round_number, file_hash))
 
     @staticmethod
     def _new_name(stem: str, part: str, suffix: str) -> str:
@@ -593,6 +621,10 @@ class SiteStore:
                 begin_mark(self.home.masking, mark)
                 self.on_step("masking memory begun")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _state_record(round_number: int, file_hash: bytes) -> bytes:
+    return round_number.to_bytes(4, "big") + file_hash
 
 
 def file_purpose(name: str) -> str:

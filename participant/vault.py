@@ -203,7 +203,8 @@ class Vault:
                 f"{self._path}: the vault opens with a {header.slots[0].kind}, [vault] in participant.toml "
                 f"names a {source.kind}",
                 safe=_SAFE,
-                next_step="correct [vault] in participant.toml",
+                next_step="correct [vault] in participant.toml; another lock is set with "
+                "fedpalm-participant vault passphrase, or vault key",
             )
         secret = source.read()
         for slot in slots:
@@ -305,12 +306,21 @@ def sealed_generation(sealed: Buffer) -> int | None:
 
 
 @contextmanager
-def vault_lock(home: Home, *, shared: bool = False) -> Iterator[None]:
-    """Hold ``vault.lock``; the kernel lets it go with the process, however that ends."""
+def vault_lock(home: Home, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Hold ``vault.lock``; the kernel lets it go with the process, however that ends.
+
+    Yields:
+        whether it is held: False only without ``wait``, where somebody else holds it.
+    """
     handle = os.open(home.vault_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(handle)
 

@@ -23,6 +23,8 @@ SALT_BYTES = 16
 MAX_HEADER_BYTES = 64 * 1024
 MAX_GENERATION = 2**31
 
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
+
 SlotKind = Literal["key-file", "passphrase"]
 
 
@@ -114,7 +116,7 @@ class Header:
         try:
             header = cls._parsed(json.loads(raw))
             same = header.to_bytes() == raw
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, FedPalmError) as error:
+        except (*_MALFORMED, FedPalmError) as error:
             raise _damaged(path, f"not the header of a vault ({type(error).__name__})") from error
         if not same:
             raise _damaged(path, "bytes were changed")

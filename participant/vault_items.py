@@ -60,12 +60,11 @@ class VaultItems:
 
     def __init__(self, store: SiteStore) -> None:
         self._store, self._home = store, store.home
-        self._before: str | None = (
-            None  # the root before this transaction, once it has changed the set
-        )
-        self._looked_at: int | None = (
-            None  # data_version at which the whole set was as it should be
-        )
+        self._keys: dict[str, bytes] = {}
+        # The hash of the root before this transaction, once it has changed the set.
+        self._before: str | None = None
+        # SQLite's data_version at which the whole set was as it should be.
+        self._looked_at: int | None = None
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -75,7 +74,7 @@ class VaultItems:
         Raises:
             VaultDamagedError, VaultRolledBackError: it, or the set, is not what was stored.
         """
-        with self._reading() as db:
+        with self.reading() as db:
             if self._checked(db) is None:
                 return None
             key = self._key(kind, name)
@@ -88,17 +87,24 @@ class VaultItems:
         Raises:
             VaultDamagedError, VaultRolledBackError: as for :meth:`get`.
         """
-        with self._reading() as db:
+        with self.reading() as db:
             if self._checked(db) is None:
                 return iter(())
             rows = db.execute("SELECT * FROM vault_items WHERE kind = ?", (kind,)).fetchall()
             return iter(sorted(self._opened(row) for row in rows))
 
+    def count(self, kind: str | None = None) -> int:
+        """How many rows there are, unlocked or not."""
+        where = ("", ()) if kind is None else (" WHERE kind = ?", (kind,))
+        (found,) = self._store.rows(f"SELECT COUNT(*) FROM vault_items{where[0]}", *where[1])[0]  # noqa: S608
+        return int(found)
+
     def check(self) -> list[VaultError]:
         """Open every record, and hold the set against its root: everything that is wrong."""
         found: list[VaultError] = []
-        with self._reading() as db:
-            for row in db.execute("SELECT * FROM vault_items ORDER BY kind, key").fetchall():
+        with self.reading() as db:
+            rows = db.execute("SELECT * FROM vault_items ORDER BY kind, key").fetchall()
+            for row in rows if self.begun(db) else ():
                 try:
                     self._opened(row)
                 except VaultError as error:
@@ -110,10 +116,30 @@ class VaultItems:
                 found.append(error)
         return found
 
+    def begun(self, db: sqlite3.Connection) -> bool:
+        """Whether there ever was a record; what says so may be an old database or a mark."""
+        found = db.execute("SELECT 1 FROM vault_root").fetchone() is not None
+        return found or self._home.vault_mark.exists()
+
     def check_root(self) -> None:
-        """Hold header, mark and database against each other, without looking at the records."""
-        with self._reading() as db:
+        """Hold header, mark and database against each other, without looking at the records.
+
+        A mark that a crash left with two roots names one from here on.
+        """
+        with self.reading() as db:
             self._checked(db, rows=False)
+        self._settle()
+
+    def _settle(self) -> None:
+        vault = self._store.vault
+        mark = read_mark(self._home, vault)
+        if mark is None or mark.prepared is None:
+            return
+        # Whoever holds the lock reads or commits; the next process that unlocks the vault settles it.
+        with self._store.snapshot_lock() as db, vault_lock(self._home, wait=False) as held:
+            mark, root = read_mark(self._home, vault), self._root_hash(db)
+            if held and mark is not None and mark.prepared is not None and mark.allows(root):
+                write_mark(self._home, vault, Mark(root))
 
     # --- writing, inside store.transaction() --------------------------------------------------------
 
@@ -196,12 +222,14 @@ class VaultItems:
     # --- the set ----------------------------------------------------------------------------------
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """One moment of the database: no transaction that changes a record is committed meanwhile."""
         with self._store.snapshot_lock() as db:
             if db.in_transaction:
                 yield db
                 return
-            # Nobody is between the two marks of a commit while this is held.
+            if self.begun(db):
+                _ = self._store.vault  # a person may have to be asked, while nobody waits
             with vault_lock(self._home, shared=True):
                 db.execute("BEGIN")
                 try:
@@ -211,11 +239,11 @@ class VaultItems:
 
     def _checked(self, db: sqlite3.Connection, *, rows: bool = True) -> _Root | None:
         """The root, once header, mark and (where others have committed) all rows agree with it."""
-        found = db.execute("SELECT sealed FROM vault_root").fetchone()
-        if found is None and not self._home.vault_mark.exists():
+        if not self.begun(db):
             if db.execute("SELECT 1 FROM vault_items").fetchone() is not None:
                 raise _not_the_set("records without a root record were put there")
             return None
+        found = db.execute("SELECT sealed FROM vault_root").fetchone()
         vault = self._store.vault
         if self._before is None:
             root_is = root_hash(found["sealed"]) if found else NO_ROOT
@@ -289,12 +317,18 @@ class VaultItems:
         parts = (row["kind"].encode(), row["key"], row["version"].to_bytes(8, "big"))
         said = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
         digest = hashlib.sha256(row["sealed"]).digest()
-        key = self._store.vault.derive("items/set")
+        key = self._derived("items/set")
         return int.from_bytes(hmac.digest(key, said + digest, "sha256"), "big")
 
     def _key(self, kind: str, name: str) -> bytes:
-        key = self._store.vault.derive(f"items/names/{kind}")
+        key = self._derived(f"items/names/{kind}")
         return hmac.digest(key, name.encode(), "sha256")
+
+    def _derived(self, label: str) -> bytes:
+        """Remembered: one key serves every row of a look through the set."""
+        if label not in self._keys:
+            self._keys[label] = self._store.vault.derive(label)
+        return self._keys[label]
 
     def _opened(self, row: sqlite3.Row) -> tuple[str, bytes]:
         raw = self._store.vault.open(

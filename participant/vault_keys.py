@@ -9,7 +9,7 @@ expected after 2^128 messages, while 96-bit nonces under one key would bound the
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -62,8 +62,8 @@ def _message_key(key: bytes, salt: bytes) -> tuple[AESGCM, bytes]:
 class DataKeys:
     """What a vault keeps secret: the root of what is derived, and the data key of each generation."""
 
-    root: bytes
-    by_generation: dict[int, bytes]
+    root: bytes = field(repr=False)
+    by_generation: dict[int, bytes] = field(repr=False)
 
     @classmethod
     def new(cls) -> DataKeys:
@@ -98,7 +98,7 @@ class SlotKey:
     """A slot and the key that its secret gave, for writing the header anew."""
 
     slot: Slot
-    key: bytes
+    key: bytes = field(repr=False)
 
     @classmethod
     def new(cls, kind: SlotKind, secret: bytes, cost: Argon2Cost) -> SlotKey:

@@ -60,7 +60,7 @@ def read_mark(home: Home, vault: Vault) -> Mark | None:
         mac = str(values.pop("mac"))
         mark = Mark(values["confirmed"], values["prepared"])
         genuine = hmac.compare_digest(mac.encode(), _mac(vault, values).encode())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(home) from error
     if not genuine:
         raise _damaged(home)

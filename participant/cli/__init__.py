@@ -22,6 +22,7 @@ from .run import run
 from .serve import serve
 from .status import status
 from .subjects import forget, subjects, unlock
+from .vault import vault
 from .verification import calibrate, enrol, identify, verify
 
 
@@ -36,7 +37,7 @@ for _command in (
     *(run, status),
     *(review, approve, refuse, policy),
     *(manifests, egress, exchange, peers, budget, audit),
-    *(evaluate, preflight),
+    *(evaluate, preflight, vault),
     *(calibrate, enrol, verify, identify, subjects, forget, unlock, serve),
 ):
     main.add_command(_command)

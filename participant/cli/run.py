@@ -72,6 +72,8 @@ def run_agent(home: Home, exit_after: ExitAfter, as_json: bool) -> int:
         from ..trainer import Trainer
 
         store, live = desk.store, desk.live
+        # Before anything is erased as an orphan, or a person has gone who could type the passphrase.
+        _ = store.vault
         record_certificate(store, desk.log, live.current)
         reporter = reporter_for(as_json)
         signals: list[int] = []

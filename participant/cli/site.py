@@ -23,6 +23,7 @@ from ..desk import Desk
 from ..log import SiteLog
 from ..reporter import LiveReporter, PlainReporter, Reporter
 from ..store import SiteStore
+from ..vault_secret import no_terminal
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -124,6 +125,13 @@ def live_identity(home: Home, config: ParticipantConfig) -> LiveIdentity:
     return live
 
 
+def ask_passphrase(prompt: str) -> str:
+    """What a person types, unseen. Raises VaultLockedError: there is no terminal."""
+    if not sys.stdin.isatty():
+        return no_terminal(prompt)
+    return str(click.prompt(prompt, hide_input=True, err=True))
+
+
 @contextmanager
 def open_site(home: Path) -> Iterator[tuple[ParticipantConfig, Desk]]:
     """Configuration, store, log and identity of a home.
@@ -135,5 +143,5 @@ def open_site(home: Path) -> Iterator[tuple[ParticipantConfig, Desk]]:
     place = Home(home)
     config = require_member(place)
     live = live_identity(place, config)
-    with closing(SiteStore(place, clock=SystemClock())) as store:
+    with closing(SiteStore(place, clock=SystemClock(), ask=ask_passphrase)) as store:
         yield config, Desk(store, SiteLog(store, live.current.signing_key), live)

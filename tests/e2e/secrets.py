@@ -30,7 +30,12 @@ def spellings(secret: bytes) -> set[bytes]:
 
 
 def private_parts(key_pem: bytes) -> set[bytes]:
-    """What nobody else may have of a private key file: scalar or seed, in every spelling, and its lines."""
+    """What nobody else may have of a private key file: scalar or seed, in every spelling, and its lines.
+
+    A vault's key file is 32 bytes, and no PEM.
+    """
+    if not key_pem.startswith(b"-----"):
+        return spellings(key_pem)
     key = load_pem_private_key(key_pem, password=None)
     if isinstance(key, ec.EllipticCurvePrivateKey):
         raw = key.private_numbers().private_value.to_bytes(32, "big")

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
-from safetensors import SafetensorError
 from safetensors.numpy import load, load_file
 
 from fedpalm.plan import CodecSettings
 from fedpalm.secagg.codec import FixedPointCodec
 from fedpalm.wire.v1.federation_pb2 import UploadRequest
+from participant.config import Home
+from participant.store import file_purpose
+from participant.vault import Vault
+from participant.vault_secret import KeyFile
 
 from .harness import RealFederation, run_cli, run_json
 from .wire_tap import WireTap
@@ -92,17 +95,23 @@ class PrivateTensors:
     """Every private tensor that a site persisted while somebody looked."""
 
     def __init__(self, home: Path) -> None:
-        self._state = home / "state"
+        self._home = Home(home)
+        self._vault: Vault | None = None
         self._seen: set[str] = set()
         self.tensors: dict[str, np.ndarray] = {}
         self.needles: set[bytes] = set()
 
     def look(self) -> None:
-        for path in self._state.glob("**/*"):
+        if not self._home.vault_header.exists():
+            return
+        if self._vault is None:
+            self._vault = Vault(self._home, KeyFile(self._home.vault_key), in_use=True)
+        for path in self._home.state.glob("*.safetensors"):
             # A state that was replaced between the listing and the reading is seen next time.
-            with contextlib.suppress(OSError, SafetensorError):
-                if str(path) not in self._seen and path.is_file():
-                    for name, tensor in load(path.read_bytes()).items():
+            with contextlib.suppress(OSError):
+                if str(path) not in self._seen:
+                    data = self._vault.open(file_purpose(path.name), path.read_bytes())
+                    for name, tensor in load(data).items():
                         self.tensors[name] = tensor
                         self.needles |= _needles(tensor)
                     self._seen.add(str(path))
@@ -173,6 +182,12 @@ def test_no_head_no_closed_set_tensor_and_no_expert_in_the_clear_ever_travels(
         assert any("head" in n for n in hidden) and any("closed" in n for n in hidden)
         needles = private[site].needles - _found(private[site].needles, public)
         assert len(needles) > 10_000
+        at_rest = [
+            path.read_bytes()
+            for path in run.site_home(site).rglob("*")
+            if path.is_file() and path.suffix not in (".f32", ".update")
+        ]
+        assert not _found(needles, at_rest), "a private tensor lies in the clear"
         assert not _found(needles, sent), "a private tensor travelled"
         assert not _found(needles, received), "a private tensor came back in the clear"
 
