@@ -7,7 +7,7 @@ PACKAGES := coordinator participant fedpalm
 PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg fuzz-audit bench-audit bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-audit-attack bench-dp bench-dp-accounting bench-dp-cost
+.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg fuzz-audit bench-audit bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-audit-attack bench-dp bench-dp-accounting bench-dp-cost bench-templates
 
 env: $(STAMP)
 
@@ -84,6 +84,10 @@ bench-dp-accounting: env
 # A private step by person against Opacus's own by record, in one run.
 bench-dp-cost: env
 	$(BIN)/fedpalm bench dp-cost $(ARGS)
+
+# Cancelable templates: error rates by who holds which key, and D_sys; some minutes.
+bench-templates: env
+	$(BIN)/fedpalm bench templates $(ARGS)
 
 # Twenty honest audits and every injected fault, with the table of docs/results/audit-attack.md.
 bench-audit-attack: env

@@ -17,6 +17,7 @@ from .bench_plot import plot_command
 from .bench_round import RoundBench
 from .bench_secagg import secagg_command
 from .bench_table import table_command
+from .bench_templates import templates_command
 from .bench_train import train_command
 from .console import command_errors, emit, err, json_option
 
@@ -67,3 +68,4 @@ commands.add_command(train_command)
 commands.add_command(dp_command)
 commands.add_command(dp_cost_command)
 commands.add_command(accounting_command)
+commands.add_command(templates_command)

@@ -52,7 +52,7 @@ def eer_resamples(scores: ScoreSet, *, seed: int, resamples: int = 200) -> npt.N
         raise DataError("an interval needs one resample or more")
     rng = np.random.Generator(np.random.Philox(seed))
     levels = _Levels(scores)
-    return np.array([levels.eer(_draw(scores, rng)) for _ in range(resamples)])
+    return np.array([levels.eer(draw_identities(scores, rng)) for _ in range(resamples)])
 
 
 def rate_intervals(
@@ -77,7 +77,7 @@ def rate_intervals(
     missed = scores.genuine < threshold
     drawn = np.empty((resamples, 2))
     for at in range(resamples):
-        times = _draw(scores, rng)
+        times = draw_identities(scores, rng)
         of_impostor = times[scores.impostor_identities].prod(axis=1)
         of_genuine = times[scores.genuine_identity]
         drawn[at] = (
@@ -94,8 +94,10 @@ def rate_intervals(
     return fmr, fnmr
 
 
-def _draw(scores: ScoreSet, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+def draw_identities(scores: ScoreSet, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """How often each identity was drawn, (identities,), both kinds of pair among the drawn.
+
+    A genuine pair then counts as often as its identity, an impostor pair the product of both.
 
     A draw without either kind has no EER and is made again. That ends: a score set holds a genuine
     and an impostor pair, which need three identities at most, and every draw has a fair chance

@@ -36,7 +36,7 @@ def roc(genuine: Scores, impostor: Scores) -> Roc:
     Raises:
         DataError: no genuine or no impostor score, or one that is not finite.
     """
-    _check(genuine, impostor)
+    check_scores(genuine, impostor)
     truth = np.concatenate([np.ones(genuine.size), np.zeros(impostor.size)])
     scores = np.concatenate([genuine, impostor]).astype(np.float64)
     fmr, gmr, thresholds = roc_curve(truth, scores, drop_intermediate=False)
@@ -115,14 +115,15 @@ def d_prime(genuine: Scores, impostor: Scores) -> float | None:
 
     None if all genuine scores are equal and all impostor scores are: the ratio has no value then.
     """
-    _check(genuine, impostor)
+    check_scores(genuine, impostor)
     if np.ptp(genuine) == 0.0 and np.ptp(impostor) == 0.0:
         return None
     spread = np.sqrt((np.var(genuine) + np.var(impostor)) / 2)
     return float((np.mean(genuine) - np.mean(impostor)) / spread)
 
 
-def _check(genuine: Scores, impostor: Scores) -> None:
+def check_scores(genuine: Scores, impostor: Scores) -> None:
+    """Raises DataError: no genuine or no impostor score, or one that is not finite."""
     for scores, what in ((genuine, "genuine"), (impostor, "impostor")):
         if scores.ndim != 1 or scores.size == 0:
             raise DataError(

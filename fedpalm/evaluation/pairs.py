@@ -62,10 +62,18 @@ def score_pairs(
         raise DataError(
             f"gallery has {rows.shape[1]} features a template, probe {columns.shape[1]}"
         )
-    scores = np.clip(columns @ rows.T, -1.0, 1.0)  # (M, N)
+    return score_set(np.clip(columns @ rows.T, -1.0, 1.0), gallery_labels, probe_labels)
+
+
+def score_set(scores: Scores, gallery_labels: Labels, probe_labels: Labels) -> ScoreSet:
+    """Scores that any comparison gave, (M, N) for each of M probes with each of N gallery templates.
+
+    Raises:
+        DataError: there is no genuine or no impostor pair.
+    """
     names, index = np.unique(np.concatenate([gallery_labels, probe_labels]), return_inverse=True)
-    of_gallery = index[: len(rows)].astype(np.int32)
-    of_probe = index[len(rows) :].astype(np.int32)
+    of_gallery = index[: len(gallery_labels)].astype(np.int32)
+    of_probe = index[len(gallery_labels) :].astype(np.int32)
     mated = of_probe[:, None] == of_gallery[None, :]
     if not mated.any() or mated.all():
         missing = "impostor" if mated.all() else "genuine"

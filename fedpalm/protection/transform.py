@@ -1,17 +1,16 @@
-"""Index-of-Max hashing under a secret key.
+"""Signs of randomly rotated templates, under a secret key: BioHashing with rotations that expand fast.
 
-A template's direction is rotated at random by its subject's key, again and again; of every ``choices``
-coordinates only the place of the greatest is kept. Two templates under one key agree in more places the
-smaller the angle between them is; under two independent keys they agree by chance, 1 / ``choices``.
+A template's direction is rotated at random by its subject's key, several times, and the signs of all
+coordinates are kept. Of two templates at an angle t under one key a part 1 - t / pi of the signs is equal;
+under two independent keys it is one half, whatever the templates are.
 
-Sources: Jin et al. 2018, IEEE TIFS 13(2), doi 10.1109/TIFS.2017.2753172 (Index-of-Max with Gaussian
-projections); Andoni et al. 2015, arXiv:1509.02897 (a rotation as three rounds of random signs and
-Hadamard: n log n steps and n bits of key a round, in place of n^2 Gaussians).
+Sources: Jin, Ling and Goh 2004, doi 10.1016/j.patcog.2004.04.011 (BioHashing); Charikar 2002,
+doi 10.1145/509907.509965 (the angle in the signs); Andoni et al. 2015, arXiv:1509.02897 (a rotation as
+three rounds of random signs and Hadamard: n log n steps and n bits of key a round, not n^2 Gaussians).
 """
 
 from __future__ import annotations
 
-import math
 import struct
 from typing import Self
 
@@ -25,39 +24,38 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from ..errors import TemplateError
 
 KEY_BYTES = 32
-GROUPS = 512
-"""m: symbols of a protected template, a byte each."""
-CHOICES = 16
-"""q: coordinates that a symbol names the greatest of. Both were measured (docs/results/templates.md)."""
+SIZE_BYTES = 512
+"""m of a protected template, eight signs each; chosen by measurement (docs/results/templates.md)."""
 MAX_LENGTH = 1 << 16
 """Features of an unprotected template; ours have 512."""
 
 _ROUNDS = 3
+_MIN_SIZE = 512
+"""Shorter templates are padded: short vectors have few such rotations, and coordinates that are 0."""
 _ROWS = 32
 """Templates transformed at a time: what they need stays inside the cache."""
 
 Templates = npt.NDArray[np.float32]
-Symbols = npt.NDArray[np.uint8]
+Protected = npt.NDArray[np.uint8]
 
 
 class Transform:
     """What one key does to templates of one length. It holds the key's expansion: as secret as the key.
 
-    Additions and comparisons of float32 in a fixed order: the same symbols on every machine.
+    Additions and comparisons of float32 in a fixed order: the same signs on every machine.
     """
 
-    def __init__(self, signs: Templates, length: int, groups: int, choices: int) -> None:
-        self._signs, self._length = signs, length
-        self._groups, self._choices = groups, choices
+    def __init__(self, flips: Templates, length: int, size_bytes: int) -> None:
+        self._flips, self._length, self._size_bytes = flips, length, size_bytes
 
     @classmethod
-    def of(cls, key: bytes, length: int, *, groups: int = GROUPS, choices: int = CHOICES) -> Self:
-        """The transform of a key; other lengths and parameters give unrelated ones.
+    def of(cls, key: bytes, length: int, *, size_bytes: int = SIZE_BYTES) -> Self:
+        """The transform of a key; another length or size gives an unrelated one.
 
         Args:
             key: 32 secret bytes, for one subject in one system and never again after a renewal.
             length: D, features of an unprotected template.
-            groups: m; choices: q, a power of two up to 256. Left out, those that were measured.
+            size_bytes: m; left out, the one that was measured.
         Raises:
             TemplateError: the key is not 32 bytes, or a number is out of range.
         """
@@ -67,22 +65,18 @@ class Transform:
                 safe="nothing was transformed",
                 next_step="give the subject a new key and enrol again from images",
             )
-        if not 1 <= length <= MAX_LENGTH or not 1 <= groups <= MAX_LENGTH:
+        if not 1 <= length <= MAX_LENGTH or not 1 <= size_bytes <= MAX_LENGTH:
             raise TemplateError(
-                f"templates of {length} features into {groups} symbols: both must be 1 to {MAX_LENGTH}"
+                f"templates of {length} features into {size_bytes} bytes: both must be 1 to {MAX_LENGTH}"
             )
-        if choices not in (2, 4, 8, 16, 32, 64, 128, 256):
-            raise TemplateError(
-                f"a symbol of {choices} choices: a power of two, 2 to 256, is needed"
-            )
-        size = max(choices, 1 << (length - 1).bit_length())
-        blocks = math.ceil(groups * choices / size)
-        bits = _expand(key, (length, groups, choices), _ROUNDS * size * blocks)
-        signs = (1 - 2 * bits.view(np.int8)).astype(np.float32)
-        return cls(signs.reshape(_ROUNDS, size, 1, blocks), length, groups, choices)
+        size = max(_MIN_SIZE, 1 << (length - 1).bit_length())
+        blocks = -(-8 * size_bytes // size)
+        bits = _expand(key, (length, size_bytes), _ROUNDS * size * blocks)
+        flips = (1 - 2 * bits.view(np.int8)).astype(np.float32)
+        return cls(flips.reshape(_ROUNDS, size, 1, blocks), length, size_bytes)
 
-    def apply(self, templates: Templates) -> Symbols:
-        """(N, D) templates of any length but zero -> (N, m) symbols, each 0 to q - 1.
+    def apply(self, templates: Templates) -> Protected:
+        """(N, D) templates of any norm but zero -> (N, m) bytes, the first sign in the lowest bit.
 
         Raises:
             TemplateError: not (N, D), or a template is zero or not finite.
@@ -99,29 +93,29 @@ class Transform:
                 safe="nothing was transformed",
                 next_step="the model that made it has diverged: use another checkpoint",
             )
-        # A power of two is exact, and keeps sums from overflowing; the symbols do not depend on it.
+        # A power of two is exact, and keeps sums from overflowing; no sign depends on it.
         rows = np.ldexp(templates, -np.frexp(peak)[1]).astype(np.float32)
-        found = np.empty((len(rows), self._groups), dtype=np.uint8)
+        found = np.empty((len(rows), self._size_bytes), dtype=np.uint8)
         for at in range(0, len(rows), _ROWS):
-            found[at : at + _ROWS] = self._symbols(rows[at : at + _ROWS])
+            positive = self.coordinates(rows[at : at + _ROWS]) > 0
+            found[at : at + _ROWS] = np.packbits(positive, axis=1, bitorder="little")
         return found
 
-    def _symbols(self, rows: Templates) -> Symbols:
-        """(n, D) -> (n, m). Coordinates lead, blocks come last: a butterfly runs along memory."""
-        _, size, _, blocks = self._signs.shape
+    def coordinates(self, rows: Templates) -> Templates:
+        """(N, D) float32 -> (N, 8 m), what the signs are of. Linear in ``rows``."""
+        _, size, _, blocks = self._flips.shape
+        # Coordinates lead and blocks come last, so that a butterfly runs along memory.
         turned = np.zeros((size, len(rows), blocks), dtype=np.float32)
         turned[: self._length] = rows.T[:, :, None]
-        for signs in self._signs:
-            turned *= signs
+        for flips in self._flips:
+            turned *= flips
             turned = _hadamard(turned)
         flat = turned.transpose(1, 2, 0).reshape(len(rows), blocks * size)
-        grouped = flat[:, : self._groups * self._choices].reshape(len(rows), self._groups, -1)
-        found: Symbols = grouped.argmax(axis=2).astype(np.uint8)
-        return found
+        return flat[:, : 8 * self._size_bytes]
 
 
-def score(probe: Symbols, reference: Symbols) -> float:
-    """Part of the symbols that are equal, 0..1: higher is more alike, 1 / q is chance (not taken off).
+def score(probe: Protected, reference: Protected) -> float:
+    """Part of the signs that are equal, 0..1: higher is more alike, 0.5 is chance (not taken off).
 
     Args:
         probe, reference: (m,) of one transform.
@@ -133,7 +127,7 @@ def score(probe: Symbols, reference: Symbols) -> float:
     return float(scores(probe, reference))
 
 
-def scores(probes: Symbols, references: Symbols) -> npt.NDArray[np.float64]:
+def scores(probes: Protected, references: Protected) -> npt.NDArray[np.float64]:
     """:func:`score` of every row with its row.
 
     Args:
@@ -149,8 +143,8 @@ def scores(probes: Symbols, references: Symbols) -> npt.NDArray[np.float64]:
             raise _not_comparable(probes, references)
     if probes.shape[-1] != references.shape[-1]:
         raise _not_comparable(probes, references)
-    equal = np.count_nonzero(probes == references, axis=-1)
-    return np.asarray(equal / probes.shape[-1], dtype=np.float64)
+    unequal = np.bitwise_count(probes ^ references).sum(axis=-1)
+    return np.asarray(1.0 - unequal / (8 * probes.shape[-1]), dtype=np.float64)
 
 
 def _hadamard(values: Templates) -> Templates:
@@ -176,9 +170,9 @@ def _expand(key: bytes, parameters: tuple[int, ...], count: int) -> npt.NDArray[
     return np.unpackbits(stream, bitorder="little", count=count)
 
 
-def _not_comparable(probe: Symbols, reference: Symbols) -> TemplateError:
+def _not_comparable(probe: Protected, reference: Protected) -> TemplateError:
     return TemplateError(
         f"protected templates {probe.dtype} {probe.shape} and {reference.dtype} {reference.shape}: "
-        "bytes of one number of symbols are needed",
-        next_step="compare templates of one transform; enrol again if its parameters have changed",
+        "bytes of one number are needed",
+        next_step="compare templates of one transform; enrol again if its size has changed",
     )

@@ -37,7 +37,7 @@ Mode = Literal["closed", "open"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 """Templates of people whom this site trained on, and of everybody else."""
 
-Symbols = npt.NDArray[np.uint8]
+Protected = npt.NDArray[np.uint8]
 _Templates = npt.NDArray[np.float32]
 
 
@@ -45,7 +45,7 @@ _Templates = npt.NDArray[np.float32]
 class Reference:
     """What a subject is verified against.
 
-    ``protected`` (m,) symbols of a template of ``length`` features; ``model`` is the hash of what made it
+    ``protected`` (m,) bytes of signs of a template of ``length`` features; ``model`` is the hash of what made it
     (:class:`.model.ModelId`), ``images`` how many images it was made from, ``images_kept`` whether they
     are here.
     """
@@ -54,7 +54,7 @@ class Reference:
     mode: Mode
     model: str
     run_id: str
-    protected: Symbols
+    protected: Protected
     length: int
     images: int
     images_kept: bool
@@ -69,8 +69,8 @@ class Reference:
     def from_bytes(cls, data: bytes) -> Reference:
         """Of a record that the vault has found to be what was put into it."""
         values: dict[str, Any] = json.loads(data)
-        symbols = np.frombuffer(base64.b64decode(values.pop("protected")), dtype=np.uint8)
-        return cls(protected=symbols, **values)
+        signs = np.frombuffer(base64.b64decode(values.pop("protected")), dtype=np.uint8)
+        return cls(protected=signs, **values)
 
 
 class Gallery:

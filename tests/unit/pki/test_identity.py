@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from fedpalm.errors import IdentityError
 from fedpalm.pki.fingerprint import fingerprint
-from fedpalm.pki.identity import Identity, Role, identity_of
+from fedpalm.pki.identity import (
+    Identity,
+    Role,
+    coordinator_dns_name,
+    identity_of,
+    server_dns_name,
+)
 from fedpalm.pki.keys import new_tls_key
 from fedpalm.pki.profile import federation_of
 
