@@ -45,9 +45,9 @@ _Templates = npt.NDArray[np.float32]
 class Reference:
     """What a subject is verified against.
 
-    ``protected`` (m,) bytes of signs of a template of ``length`` features; ``model`` is the hash of what made it
-    (:class:`.model.ModelId`), ``images`` how many images it was made from, ``images_kept`` whether they
-    are here.
+    ``protected`` (m,) bytes of signs of a template of ``length`` features; ``model`` is the hash of what
+    made it (:class:`.model.ModelId`), ``images`` how many images it was made from, ``images_kept``
+    whether they are here.
     """
 
     subject: str

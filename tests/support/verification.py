@@ -1,4 +1,4 @@
-"""A site that verifies people: a completed run, a method that is a projection, and palms that are patterns."""
+"""A site that verifies people: a completed run, a projection for a method, patterns for palms."""
 
 from __future__ import annotations
 

@@ -120,9 +120,7 @@ def test_only_who_serves_has_host_names_beside_its_identity(role: Role):
 
 
 def test_the_two_servers_have_names_that_no_client_confuses():
-    hub, verifier = (
-        Identity("palms", role, "hub") for role in (Role.COORDINATOR, Role.VERIFIER)
-    )
+    hub, verifier = (Identity("palms", role, "hub") for role in (Role.COORDINATOR, Role.VERIFIER))
     assert server_dns_name(hub) == coordinator_dns_name("palms") != server_dns_name(verifier)
 
 

@@ -1,4 +1,4 @@
-"""A threshold holds its target on the pairs it was set on, says how sure that is, and refuses what it cannot know."""
+"""A threshold keeps its target on its pairs, says how sure that is, and refuses what it cannot know."""
 
 from __future__ import annotations
 
