@@ -315,6 +315,42 @@ class BadShareError(MaskingError):
         self.caught = caught
 
 
+class QualityError(DataError):
+    """An image is not good enough to make a template from: a failure to acquire."""
+
+    code = "quality"
+
+
+class EnrolledError(StateError):
+    """Somebody of this name is enrolled already."""
+
+    code = "enrolled"
+
+
+class NotCalibratedError(StateError):
+    """There is no threshold for this mode and model, so nothing can be decided."""
+
+    code = "not_calibrated"
+
+
+class StaleReferenceError(StateError):
+    """A reference was made by another model than the one in use."""
+
+    code = "stale_reference"
+
+
+class LockedOutError(RefusedError):
+    """Too many attempts for this person failed; the next ones are not looked at."""
+
+    code = "locked_out"
+
+
+class TooManyAttemptsError(ResourceError):
+    """More attempts within a minute than the site allows."""
+
+    code = "too_many_attempts"
+
+
 class ConsentError(RefusedError):
     """An exchange lacks a site's yes, or the yes is for other terms."""
 

@@ -47,6 +47,29 @@ class VaultSettings(Settings):
         return self
 
 
+class VerificationSettings(Settings):
+    """How people are enrolled and verified here; a key that is left out has the value here."""
+
+    max_failures: int = Field(5, ge=1, le=100)
+    """Attempts for one person that may fail in a row; then the person is locked out."""
+    lockout_s: float = Field(60, gt=0, le=86400)
+    """How long, the first time; twice as long after each further failure, a day at most."""
+    attempts_per_minute: int = Field(60, ge=1, le=100_000)
+    """Of everybody together."""
+    subject_attempts_per_minute: int = Field(6, ge=1, le=100_000)
+    application_attempts_per_minute: int = Field(30, ge=1, le=100_000)
+    """Of one application that calls the service."""
+    keep_attempts_days: int = Field(90, ge=1, le=3650)
+    keep_images: bool = True
+    """Keep enrolment images, sealed, so that ``renew`` can make templates from them again."""
+    images_per_reference: int = Field(3, ge=1, le=20)
+    """How many images people are enrolled with; thresholds are set for references of as many."""
+    listen: HostPort = "127.0.0.1:7445"
+    """Where ``serve`` listens; other machines can dial only what is not loopback."""
+    remote_enrolment: bool = False
+    """Whether applications may enrol."""
+
+
 class ParticipantConfig(Settings):
     """The keys of ``participant.toml``. Without ``[data]`` a site can rehearse but not train."""
 
@@ -55,6 +78,7 @@ class ParticipantConfig(Settings):
     coordinator: HostPort
     data: DataSettings | None = None
     keep_models: int = Field(3, ge=1, le=10_000)
+    verification: VerificationSettings | None = None
     vault: VaultSettings | None = None
 
 
@@ -126,6 +150,11 @@ class Home:
         return self.path / "models"
 
     @property
+    def applications(self) -> Path:
+        """The site's own CA for the applications that may call ``serve``, and that service's keys."""
+        return self.path / "applications"
+
+    @property
     def lock(self) -> Path:
         return self.path / "agent.lock"
 
@@ -171,7 +200,7 @@ _VAULT_SECTION = re.compile(r"^\[vault\][^\n]*\n(?:(?!\[)[^\n]*\n?)*", re.MULTIL
 def to_toml(config: ParticipantConfig) -> str:
     """The settings as TOML; what is unset is left out."""
     values = config.model_dump(mode="json", exclude_none=True)
-    sections = {name: values.pop(name, None) for name in ("data", "vault")}
+    sections = {name: values.pop(name, None) for name in ("data", "vault", "verification")}
     lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
     for name, section in sections.items():
         if section is not None:
@@ -183,6 +212,6 @@ def to_toml(config: ParticipantConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: str | int) -> str:
+def _toml(value: str | float) -> str:
     # A JSON string is a TOML basic string, but for the one control character that JSON lets pass.
     return json.dumps(value).replace("\x7f", "\\u007f")

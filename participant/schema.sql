@@ -214,6 +214,42 @@ CREATE TABLE sealed_experts (
   PRIMARY KEY (exchange_id, sender)
 ) STRICT;
 
+-- Every attempt to verify or identify somebody that was let in, newest last; no score is kept. Rows older than
+-- keep_attempts_days go. outcome: open -> match | non_match | not_acquired | failed; an attempt that was cut off
+-- stays open, and counts as failed.
+CREATE TABLE verification_attempts (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  at_ms INTEGER NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN ('verify', 'identify')),
+  subject BLOB,                    -- HMAC of the name that was claimed; NULL: none was
+  caller TEXT NOT NULL,            -- the application; empty: this machine's command line or Python
+  outcome TEXT NOT NULL CHECK (outcome IN ('open', 'match', 'non_match', 'not_acquired', 'failed'))
+) STRICT;
+CREATE INDEX verification_attempts_by_time ON verification_attempts (at_ms);
+
+-- Who has failed since the last match, and until when nothing is tried for them.
+CREATE TABLE verification_locks (
+  subject BLOB PRIMARY KEY,        -- as above
+  failures INTEGER NOT NULL,
+  locked_until_ms INTEGER NOT NULL
+) STRICT;
+
+-- How often what has happened, over all people and times.
+CREATE TABLE verification_counts (
+  what TEXT PRIMARY KEY,
+  n INTEGER NOT NULL
+) STRICT;
+
+-- Certificates that the site's own CA has issued to its applications; rows stay.
+CREATE TABLE applications (
+  serial TEXT PRIMARY KEY,         -- hex
+  name TEXT NOT NULL,
+  fingerprint TEXT NOT NULL,
+  issued_ms INTEGER NOT NULL,
+  expires_ms INTEGER NOT NULL,
+  revoked_ms INTEGER
+) STRICT;
+
 -- The hash-chained log. Rows are added at the end and never touched again.
 CREATE TABLE log (
   seq INTEGER PRIMARY KEY,

@@ -47,7 +47,7 @@ from .vault_header import STANDARD_COST, Argon2Cost
 from .vault_items import VaultItems
 from .vault_secret import Ask, no_terminal, source_of
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 STATE_RECORD = "state"
 """Kind of the vault's records of which state file is the newest; named by run."""
 BUSY_TIMEOUT_S = 30.0
@@ -141,7 +141,13 @@ class SiteStore:
             check_same_thread=False,
         )
         self._db.row_factory = sqlite3.Row
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        # What is deleted is overwritten with zeros, for erasures: see erase_freed().
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "secure_delete = ON",
+        ):
             self._db.execute(f"PRAGMA {pragma}")
         self._create()
 
@@ -225,6 +231,16 @@ class SiteStore:
         with self._lock:
             found: sqlite3.Row | None = self._db.execute(query, values).fetchone()
             return found
+
+    def erase_freed(self) -> bool:
+        """Bring deletions into the database file, where their bytes are overwritten, and empty the journal.
+
+        False if another process is reading from the journal: then old bytes stay in it until a later call.
+        A copy-on-write file system or an SSD may keep blocks that are not in use any more.
+        """
+        with self._lock:
+            (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
 
     def masking_mark(self) -> str:
         """What ``masking/memory.json`` must name, to be the memory of this database."""

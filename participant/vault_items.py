@@ -159,7 +159,8 @@ class VaultItems:
     def delete(self, db: sqlite3.Connection, kind: str, name: str) -> bool:
         """Remove a record; False if there is none.
 
-        Its sealed bytes may stay in free pages and backups. After a rotation nothing opens them any more.
+        Its sealed bytes stay in the journal until :meth:`SiteStore.erase_freed`, and in backups. After a
+        rotation nothing opens them any more.
         """
         root, key = self._begin(db), self._key(kind, name)
         old = db.execute(_ONE, (kind, key)).fetchone()

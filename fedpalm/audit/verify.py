@@ -296,6 +296,13 @@ def _notes(audit: Audit, bundle: BundleReader) -> Iterable[str]:
             f"run {entry.body['run']}" if "run" in entry.body else f"log of {entry.body['site']}"
         )
         yield f"entry {entry.seq}: the site was shown two signed histories of the {about}"
+    for entry in log.of(EntryKind.SUBJECT_ERASED):
+        runs = str(entry.body["runs"]).replace(" ", ", ") or "no run"
+        earlier = f" and {entry.body['earlier']} before" if entry.body["earlier"] else ""
+        yield (
+            f"entry {entry.seq}: a person's data were erased here; whether they were among those whom the "
+            f"site trained on, the log does not tell. Its models: {runs}{earlier}"
+        )
     for entry in log.of(EntryKind.BUDGET_INHERITED):
         yield (
             f"entry {entry.seq}: charges of an earlier log (key {str(entry.body['key_id'])[:16]}, "

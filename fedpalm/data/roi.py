@@ -6,6 +6,7 @@ photograph. A pixel of value 0 means "outside the palm" and stays 0.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,15 @@ NEXT_STEP = (
 )
 
 Image32 = npt.NDArray[np.float32]
+Grey = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Roi:
+    """A checked region of interest: ``grey`` (128, 128) uint8; (width, height) of what it was made from."""
+
+    grey: Grey
+    size_px: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -69,9 +79,13 @@ def load_roi(path: Path) -> Image32:
         DataError: unreadable, damaged, too large to decode safely, or not a region of interest.
     Source: Liang et al. 2021, CompNet (doi 10.1109/LSP.2021.3103475), as released.
     """
-    grey, _ = _read(path)
+    return standardise(read_roi(path).grey)
+
+
+def standardise(grey: Grey) -> Image32:
+    """(128, 128) grey levels -> (1, 128, 128): mean 0 and deviation 1 over pixels > 0, the others 0."""
     inside = grey > 0
-    values = grey[inside]
+    values = grey[inside].astype(np.float64)
     out = np.zeros((1, SIDE_PX, SIDE_PX), dtype=np.float32)
     out[0][inside] = (values - values.mean()) / values.std()
     return out
@@ -90,12 +104,12 @@ def preflight(records: Sequence[ImageRecord]) -> PreflightReport:
     problems: list[str] = []
     for record in records:
         try:
-            grey, size = _read(record.path)
+            roi = read_roi(record.path)
         except DataError as error:
             problems.append(error.what)
         else:
-            sizes.append(size)
-            contrasts.append(float(grey[grey > 0].std()))
+            sizes.append(roi.size_px)
+            contrasts.append(contrast_of(roi.grey))
     if problems:
         raise problems_error(
             f"{len(problems)} of {len(records)} images cannot be used", problems, NEXT_STEP
@@ -112,58 +126,89 @@ def preflight(records: Sequence[ImageRecord]) -> PreflightReport:
     )
 
 
-def _refuse(path: Path, why: str) -> DataError:
-    return DataError(f"{path}: {why}", safe="the file is unchanged", next_step=NEXT_STEP)
+def contrast_of(grey: Grey) -> float:
+    """Standard deviation of the grey levels > 0; 0 where there are none."""
+    inside = grey[grey > 0].astype(np.float64)
+    return float(inside.std()) if inside.size > 1 else 0.0
 
 
-def _read(path: Path) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
-    """The checked (128, 128) grey image, 0..255, and the file's (width, height) in pixels."""
+def read_roi(source: Path | bytes | npt.NDArray[Any]) -> Roi:
+    """Read and check one image: a file, the bytes of one, or pixels.
+
+    Args:
+        source: pixels are (H, W) or (H, W, 3) uint8, as they would stand in a file.
+    Raises:
+        DataError: unreadable, damaged, too large to decode safely, or not a region of interest.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_pixels(source)
+    name = str(source) if isinstance(source, Path) else "the image"
     try:
         with warnings.catch_warnings():
             # Pillow warns about sizes below our own limit, which is checked before any decoding.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise _refuse(path, f"{width}x{height} px, more than {MAX_PIXELS} pixels")
-                if min(width, height) < MIN_SIDE_PX:
-                    raise _refuse(
-                        path, f"{width}x{height} px is too small for a region of interest"
-                    )
-                if max(width, height) > MAX_ASPECT * min(width, height):
-                    raise _refuse(
-                        path, f"{width}x{height} px is not near square: not a cropped palm"
-                    )
-                grey = _grey(path, ImageOps.exif_transpose(image))
+            opened = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(opened, formats=_FORMATS) as image:
+                _check_size(name, image.size)
+                size, grey = image.size, _grey(name, ImageOps.exif_transpose(image))
     except FileNotFoundError:
-        raise _refuse(path, "no such file") from None
+        raise _refuse(name, "no such file") from None
     except UnidentifiedImageError:
-        raise _refuse(path, "not a png, jpg, bmp or tif image") from None
+        raise _refuse(name, "not a png, jpg, bmp or tif image") from None
     except Image.DecompressionBombError:
-        raise _refuse(path, f"more than {MAX_PIXELS} pixels") from None
+        raise _refuse(name, f"more than {MAX_PIXELS} pixels") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise _refuse(path, f"damaged or unreadable image ({error})") from error
+        raise _refuse(name, f"damaged or unreadable image ({error})") from error
+    return _checked(name, grey, size)
+
+
+def _from_pixels(pixels: npt.NDArray[Any]) -> Roi:
+    name = "the pixels"
+    if pixels.dtype != np.uint8 or not (
+        pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    ):
+        raise _refuse(name, f"{pixels.dtype} {pixels.shape}; (H, W) or (H, W, 3) uint8 is expected")
+    size = (pixels.shape[1], pixels.shape[0])
+    _check_size(name, size)
+    return _checked(name, Image.fromarray(pixels).convert("L"), size)
+
+
+def _check_size(name: str, size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise _refuse(name, f"{width}x{height} px, more than {MAX_PIXELS} pixels")
+    if min(width, height) < MIN_SIDE_PX:
+        raise _refuse(name, f"{width}x{height} px is too small for a region of interest")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise _refuse(name, f"{width}x{height} px is not near square: not a cropped palm")
+
+
+def _checked(name: str, grey: Image.Image, size: tuple[int, int]) -> Roi:
     small = np.asarray(
         grey.resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR, reducing_gap=3.0),
-        dtype=np.float64,
+        dtype=np.uint8,
     )
-    inside = small[small > 0]
-    contrast = float(inside.std()) if inside.size > 1 else 0.0
+    contrast = contrast_of(small)
     if contrast < MIN_CONTRAST:
         raise _refuse(
-            path, f"contrast {contrast:.1f} grey levels, at least {MIN_CONTRAST:g} needed: blank?"
+            name, f"contrast {contrast:.1f} grey levels, at least {MIN_CONTRAST:g} needed: blank?"
         )
-    return small, (width, height)
+    return Roi(small, size)
 
 
-def _grey(path: Path, image: Image.Image) -> Image.Image:
+def _refuse(name: str, why: str) -> DataError:
+    safe = "nothing was stored" if name.startswith("the ") else "the file is unchanged"
+    return DataError(f"{name}: {why}", safe=safe, next_step=NEXT_STEP)
+
+
+def _grey(name: str, image: Image.Image) -> Image.Image:
     """8-bit grey; what is transparent counts as outside the palm."""
     if image.mode.startswith("I;16"):
         # convert("L") would clip 16-bit levels at 255 instead of scaling them.
         levels = np.asarray(image, dtype=np.uint16)
         return Image.fromarray((levels // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise _refuse(path, f"pixels of mode {image.mode}; 8 or 16 bits a channel are expected")
+        raise _refuse(name, f"pixels of mode {image.mode}; 8 or 16 bits a channel are expected")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert(

@@ -55,6 +55,45 @@ def eer_resamples(scores: ScoreSet, *, seed: int, resamples: int = 200) -> npt.N
     return np.array([levels.eer(draw_identities(scores, rng)) for _ in range(resamples)])
 
 
+def rate_intervals(
+    scores: ScoreSet,
+    threshold: float,
+    *,
+    seed: int,
+    resamples: int = 200,
+    confidence: float = 0.95,
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Percentile intervals of FMR and FNMR at a fixed threshold, each 0..1; deterministic in ``seed``.
+
+    Where no resample shows an error the upper end is the rule of three, as in :func:`eer_interval`.
+
+    Raises:
+        DataError: as :func:`eer_interval`.
+    """
+    if not 0.0 < confidence < 1.0 or resamples < 1:
+        raise DataError("an interval needs a confidence in (0, 1) and one resample or more")
+    rng = np.random.Generator(np.random.Philox(seed))
+    falsely = scores.impostor >= threshold
+    missed = scores.genuine < threshold
+    drawn = np.empty((resamples, 2))
+    for at in range(resamples):
+        times = draw_identities(scores, rng)
+        of_impostor = times[scores.impostor_identities].prod(axis=1)
+        of_genuine = times[scores.genuine_identity]
+        drawn[at] = (
+            of_impostor[falsely].sum() / of_impostor.sum(),
+            of_genuine[missed].sum() / of_genuine.sum(),
+        )
+    tail = (1.0 - confidence) / 2
+    fmr, fnmr = (
+        (0.0, min(1.0, 3.0 / pairs))
+        if not rates.any()
+        else (float(np.quantile(rates, tail)), float(np.quantile(rates, 1.0 - tail)))
+        for rates, pairs in zip(drawn.T, (len(falsely), len(missed)), strict=True)
+    )
+    return fmr, fnmr
+
+
 def draw_identities(scores: ScoreSet, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """How often each identity was drawn, (identities,), both kinds of pair among the drawn.
 

@@ -88,6 +88,23 @@ def fnmr_at_fmr_of(curve: Roc, impostors: int, fmr: float) -> float | None:
     return float(curve.fnmr[curve.fmr <= fmr].min())
 
 
+def least_threshold(curve: Roc, fmr: float) -> tuple[float, float, float]:
+    """The most lenient threshold whose FMR is at most ``fmr``: (threshold, FMR there, FNMR there).
+
+    A threshold that no score reaches (infinite) becomes the least float above every score.
+
+    Raises:
+        DataError: ``fmr`` is not in (0, 1].
+    """
+    if not 0.0 < fmr <= 1.0:
+        raise DataError(f"FMR {fmr} is not in (0, 1]")
+    at = int(np.flatnonzero(curve.fmr <= fmr)[-1])
+    threshold = float(curve.thresholds[at])
+    if not np.isfinite(threshold):
+        threshold = float(np.nextafter(curve.thresholds[1], np.inf))
+    return threshold, float(curve.fmr[at]), float(curve.fnmr[at])
+
+
 def fnmr_at_fmr(genuine: Scores, impostor: Scores, fmr: float) -> float | None:
     """:func:`fnmr_at_fmr_of` of the scores' ROC."""
     return fnmr_at_fmr_of(roc(genuine, impostor), impostor.size, fmr)

@@ -17,6 +17,8 @@ from ..errors import ProtocolError
 Value = str | int
 Body = Mapping[str, Value]
 MAX_INTEGER = 2**53 - 1
+MAX_NAMES_CHARS = 6400
+"""Of a list of names in one field; an entry has 8 KiB."""
 
 
 class EntryKind(StrEnum):
@@ -40,6 +42,7 @@ class EntryKind(StrEnum):
     BUDGET_INHERITED = "budget_inherited"
     CHECKPOINT = "checkpoint"
     AUDIT = "audit"
+    SUBJECT_ERASED = "subject_erased"
 
 
 def _hash(value: Value) -> bool:
@@ -73,6 +76,14 @@ def _text(value: Value) -> bool:
     return (
         isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9 .,+_-]{0,62}", value) is not None
     )
+
+
+def _names(value: Value) -> bool:
+    """Names in order, each once, with a space between two; none at all is the empty string."""
+    if not isinstance(value, str) or len(value) > MAX_NAMES_CHARS:
+        return False
+    names = value.split(" ") if value else []
+    return all(map(_name, names)) and names == sorted(set(names))
 
 
 Rule = Callable[[Value], bool]
@@ -183,6 +194,11 @@ FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
     EntryKind.CHECKPOINT: ({**_IN_ROUND, "size": _count, "root": _hash, "checkpoint_hash": _hash},),
     # A bundle was verified, or an empirical audit run, on this site's word.
     EntryKind.AUDIT: ({"audit": _name, "result": _name, "report_hash": _hash},),
+    # What this site kept of a person to verify them by is erased. ``runs`` are all those that this site has
+    # trained in: their models may remember the person, and would have to be trained anew without them.
+    # Where they are too many for an entry ``runs`` has the newest, and ``earlier`` how many came before
+    # them.
+    EntryKind.SUBJECT_ERASED: ({"runs": _names, "earlier": _count},),
 }
 
 

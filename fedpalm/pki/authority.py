@@ -6,8 +6,8 @@ CA has signed, is the anchor, and there is no root here. ``profile.py`` has the 
 =======================  ==============================================================
 basic constraints        not a CA
 key usage                digital signature
-extended key usage       server authentication (coordinator) or client authentication
-names                    one identity URI; a coordinator also DNS names and IP addresses
+extended key usage       server authentication (coordinator, verifier) or client authentication
+names                    one identity URI; a server also DNS names and IP addresses
 =======================  ==============================================================
 
 All keys are P-256; serials are random; everything is backdated by five minutes for clock skew.
@@ -41,7 +41,7 @@ from ..errors import FedPalmError, IdentityError
 from ..ids import federation_id
 from .bundle import pem_of, read_certificates
 from .files import locked, make_private_folder, write_public
-from .identity import Identity, Role, coordinator_dns_name
+from .identity import Identity, server_dns_name
 from .keys import TlsKey, new_tls_key, take_key_of, write_private_key
 from .profile import (
     BACKDATE,
@@ -128,8 +128,8 @@ class Authority:
         Args:
             identity: the name that the operator approved.
             now: seconds since the Unix epoch.
-            dns_names, ip_addresses: where a coordinator is reached, beside the fixed name that
-                clients demand (``coordinator_dns_name``); nobody else has any.
+            dns_names, ip_addresses: where a server is reached, beside the fixed name that clients
+                demand (``server_dns_name``); nobody else has any.
         Raises:
             IdentityError: a bad request, another name or federation, host names that do not fit the
                 role, a lifetime out of bounds, or an issuing CA that has expired.
@@ -142,8 +142,8 @@ class Authority:
             )
         if identity.federation != self.federation:
             raise IdentityError(f"{identity}: not of federation {self.federation!r}")
-        if identity.role is not Role.COORDINATOR and (dns_names or ip_addresses):
-            raise IdentityError(f"{identity}: host names and addresses belong to a coordinator")
+        if not identity.role.serves and (dns_names or ip_addresses):
+            raise IdentityError(f"{identity}: host names and addresses belong to a server")
         if not timedelta(0) < lifetime <= MAX_LEAF_LIFETIME:
             raise IdentityError(
                 f"a leaf lives at most {MAX_LEAF_LIFETIME.days} days, not {lifetime}"
@@ -156,8 +156,8 @@ class Authority:
             )
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]
         try:
-            if identity.role is Role.COORDINATOR:
-                dns_names = [coordinator_dns_name(self.federation), *dns_names]
+            if identity.role.serves:
+                dns_names = [server_dns_name(identity), *dns_names]
             names += [x509.DNSName(name) for name in dns_names]
         except ValueError as error:
             raise IdentityError(f"{dns_names!r}: not DNS names: {error}") from error

@@ -37,6 +37,15 @@ class Role(StrEnum):
     PARTICIPANT = "participant"
     OPERATOR = "operator"
     AUDITOR = "auditor"
+    VERIFIER = "verifier"
+    """A site's own verification service, under the site's own CA; no federation has one."""
+    APPLICATION = "application"
+    """What may call that service."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether others dial it; then its certificate may name hosts."""
+        return self in (Role.COORDINATOR, Role.VERIFIER)
 
 
 @dataclass(frozen=True)
@@ -90,10 +99,25 @@ def coordinator_dns_name(federation: str) -> str:
     return f"coordinator.{federation_id(federation)}.fedpalm.internal"
 
 
+def verifier_dns_name(domain: str) -> str:
+    """The name that applications demand of the certificate of a site's verification service.
+
+    Args:
+        domain: the trust domain of the site's own CA.
+    """
+    return f"verifier.{federation_id(domain)}.fedpalm.internal"
+
+
+def server_dns_name(identity: Identity) -> str:
+    """The fixed name in the certificate of a role that serves."""
+    of_role = verifier_dns_name if identity.role is Role.VERIFIER else coordinator_dns_name
+    return of_role(identity.federation)
+
+
 def identity_of(certificate: x509.Certificate) -> Identity:
     """The one identity that a leaf certificate names.
 
-    Only a coordinator may have host names and addresses beside it; any other kind of alternative
+    Only a role that serves may have host names and addresses beside it; any other kind of alternative
     name is refused for everybody, so that no reader can prefer another name than we do.
 
     Raises:
@@ -105,7 +129,7 @@ def identity_of(certificate: x509.Certificate) -> Identity:
         raise IdentityError(f"the certificate has {len(uris)} SAN URIs where exactly one belongs")
     identity = Identity.from_uri(uris[0])
     hosts = (x509.DNSName, x509.IPAddress)
-    allowed = hosts if identity.role is Role.COORDINATOR else ()
+    allowed = hosts if identity.role.serves else ()
     for name in names:
         if not isinstance(name, (x509.UniformResourceIdentifier, *allowed)):
             raise IdentityError(

@@ -51,8 +51,8 @@ def at_time(now: float) -> datetime:
 
 
 def key_usage_of(role: Role) -> x509.ObjectIdentifier:
-    """Extended key usage of a role: the coordinator serves, everybody else dials out."""
-    if role is Role.COORDINATOR:
+    """Extended key usage of a role: some serve, everybody else dials out."""
+    if role.serves:
         return ExtendedKeyUsageOID.SERVER_AUTH
     return ExtendedKeyUsageOID.CLIENT_AUTH
 

@@ -74,8 +74,8 @@ class OpenCall:
         else:
             log.error("incident %s in %s", incident, where, exc_info=failure)
         return FedPalmError(
-            f"the coordinator failed at this call (incident {incident})",
-            next_step=f"the coordinator's log explains incident {incident}",
+            f"the server failed at this call (incident {incident})",
+            next_step=f"its log explains incident {incident}",
         )
 
     async def send_headers(self) -> None:

@@ -1,4 +1,4 @@
-"""The dialling side: one connection to the coordinator, errors as ours, limits checked."""
+"""The dialling side: one connection, errors as ours, limits checked."""
 
 from __future__ import annotations
 
@@ -38,17 +38,19 @@ class Method:
 
 
 class Dialled(ABC):
-    """A channel to a coordinator at ``address`` (``host:port``), as an async context manager.
+    """A channel to a server at ``address`` (``host:port``), as an async context manager.
 
     It connects at the first call, and again at the first call after it was broken. Whatever the
-    address, the certificate there must lead to a pinned anchor and carry the DNS name that the CA
-    gives to this federation's coordinator alone.
+    address, the certificate there must lead to a pinned anchor and carry ``server_name``, the DNS name
+    that the CA gives to this server alone.
     """
 
-    def __init__(self, address: str, federation: str, credentials: grpc.ChannelCredentials) -> None:
+    def __init__(
+        self, address: str, server_name: str, credentials: grpc.ChannelCredentials
+    ) -> None:
         require_tls_1_3()
         self.address = _checked_address(address)
-        self._federation, self._credentials = federation, credentials
+        self._server_name, self._credentials = server_name, credentials
         self._channel: grpc.aio.Channel | None = None
         self._if_absent = "start the coordinator (fedpalm-coordinator serve), or check the address"
 
@@ -56,15 +58,13 @@ class Dialled(ABC):
         self._channel = grpc.aio.secure_channel(
             self.address,
             self._credentials,
-            options=client_options(
-                coordinator_dns_name(self._federation), proxy=not _is_loopback(self.address)
-            ),
+            options=client_options(self._server_name, proxy=not _is_loopback(self.address)),
         )
-        self._make_stubs(_MethodFactory(self._channel))
+        self._make_stubs(MethodFactory(self._channel))
         return self
 
     @abstractmethod
-    def _make_stubs(self, methods: _MethodFactory) -> None:
+    def _make_stubs(self, methods: MethodFactory) -> None:
         """Set the stubs, which last as long as the channel."""
 
     async def __aexit__(
@@ -85,6 +85,34 @@ class Dialled(ABC):
             raise error_of(error, self.address, self._if_absent) from error
         return parse_message(method.parse, wire_bytes)
 
+    async def upload(
+        self, method: Method, requests: AsyncIterable[Message], *, deadline_s: float
+    ) -> Any:
+        """A header, then chunks as fast as they are taken; one reply, maybe before the end.
+
+        After the first request it waits until the server asks for the second, so that payloads
+        which have to wait for their turn wait here and not in the server's memory.
+        """
+        call = method.call(timeout=deadline_s, wait_for_ready=False)
+        ending = Ending(call)
+        try:
+            try:
+                first = True
+                async for request in requests:
+                    if not first:
+                        await call.initial_metadata()
+                    await call.write(request)
+                    first = False
+                await call.done_writing()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                pass  # The call is over already; awaiting it says how.
+            wire_bytes = await call
+        except grpc.aio.AioRpcError as error:
+            raise error_of(await ending.of(error), self.address, self._if_absent) from error
+        finally:
+            call.cancel()
+        return parse_message(method.parse, wire_bytes)
+
 
 class Connection(Dialled):
     """A member's connection to the coordinator of ``tls.identity.federation``.
@@ -101,9 +129,9 @@ class Connection(Dialled):
 
     def __init__(self, address: str, tls: TlsIdentity) -> None:
         credentials = grpc.ssl_channel_credentials(tls.ca_pem, tls.key_pem, tls.chain_pem)
-        super().__init__(address, tls.identity.federation, credentials)
+        super().__init__(address, coordinator_dns_name(tls.identity.federation), credentials)
 
-    def _make_stubs(self, methods: _MethodFactory) -> None:
+    def _make_stubs(self, methods: MethodFactory) -> None:
         self.federation = FederationStub(methods)  # type: ignore[no-untyped-call]
         self.membership = MembershipStub(methods)  # type: ignore[no-untyped-call]
         self.operator = OperatorStub(methods)  # type: ignore[no-untyped-call]
@@ -133,34 +161,6 @@ class Connection(Dialled):
         finally:
             call.cancel()
 
-    async def upload(
-        self, method: Method, requests: AsyncIterable[Message], *, deadline_s: float
-    ) -> Any:
-        """A header, then chunks as fast as they are taken; one reply, maybe before the end.
-
-        After the first request it waits until the coordinator asks for the second, so that payloads
-        which have to wait for their turn wait here and not in the coordinator's memory.
-        """
-        call = method.call(timeout=deadline_s, wait_for_ready=False)
-        ending = Ending(call)
-        try:
-            try:
-                first = True
-                async for request in requests:
-                    if not first:
-                        await call.initial_metadata()
-                    await call.write(request)
-                    first = False
-                await call.done_writing()
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                pass  # The call is over already; awaiting it says how.
-            wire_bytes = await call
-        except grpc.aio.AioRpcError as error:
-            raise error_of(await ending.of(error), self.address, self._if_absent) from error
-        finally:
-            call.cancel()
-        return parse_message(method.parse, wire_bytes)
-
 
 class EnrolmentConnection(Dialled):
     """A newcomer's connection to the enrolment listener of ``federation``; it proves nothing of itself.
@@ -174,17 +174,21 @@ class EnrolmentConnection(Dialled):
     enrolment: Any
 
     def __init__(self, address: str, federation: str, anchors: Sequence[x509.Certificate]) -> None:
-        super().__init__(address, federation, grpc.ssl_channel_credentials(pem_of(anchors)))
+        super().__init__(
+            address,
+            coordinator_dns_name(federation),
+            grpc.ssl_channel_credentials(pem_of(anchors)),
+        )
         self._if_absent = (
             "the listener is there only while an invitation is open: check the address in it, or ask "
             "the coordinator's operator for another"
         )
 
-    def _make_stubs(self, methods: _MethodFactory) -> None:
+    def _make_stubs(self, methods: MethodFactory) -> None:
         self.enrolment = EnrolmentStub(methods)  # type: ignore[no-untyped-call]
 
 
-class _MethodFactory:
+class MethodFactory:
     """Stands in for the channel when a stub is made.
 
     The generated parser is kept aside and replies arrive as bytes: gRPC would turn a reply that does

@@ -158,6 +158,6 @@ def listener(
     except RuntimeError as error:
         raise UnavailableError(
             f"{address}: cannot listen there: {error}",
-            next_step="is a coordinator running already? otherwise choose another address",
+            next_step="does one run there already? otherwise choose another address",
         ) from error
     return server, port

@@ -19,8 +19,11 @@ from .plans import approve, policy, refuse, review
 from .renew import renew
 from .request import request
 from .run import run
+from .serve import serve
 from .status import status
+from .subjects import forget, subjects, unlock
 from .vault import vault
+from .verification import calibrate, enrol, identify, verify
 
 
 @click.group()
@@ -35,5 +38,6 @@ for _command in (
     *(review, approve, refuse, policy),
     *(manifests, egress, exchange, peers, budget, audit),
     *(evaluate, preflight, vault),
+    *(calibrate, enrol, verify, identify, subjects, forget, unlock, serve),
 ):
     main.add_command(_command)

@@ -1,4 +1,4 @@
-"""``renew``: a fresh certificate now, whatever is left of the present one."""
+"""``renew``: a fresh certificate now, whatever is left of the present one; or somebody's reference."""
 
 from __future__ import annotations
 
@@ -16,18 +16,45 @@ from fedpalm.pki.validity import end_of
 
 from ..config import Home
 from .site import open_site, reporter_for, require_member
+from .verification import renew_references, run_option
 
 
 @click.command()
+@click.argument("subject", required=False)
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--all", "everybody", is_flag=True, help="References of everybody who is enrolled.")
+@run_option
 @home_option("the site")
 @json_option
 @command_errors
-def renew(home: Path, as_json: bool) -> None:
-    """Take a certificate for a fresh TLS key from the coordinator.
+def renew(
+    subject: str | None,
+    images: tuple[Path, ...],
+    everybody: bool,
+    run_id: str | None,
+    home: Path,
+    as_json: bool,
+) -> None:
+    """Renew this site's certificate, or the reference that SUBJECT is verified against.
 
-    The running agent does so by itself in time, and takes up what this command installs. The signing
-    key stays. A certificate that has ended cannot renew itself.
+    Without SUBJECT: take a certificate for a fresh TLS key from the coordinator. The running agent does
+    so by itself in time, and takes up what this command installs. The signing key stays. A certificate
+    that has ended cannot renew itself.
+
+    With SUBJECT, or --all: make a new key and a new protected template, with the model in use, from the
+    sealed enrolment images, or from IMAGES where none are kept. The old ones are erased.
     """
+    if subject is None and not everybody:
+        if run_id is not None:
+            raise click.UsageError("--run belongs to a SUBJECT or --all")
+        _renew_certificate(home, as_json)
+    elif subject is not None and everybody:
+        raise click.UsageError("SUBJECT and --all exclude each other")
+    else:
+        renew_references(home, subject, images, run_id, as_json)
+
+
+def _renew_certificate(home: Path, as_json: bool) -> None:
     # These bring grpc, which most commands do without.
     from fedpalm.transport.channel import Connection
 

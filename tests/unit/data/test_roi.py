@@ -11,7 +11,7 @@ from PIL import Image
 
 from fedpalm.data.loading import load_images
 from fedpalm.data.records import ImageRecord
-from fedpalm.data.roi import load_roi, preflight
+from fedpalm.data.roi import load_roi, preflight, read_roi, standardise
 from fedpalm.errors import DataError
 
 
@@ -173,3 +173,29 @@ def test_labels_follow_the_given_class_order(tmp_path):
         load_images(records, classes=("x", "y", "x"))
     with pytest.raises(DataError, match="no images"):
         load_images([])
+
+
+def test_a_file_its_bytes_and_its_pixels_are_one_image(tmp_path):
+    path = _save(tmp_path / "a.png", _palm(150, 140))
+    found = [read_roi(source) for source in (path, path.read_bytes(), _palm(150, 140))]
+    assert {one.size_px for one in found} == {(140, 150)}
+    for one in found:
+        assert one.grey.shape == (128, 128) and one.grey.dtype == np.uint8
+        np.testing.assert_array_equal(standardise(one.grey), load_roi(path))
+
+
+def test_colours_count_as_they_do_in_a_file(tmp_path):
+    rgb = np.stack([_palm(), _palm().T, _palm()[::-1]], axis=2)
+    from_file = read_roi(_save(tmp_path / "a.png", rgb))
+    np.testing.assert_array_equal(read_roi(rgb).grey, from_file.grey)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [b"", b"no image", np.zeros((128, 128), np.uint8), _palm(200, 100), _palm(60, 60),
+     _palm().astype(np.float64), np.zeros((128, 128, 4), np.uint8), np.zeros(5, np.uint8)],
+    ids=["nothing", "text", "blank", "oblong", "small", "floats", "four channels", "a row"],
+)  # fmt: skip
+def test_bytes_and_pixels_that_are_no_region_of_interest_are_refused(source):
+    with pytest.raises(DataError):
+        read_roi(source)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpalm.errors import DataError
-from fedpalm.evaluation.bootstrap import _Levels, eer_interval
+from fedpalm.evaluation.bootstrap import _Levels, eer_interval, rate_intervals
 from fedpalm.evaluation.metrics import eer
 from fedpalm.evaluation.pairs import pool_scores, score_pairs
 
@@ -93,3 +93,30 @@ def test_draws_without_both_kinds_of_pair_are_made_again():
     """With two identities every second draw repeats one of them and holds no impostor pair."""
     low, high = eer_interval(_set(2, 2, 0, spread=2.0), seed=0, resamples=50)
     assert 0 <= low <= high <= 1
+
+
+def test_the_rates_at_a_threshold_lie_in_their_intervals_and_follow_the_seed():
+    scores = _set(12, 4, 5, spread=1.6)
+    threshold = float(np.quantile(scores.impostor, 0.9))
+    fmr = float((scores.impostor >= threshold).mean())
+    fnmr = float((scores.genuine < threshold).mean())
+    found = rate_intervals(scores, threshold, seed=1)
+    for rate, (low, high) in zip((fmr, fnmr), found, strict=True):
+        assert low <= rate <= high and high - low < 0.5
+    assert rate_intervals(scores, threshold, seed=1) == found
+    assert rate_intervals(scores, threshold, seed=2) != found
+    wider = rate_intervals(scores, threshold, seed=1, confidence=0.99)
+    assert wider[0][1] - wider[0][0] > found[0][1] - found[0][0]
+
+
+def test_a_threshold_without_errors_has_the_rule_of_three_for_an_end():
+    scores = _set(6, 3, 0, spread=0.01)
+    fmr, fnmr = rate_intervals(scores, 0.9, seed=0)
+    assert fmr == (0.0, 3.0 / scores.impostor.size)
+    assert fnmr == (0.0, 3.0 / scores.genuine.size)
+
+
+@pytest.mark.parametrize(("resamples", "confidence"), [(0, 0.95), (10, 0.0), (10, 1.0)])
+def test_rates_without_an_interval_are_refused(resamples, confidence):
+    with pytest.raises(DataError):
+        rate_intervals(_set(4, 2, 0), 0.5, seed=0, resamples=resamples, confidence=confidence)

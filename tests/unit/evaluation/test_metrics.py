@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from fedpalm.errors import DataError
-from fedpalm.evaluation.metrics import auc, d_prime, eer, fnmr_at_fmr, roc
+from fedpalm.evaluation.metrics import auc, d_prime, eer, fnmr_at_fmr, least_threshold, roc
 
 _FINE = st.floats(-1, 1, allow_nan=False, width=32)
 _TIED = st.integers(-3, 3).map(lambda k: k / 4)
@@ -157,3 +157,20 @@ def test_scores_that_mean_nothing_are_refused(metric, genuine, impostor, says):
 def test_an_fmr_outside_its_range_is_refused(fmr):
     with pytest.raises(DataError, match="not in"):
         fnmr_at_fmr(np.ones(3), np.zeros(300), fmr)
+
+
+@given(_PAIRS, st.sampled_from([0.05, 0.2, 0.5, 1.0]))
+def test_a_threshold_for_a_rate_decides_as_it_says_and_is_the_most_lenient(pair, target):
+    genuine, impostor = pair
+    threshold, fmr, fnmr = least_threshold(roc(genuine, impostor), target)
+    assert np.isfinite(threshold)
+    assert fmr == pytest.approx((impostor >= threshold).mean()) and fmr <= target
+    assert fnmr == pytest.approx((genuine < threshold).mean(), abs=1e-12)
+    best = min(float(miss) for rate, miss in _oracle(genuine, impostor) if float(rate) <= target)
+    assert fnmr == pytest.approx(best, abs=1e-12)
+
+
+@pytest.mark.parametrize("target", [0.0, -0.1, 1.1])
+def test_a_threshold_for_no_rate_is_refused(target):
+    with pytest.raises(DataError):
+        least_threshold(roc(np.array([0.9]), np.array([0.1])), target)

@@ -50,10 +50,10 @@ def test_the_ca_issues_for_its_own_federation_only(federation):
         federation.authority.issue(request(outsider), outsider, now=federation.now)
 
 
-def test_only_a_coordinator_gets_host_names(federation):
+def test_only_who_serves_gets_host_names(federation):
     issue = federation.authority.issue
     for hosts in ({"dns_names": ["a.example"]}, {"ip_addresses": [ipaddress.ip_address("::1")]}):
-        with pytest.raises(IdentityError, match="belong to a coordinator"):
+        with pytest.raises(IdentityError, match="belong to a server"):
             issue(request(NORTH), NORTH, now=federation.now, **hosts)
 
 

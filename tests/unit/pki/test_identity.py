@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from fedpalm.errors import IdentityError
 from fedpalm.pki.fingerprint import fingerprint
-from fedpalm.pki.identity import Identity, Role, identity_of
+from fedpalm.pki.identity import (
+    Identity,
+    Role,
+    coordinator_dns_name,
+    identity_of,
+    server_dns_name,
+)
 from fedpalm.pki.keys import new_tls_key
 from fedpalm.pki.profile import federation_of
 
@@ -103,9 +109,19 @@ def test_a_certificate_that_could_be_read_in_two_ways_is_refused(names: tuple[x5
         identity_of(leaf_with(*names))
 
 
-def test_only_a_coordinator_has_host_names_beside_its_identity():
-    leaf = leaf_with(uri("spiffe://palms/coordinator/hub"), x509.DNSName("hub.example"))
-    assert identity_of(leaf).role is Role.COORDINATOR
+@pytest.mark.parametrize("role", list(Role))
+def test_only_who_serves_has_host_names_beside_its_identity(role: Role):
+    leaf = leaf_with(uri(f"spiffe://palms/{role.value}/hub"), x509.DNSName("hub.example"))
+    if role in (Role.COORDINATOR, Role.VERIFIER):
+        assert identity_of(leaf).role is role
+    else:
+        with pytest.raises(IdentityError):
+            identity_of(leaf)
+
+
+def test_the_two_servers_have_names_that_no_client_confuses():
+    hub, verifier = (Identity("palms", role, "hub") for role in (Role.COORDINATOR, Role.VERIFIER))
+    assert server_dns_name(hub) == coordinator_dns_name("palms") != server_dns_name(verifier)
 
 
 def test_a_ca_certificate_names_its_federation_and_is_nobody(federation):

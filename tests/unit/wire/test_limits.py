@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedpalm.errors import MessageTooLargeError, ProtocolError
 from fedpalm.wire.limits import check_limits, limits_of, parse_message
-from fedpalm.wire.v1 import federation_pb2, operator_pb2
+from fedpalm.wire.v1 import federation_pb2, operator_pb2, verification_pb2
 from fedpalm.wire.v1.federation_pb2 import (
     Chunk,
     Heartbeat,
@@ -34,7 +34,8 @@ HASH = bytes(32)
 
 
 def _all_types() -> list[Descriptor]:
-    files = (federation_pb2.DESCRIPTOR, operator_pb2.DESCRIPTOR)
+    modules = (federation_pb2, operator_pb2, verification_pb2)
+    files = [module.DESCRIPTOR for module in modules]
     return [d for file in files for d in file.message_types_by_name.values()]
 
 

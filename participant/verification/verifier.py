@@ -1,0 +1,387 @@
+"""Enrol, verify, identify, renew and calibrate, with one model for all calls.
+
+Everything is decided at the site. The model is loaded at the first call that looks at an image. Nothing
+here looks for presentation attacks: a good picture of a palm may pass for the palm.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpalm.data.roi import Grey, Roi, read_roi
+from fedpalm.errors import DataError, EnrolledError, NotFoundError, StaleReferenceError
+from fedpalm.protection import KEY_BYTES, Transform, score, scores
+
+from ..config import ParticipantConfig, VerificationSettings
+from ..store import SiteStore
+from .attempts import Attempts, Outcome
+from .calibrate import Tick, calibrate, development_pairs, require_enough
+from .gallery import Gallery, Mode, Reference, fuse, subject_name
+from .model import (
+    ModelId,
+    StoredModel,
+    Templates,
+    VerificationModel,
+    find_model,
+    training_identities,
+)
+from .quality import Quality, assess
+from .results import Enrolment, Identification, Renewal, Verification
+from .thresholds import Threshold, Thresholds
+
+ImageSource = Path | str | bytes | npt.NDArray[Any]
+"""A file, the bytes of one, or (H, W[, 3]) uint8 pixels."""
+MAX_IMAGES = 20
+
+_FTE, _FTA = "failures_to_enrol", "failures_to_acquire"
+
+
+class Verifier:
+    """Who people are, as far as this site's model can tell. Safe to use from several threads.
+
+    Args:
+        run_id: whose model to use; None takes the run that was completed last.
+    """
+
+    def __init__(
+        self, config: ParticipantConfig, store: SiteStore, run_id: str | None = None
+    ) -> None:
+        self._config, self._store, self._run_id = config, store, run_id
+        self.settings = config.verification or VerificationSettings()
+        self.gallery, self.thresholds = Gallery(store), Thresholds(store)
+        self.attempts = Attempts(store, self.settings)
+        self._busy = threading.RLock()
+        self._stored: StoredModel | None = None
+        self._built: VerificationModel | None = None
+
+    @property
+    def stored_model(self) -> StoredModel:
+        """Which model is in use, from the first look on. Raises as :func:`.model.find_model`."""
+        with self._busy:
+            if self._stored is None:
+                self._stored = find_model(self._config, self._store, self._run_id)
+            return self._stored
+
+    @property
+    def model_id(self) -> ModelId:
+        return self.stored_model.id
+
+    def load(self) -> None:
+        """Build the networks now, rather than at the first image. Raises as :meth:`StoredModel.build`."""
+        with self._busy:
+            if self._built is None:
+                self._built = self.stored_model.build(self._store)
+
+    def enrol(
+        self,
+        subject: str,
+        images: Sequence[ImageSource],
+        *,
+        mode: Mode | Literal["auto"] = "auto",
+        replace: bool = False,
+    ) -> Enrolment:
+        """Keep a protected reference of somebody, made from one or several images of them.
+
+        Args:
+            mode: auto is closed for a name that this site trained on, open for all others.
+            replace: of somebody who is enrolled: make key and reference anew.
+        Raises:
+            EnrolledError: they are enrolled, and ``replace`` is not set.
+            DataError, QualityError: an image cannot be used; nothing is stored.
+        """
+        name = subject_name(subject)
+        known = self.gallery.find(name)
+        if known is not None and not replace:
+            raise EnrolledError(
+                f"{name!r} is enrolled already",
+                safe="their reference stays as it is",
+                next_step="choose another name, or replace them on purpose: --replace",
+            )
+        if not 1 <= len(images) <= MAX_IMAGES:
+            raise DataError(f"{len(images)} images: 1 to {MAX_IMAGES} are needed to enrol")
+        chosen = self._mode_of(name) if mode == "auto" else mode
+        try:
+            greys, qualities = self._acquire(images)
+        except DataError:
+            self.attempts.tell(_FTE)
+            raise
+        templates = self._templates(chosen, greys)
+        resembles = self._resembling(greys, but=name)
+        kept = greys if self.settings.keep_images else None
+        reference, misfits = self._keep(name, chosen, templates, kept, known)
+        of_images = (*(w for one in qualities for w in one.warnings), *misfits)
+        warnings = []
+        if self.thresholds.current(chosen, self.model_id.hash) is None:
+            warnings.append(f"no threshold of {chosen} comparisons: calibrate before you verify")
+        warnings += [
+            f"matches {other!r}, who is enrolled: one person twice?" for other in resembles
+        ]
+        return Enrolment(
+            subject=name,
+            mode=chosen,
+            model=self.model_id,
+            images=reference.images,
+            kept_images=kept is not None,
+            resembles=resembles,
+            quality=tuple(qualities),
+            image_warnings=of_images,
+            warnings=(*of_images, *warnings),
+        )
+
+    def verify(self, subject: str, image: ImageSource, *, caller: str = "") -> Verification:
+        """Is this who they claim to be?
+
+        Args:
+            caller: the application that asks; its attempts have a limit of their own.
+        Raises:
+            TooManyAttemptsError, LockedOutError: the image was not looked at.
+            NotFoundError, StaleReferenceError, NotCalibratedError: nothing can be decided.
+            DataError, QualityError: the image cannot be used.
+        """
+        name = subject_name(subject)
+        with self.attempts.attempt("verify", name, caller) as attempt:
+            reference = self.gallery.get(name)
+            self._require_current(reference)
+            threshold = self.thresholds.require(reference.mode, reference.model)
+            greys, (quality,) = self._acquire([image])
+            probe = self.gallery.transform(reference).apply(self._templates(reference.mode, greys))
+            found = score(probe[0], reference.protected)
+            match = found >= threshold.value
+            attempt.outcome = Outcome.MATCH if match else Outcome.NON_MATCH
+        return Verification(
+            subject=name,
+            match=match,
+            score=found,
+            threshold=threshold.value,
+            target_fmr=threshold.target_fmr,
+            mode=reference.mode,
+            model=self.model_id,
+            quality=quality,
+        )
+
+    def identify(self, image: ImageSource, *, caller: str = "") -> Identification:
+        """Who of those enrolled is this, if anybody?
+
+        The best comparison has to reach the threshold for one comparison; how much more likely a false
+        match is among so many is in the answer.
+
+        Raises:
+            TooManyAttemptsError: the image was not looked at.
+            NotCalibratedError: no mode has a threshold.
+            DataError, QualityError: the image cannot be used.
+        """
+        with self.attempts.attempt("identify", None, caller) as attempt:
+            references = list(self.gallery.all())
+            limits = self._limits({one.mode for one in references} or {"open"})
+            able = [one for one in references if self._can_be_identified(one, limits)]
+            greys, (quality,) = self._acquire([image])
+            found = self._ranked(greys, able, limits)
+            matches = [one for one in found if one[0] >= 0]
+            attempt.outcome = Outcome.MATCH if matches else Outcome.NON_MATCH
+        compared = [one.mode for one in able]
+        bounds = (limits[mode].fpir_bound(compared.count(mode)) for mode in set(compared))
+        best = matches[0] if matches else None
+        return Identification(
+            subject=best[2].subject if best else None,
+            score=best[1] if best else None,
+            threshold=limits[best[2].mode].value if best else None,
+            mode=best[2].mode if best else None,
+            comparisons=len(able),
+            left_out=len(references) - len(able),
+            fpir_bound=min(1.0, sum(bounds)),
+            model=self.model_id,
+            quality=quality,
+        )
+
+    def renew(
+        self, subjects: Iterable[str] | None = None, images: Sequence[ImageSource] | None = None
+    ) -> Renewal:
+        """Give people a new key, and make their references again, with the model in use.
+
+        Args:
+            subjects: None means everybody.
+            images: of the one subject that is named, where none are kept.
+        Raises:
+            NotFoundError: somebody is not enrolled, or one is named of whom there are no images.
+            DataError, QualityError: an image cannot be used; that person stays as they were.
+        """
+        named = None if subjects is None else [subject_name(one) for one in subjects]
+        if images is not None and (named is None or len(named) != 1):
+            raise DataError("images renew one person, who has to be named")
+        known = (
+            list(self.gallery.all()) if named is None else [self.gallery.get(one) for one in named]
+        )
+        done, without = [], []
+        for reference in known:
+            greys = self._acquire(images)[0] if images else self.gallery.images(reference.subject)
+            if greys is None:
+                without.append(reference.subject)
+                continue
+            kept = greys if self.settings.keep_images else None
+            templates = self._templates(reference.mode, greys)
+            self._keep(reference.subject, reference.mode, templates, kept, reference)
+            done.append(reference.subject)
+        if without and named is not None and len(named) == 1:
+            raise NotFoundError(
+                f"no images of {without[0]!r} are kept here",
+                safe="their reference and key stay as they are",
+                next_step="give images: fedpalm-participant renew SUBJECT IMAGES",
+            )
+        return Renewal(tuple(done), tuple(without), self.model_id)
+
+    def calibrate(
+        self,
+        target_fmr: float,
+        *,
+        modes: Sequence[Mode] = ("closed", "open"),
+        seed: int = 0,
+        tick: Tick = lambda what, done, total: None,
+    ) -> list[Threshold]:
+        """Set the thresholds of these modes, all or none, on the site's own development pairs.
+
+        Raises:
+            ConfigError: no data are configured, or the target is no rate.
+            DataError: there are too few pairs for the target, or an image cannot be used.
+        """
+        wanted = [development_pairs(self._config, self.stored_model, mode) for mode in modes]
+        for pairs in wanted:
+            require_enough(pairs, target_fmr)
+        self.load()
+        found = [self._calibrated(pairs, target_fmr, seed, tick) for pairs in wanted]
+        with self._store.transaction() as db:
+            self.thresholds.put(db, found)
+        return found
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _calibrated(self, pairs: Any, target_fmr: float, seed: int, tick: Tick) -> Threshold:
+        with self._busy:
+            assert self._built is not None
+            return calibrate(
+                self._built,
+                pairs,
+                target_fmr=target_fmr,
+                images=self.settings.images_per_reference,
+                seed=seed,
+                now_ms=self._store.now_ms(),
+                tick=tick,
+            )
+
+    def _acquire(self, images: Sequence[ImageSource]) -> tuple[Grey, list[Quality]]:
+        """(k, 128, 128) and what each is worth; a failure to acquire is counted."""
+        greys, qualities = [], []
+        for number, source in enumerate(images, 1):
+            name = str(source) if isinstance(source, Path | str) else f"image {number}"
+            try:
+                roi = _read(source)
+                qualities.append(assess(roi, name))
+            except DataError:
+                self.attempts.tell(_FTA)
+                raise
+            greys.append(roi.grey)
+        return np.stack(greys), qualities
+
+    def _templates(self, mode: Mode, greys: Grey) -> Templates:
+        with self._busy:
+            self.load()
+            assert self._built is not None
+            return self._built.templates(mode, greys)
+
+    def _mode_of(self, subject: str) -> Mode:
+        trained_on = training_identities(self._config, self.stored_model.run)
+        return "closed" if subject in trained_on else "open"
+
+    def _keep(
+        self,
+        name: str,
+        mode: Mode,
+        templates: Templates,
+        kept: Grey | None,
+        known: Reference | None,
+    ) -> tuple[Reference, list[str]]:
+        """Make a key and a reference and store both; warnings about images that do not fit together."""
+        key, now = secrets.token_bytes(KEY_BYTES), self._store.now_ms()
+        transform = Transform.of(key, templates.shape[1])
+        reference = Reference(
+            subject=name,
+            mode=mode,
+            model=self.model_id.hash,
+            run_id=self.model_id.run_id,
+            protected=transform.apply(fuse(templates))[0],
+            length=templates.shape[1],
+            images=len(templates),
+            images_kept=kept is not None,
+            enrolled_ms=now if known is None else known.enrolled_ms,
+            renewed_ms=now,
+        )
+        with self._store.transaction() as db:
+            self.gallery.put(db, reference, key, kept)
+            self.attempts.count(db, "enrolled" if known is None else "renewed")
+        self._store.erase_freed()
+        return reference, self._misfits(transform, templates, mode)
+
+    def _misfits(self, transform: Transform, templates: Templates, mode: Mode) -> list[str]:
+        """Images that would not match a reference made from the others of the same person."""
+        threshold = self.thresholds.current(mode, self.model_id.hash)
+        if threshold is None or len(templates) < 2:
+            return []
+        protected = transform.apply(templates)
+        found = []
+        for number in range(len(templates)):
+            rest = fuse(np.delete(templates, number, axis=0))
+            if score(protected[number], transform.apply(rest)[0]) < threshold.value:
+                found.append(f"image {number + 1} does not match the others: another palm?")
+        return found
+
+    def _resembling(self, greys: Grey, *, but: str) -> tuple[str, ...]:
+        """Whom of those enrolled these images match, by the thresholds that there are."""
+        references = [one for one in self.gallery.all() if one.subject != but]
+        limits = self._limits({one.mode for one in references}, strict=False)
+        able = [one for one in references if one.model == self.model_id.hash and one.mode in limits]
+        found = self._ranked(greys, able, limits)
+        return tuple(one.subject for above, _, one in found if above >= 0)
+
+    def _limits(self, modes: Iterable[Mode], *, strict: bool = True) -> dict[Mode, Threshold]:
+        """Thresholds of these modes; strict: at least one. Raises NotCalibratedError."""
+        model = self.model_id.hash
+        limits = {mode: self.thresholds.current(mode, model) for mode in sorted(set(modes))}
+        found = {mode: one for mode, one in limits.items() if one is not None}
+        if strict and not found:
+            self.thresholds.require(sorted(limits)[0], model)
+        return found
+
+    def _can_be_identified(self, one: Reference, limits: dict[Mode, Threshold]) -> bool:
+        current = one.model == self.model_id.hash and one.mode in limits
+        return current and self.attempts.locked_until_ms(one.subject) is None
+
+    def _ranked(
+        self, greys: Grey, references: Sequence[Reference], limits: dict[Mode, Threshold]
+    ) -> list[tuple[float, float, Reference]]:
+        """(score above its threshold, score, reference), best first; scores of two modes are not alike."""
+        found = []
+        probes = {mode: fuse(self._templates(mode, greys)) for mode in {r.mode for r in references}}
+        for one in references:
+            protected = self.gallery.transform(one).apply(probes[one.mode])
+            value = float(scores(protected[0], one.protected))
+            found.append((value - limits[one.mode].value, value, one))
+        return sorted(found, key=lambda each: -each[0])
+
+    def _require_current(self, reference: Reference) -> None:
+        if reference.model != self.model_id.hash:
+            raise StaleReferenceError(
+                f"the reference of {reference.subject!r} was made by another model "
+                f"(run {reference.run_id}) than the one in use (run {self.model_id.run_id})",
+                safe="nothing was compared",
+                next_step="make it again: fedpalm-participant renew SUBJECT, or renew --all",
+            )
+
+
+def _read(source: ImageSource) -> Roi:
+    return read_roi(Path(source) if isinstance(source, str) else source)

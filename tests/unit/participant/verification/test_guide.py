@@ -1,0 +1,48 @@
+"""The guide's settings, limits and client are those of the program."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from fedpalm.data.roi import MIN_CONTRAST, MIN_SIDE_PX
+from fedpalm.settings import parse_toml
+from participant.cli.verification import NO_MATCH
+from participant.config import VerificationSettings
+from participant.verification import quality
+
+GUIDE = Path(__file__).parents[4].joinpath("docs/guides/VERIFICATION.md").read_text("utf-8")
+
+
+def _blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+
+
+def test_the_settings_are_all_there_with_their_defaults():
+    (block,) = _blocks("toml")
+    body = block.removeprefix("[verification]\n")
+    assert parse_toml(VerificationSettings, body.encode(), "the guide") == VerificationSettings()
+    named = set(re.findall(r"^(\w+) =", body, re.MULTILINE))
+    assert named == set(VerificationSettings.model_fields)
+
+
+@pytest.mark.parametrize("block", _blocks("python"), ids=["client", "notebook"])
+def test_the_examples_import_what_there_is(block: str):
+    tree = ast.parse(block)
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom | ast.Import)]
+    exec(compile(ast.Module(imports, []), "the guide", "exec"), {})
+
+
+def test_limits_and_exit_code_are_those_in_force():
+    limits = (
+        f"below {MIN_SIDE_PX} px a side | below {quality.GOOD_SIDE_PX}",
+        f"below {MIN_CONTRAST:g} | below {quality.GOOD_CONTRAST:g}",
+        f"below {quality.MIN_SHARPNESS:g} | below {quality.GOOD_SHARPNESS:g}",
+        f"below {quality.MIN_COVERAGE * 100:g} % | below {quality.GOOD_COVERAGE * 100:g} %",
+        f"| {NO_MATCH} | no match",
+    )
+    for limit in limits:
+        assert limit in GUIDE
