@@ -100,6 +100,15 @@ def test_the_report_has_every_figure_with_its_interval(told: tuple[Path, dict[st
     assert [p["round"] for p in report["open_set"]["convergence"]["fedpalm"]] == [1, 2]
 
 
+def test_two_people_a_site_set_no_threshold_and_nobody_is_verified(
+    told: tuple[Path, dict[str, Any]],
+):
+    folder, report = told
+    assert report["in_use"] is None
+    said = (folder / "logs" / "site-1-person.log").read_text()
+    assert "cannot be told from" in said
+
+
 def test_the_report_tells_what_left_each_site(told: tuple[Path, dict[str, Any]]):
     _, report = told
     parameters, expert = report["parameters"], report["expert_parameters"]

@@ -78,6 +78,28 @@ class OpenReport(Settings):
     """Of the model that a private demo begins at: it has seen nobody's images."""
 
 
+class Claim(Settings):
+    """An image under somebody's name, and what the site decided."""
+
+    score: float
+    match: bool
+
+
+class InUse(Settings):
+    """A site's threshold at ``target_fmr``, and two claims to be somebody whom nobody trained on."""
+
+    site: str
+    threshold: float
+    target_fmr: float
+    fmr: float
+    fmr_interval: tuple[float, float]
+    fnmr: float
+    fnmr_interval: tuple[float, float]
+    impostor_pairs: int
+    genuine: Claim
+    impostor: Claim
+
+
 class Report(Settings):
     """Everything a demo shows."""
 
@@ -96,6 +118,8 @@ class Report(Settings):
     confidence: float
     sites: tuple[SiteReport, ...]
     open_set: OpenReport
+    in_use: InUse | None = None
+    """None: the first site has too few people for a threshold."""
     timings_s: dict[str, float]
     resumed: bool = False
     lost_rounds: tuple[int, ...] = ()

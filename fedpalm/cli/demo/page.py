@@ -15,6 +15,7 @@ from .wording import (
     egress_labels,
     egress_rows,
     finding,
+    in_use,
     interval,
     never,
     percent,
@@ -41,6 +42,7 @@ def page(report: Report, plots: Mapping[str, str], sample_png: bytes | None) -> 
         _sample(sample_png),
         _open_set(report, plots),
         _closed_set(report),
+        _in_use(report),
         _egress(report),
         _privacy(report),
         _how(report),
@@ -159,6 +161,17 @@ def _people_per_site(report: Report) -> str:
     numbers = [site.training_identities for site in report.sites]
     few, many = min(numbers), max(numbers)
     return f"{few} identities a site." if few == many else f"{few} to {many} identities a site."
+
+
+def _in_use(report: Report) -> str:
+    said = in_use(report)
+    if not said:
+        return ""
+    return (
+        f"<section>\n<h2>Verification in daily use</h2>\n<p>{escape(said)}</p>\n"
+        '<p class="note">Two claims show how it works, not how well: that is what the rates above say. '
+        "Nothing looks for a living hand.</p>\n</section>\n"
+    )
 
 
 def _egress(report: Report) -> str:

@@ -23,6 +23,7 @@ from ...methods.site import build_site_method
 from ...plan import Plan
 from .comparison import checkpoints
 from .figures import Budget, Curve, Egress, Estimate, OpenReport, Point, Report, SiteReport
+from .in_use import read_back
 from .people import open_trial, split_of
 from .scoring import CONFIDENCE, RESAMPLES, Embed, curve_of, eer_only, estimate_of, scores_of
 from .settings import DemoSettings
@@ -60,6 +61,10 @@ def _by_itself(plan: Plan, model: Path) -> Embed:
     return functools.partial(observer.open_templates, shared=shared)
 
 
+IN_USE = "in use"
+"""The step of the journal that :mod:`.in_use` makes."""
+
+
 def build_report(
     workspace: Workspace, settings: DemoSettings, plan: Plan, command: str, *, resumed: bool
 ) -> Report:
@@ -94,6 +99,7 @@ def build_report(
         confidence=CONFIDENCE,
         sites=tuple(_site(workspace, settings, site, others) for site in settings.site_names),
         open_set=_open_set(workspace, settings, others),
+        in_use=read_back(settings.site_names[0], steps[IN_USE]),
         timings_s=workspace.timings_s,
         resumed=resumed,
         lost_rounds=tuple(status["lost_rounds"]),

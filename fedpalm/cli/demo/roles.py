@@ -17,6 +17,8 @@ from .supervisor import Child, Supervisor
 
 COMMAND_TIMEOUT_S = 120.0
 EVALUATION_TIMEOUT_S = 1200.0
+NO_MATCH = 17
+"""Exit code of ``fedpalm-participant verify`` that worked and found no match."""
 
 Argv = Sequence[str | Path]
 
@@ -127,9 +129,29 @@ class SitePerson:
     def evaluate(self, *arguments: str | Path) -> Any:
         return self._say("evaluate", *arguments, timeout_s=EVALUATION_TIMEOUT_S)
 
-    def _say(self, *arguments: str | Path, timeout_s: float = COMMAND_TIMEOUT_S) -> Any:
+    def calibrate(self, fmr: float) -> dict[str, Any]:
+        """The threshold of the open set."""
+        said = ("calibrate", "--mode", "open", "--fmr", str(fmr))
+        return dict(self._say(*said, timeout_s=EVALUATION_TIMEOUT_S)["thresholds"][0])
+
+    def enrol(self, subject: str, images: Sequence[str | Path]) -> None:
+        self._say("enrol", subject, *images, "--replace")
+
+    def verify(self, subject: str, image: str | Path) -> dict[str, Any]:
+        """Match or not: both are a result."""
+        return dict(self._say("verify", subject, image, also_fine=(NO_MATCH,)))
+
+    def _say(
+        self,
+        *arguments: str | Path,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        also_fine: Sequence[int] = (),
+    ) -> Any:
         return self.supervisor.run_json(
-            f"{self.name}-person", self._argv(*arguments), timeout_s=timeout_s
+            f"{self.name}-person",
+            self._argv(*arguments),
+            timeout_s=timeout_s,
+            also_fine=also_fine,
         )
 
     def _argv(self, *arguments: str | Path) -> Argv:

@@ -14,10 +14,11 @@ from ..narrator import Narrator
 from .comparison import bound_plan, checkpoints, warm_start
 from .federation import Federation
 from .figures import Report
+from .in_use import verify_a_newcomer
 from .page import page
 from .people import choose_people, split_of, write_open_lists, write_people
 from .plots import write_plots
-from .results import build_report, converge, score_warm_start
+from .results import IN_USE, build_report, converge, score_warm_start
 from .roles import SitePerson
 from .settings import SYNTHETIC, DemoSettings
 from .supervisor import Supervisor
@@ -89,6 +90,12 @@ def _federate(
         workspace.once("convergence", lambda: converge(workspace, plan))
         if settings.private:
             workspace.once("warm start", lambda: score_warm_start(workspace, plan))
+    first, second, *_ = federation.people
+    with workspace.timed("verification in use"):
+        narrator.note(f"{first.name} calibrates, enrols somebody new, and verifies two claims")
+        told = workspace.once(IN_USE, lambda: verify_a_newcomer(first, workspace, second.name))
+        if "refused" in told:
+            narrator.note(f"{first.name} sets no threshold: {told['refused']}")
     for person in federation.people:
         if settings.private:
             workspace.once(f"budget {person.name}", person.budget)

@@ -12,6 +12,7 @@ from .wording import (
     egress_labels,
     egress_rows,
     finding,
+    in_use,
     interval,
     never,
     percent,
@@ -29,6 +30,7 @@ def summary(report: Report, workspace: Workspace) -> RenderableType:
         _error_rates(report),
         Text(finding(report).replace("\u00a0", " ")),
         Text(),
+        *_in_use(report),
         _egress(report),
         _never(report),
         Text(who_reads_updates(report)),
@@ -54,6 +56,13 @@ def _error_rates(report: Report) -> Table:
         *(_rate(report.open_set.estimates[name]) for name in report.contenders),
     )
     return table
+
+
+def _in_use(report: Report) -> list[RenderableType]:
+    said = in_use(report).replace("\u00a0", " ")
+    if not said:
+        return []
+    return [Text("Verification in daily use", style="bold"), Text(said), Text()]
 
 
 def _egress(report: Report) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .figures import LABELS, Egress, Estimate, Report
+from .figures import LABELS, Claim, Egress, Estimate, Report
 
 KINDS = {
     "update": "Round updates",
@@ -124,6 +124,28 @@ def privacy(report: Report) -> tuple[str, ...]:
         "federation without any noise, since nothing leaves."
     )
     return tuple(sentences)
+
+
+def in_use(report: Report) -> str:
+    """A threshold and two claims in a paragraph; empty if there was no threshold."""
+    one = report.in_use
+    if one is None:
+        return ""
+    low, high = (percent(rate, 1) for rate in one.fmr_interval)
+
+    def said(claim: Claim, who: str) -> str:
+        verdict = "matches" if claim.match else "does not match"
+        return f"{who} scores {claim.score:.3f} and {verdict}"
+
+    return (
+        f"{one.site} set its threshold at {one.threshold:.3f} on its own open identities, for a false "
+        f"match rate of {percent(one.target_fmr, 0)}: measured there {percent(one.fmr, 1)} ({low} to "
+        f"{high}, {one.impostor_pairs:,} impostor comparisons), at a false non-match rate of "
+        f"{percent(one.fnmr, 1)}. "
+        "It then enrolled somebody whom no site trained on, under a key of their own. "
+        f"{said(one.genuine, 'Another image of them')}; "
+        f"{said(one.impostor, 'an image of somebody else under that name')}."
+    )
 
 
 def finding(report: Report) -> str:

@@ -7,9 +7,11 @@ import math
 import pytest
 
 from fedpalm.cli.demo.figures import (
+    Claim,
     Curve,
     Egress,
     Estimate,
+    InUse,
     OpenReport,
     Point,
     Report,
@@ -83,6 +85,18 @@ def canned_report(eers: dict[str, float], method: str = "fedpalm", rounds: int =
                 )
                 for name in names
             },
+        ),
+        in_use=InUse(
+            site="site-1",
+            threshold=0.6125,
+            target_fmr=0.05,
+            fmr=0.046,
+            fmr_interval=(0.02, 0.09),
+            fnmr=0.125,
+            fnmr_interval=(0.05, 0.2),
+            impostor_pairs=270,
+            genuine=Claim(score=0.7123, match=True),
+            impostor=Claim(score=0.5311, match=False),
         ),
         timings_s={"training": 151.0, "exchange": 6.2, "comparisons": 80.0, "whole demo": 243.0},
         files={"figures": "report.json", "global models": "models/round-12.safetensors"},

@@ -188,6 +188,24 @@ def test_the_terminal_shows_rates_egress_and_files(report: Report, tmp_path: Pat
     assert str(tmp_path / "report.html")[:60] in text.replace("\n", "")
 
 
+def test_two_claims_are_told_as_they_went_and_nothing_where_there_was_no_threshold(
+    report: Report, tmp_path: Path
+):
+    said = (
+        "Another image of them scores 0.712 and matches; an image of somebody else under that name"
+    )
+    stream = io.StringIO()
+    Console(file=stream, width=2000).print(summary(report, Workspace(tmp_path)))
+    html = rendered(report, tmp_path)
+    for text in (stream.getvalue(), html):
+        assert said in text and "scores 0.531 and does not match" in text
+    without = report.model_copy(update={"in_use": None})
+    stream = io.StringIO()
+    Console(file=stream, width=2000).print(summary(without, Workspace(tmp_path)))
+    assert "daily use" not in stream.getvalue() + rendered(without, tmp_path)
+    assert "daily use" in html
+
+
 def test_the_report_survives_json(report: Report):
     assert Report.model_validate_json(report.model_dump_json()) == report
 
