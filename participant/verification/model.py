@@ -7,6 +7,7 @@ included. Templates of one :class:`ModelId` compare with each other and with no 
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,16 +69,18 @@ class StoredModel:
 
 
 class VerificationModel:
-    """A method with its state, that only looks at images."""
+    """A method with its state, that only looks at images; one caller at a time, others wait."""
 
     def __init__(self, model_id: ModelId, method: SiteMethod, shared: FloatVector) -> None:
         self.id, self._method, self._shared = model_id, method, shared
+        self._busy = threading.Lock()
 
     def templates(self, mode: Mode, greys: Grey) -> Templates:
         """(N, 128, 128) grey levels -> (N, D) unit templates."""
         images = np.stack([standardise(grey) for grey in greys])
         make = self._method.closed_templates if mode == "closed" else self._method.open_templates
-        return make(images, self._shared)
+        with self._busy:
+            return make(images, self._shared)
 
 
 def find_model(config: ParticipantConfig, store: SiteStore, run_id: str | None) -> StoredModel:

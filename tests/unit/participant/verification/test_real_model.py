@@ -170,7 +170,7 @@ def test_where_templates_need_the_training_images_they_belong_to_the_model(tmp_p
     _train(site, _plan(template_normaliser="site", local_epochs=1))
     before = Verifier(site.config, site.store)
     before.load()
-    assert before._built._method.images.images.shape[0] > 0
+    assert before.looks._built._method.images.images.shape[0] > 0
     split = split_records(site.config.data, site.config.site, "none")
     other = next(r for r in split.open_gallery)
     split.train[0].path.write_bytes(other.path.read_bytes())
