@@ -203,6 +203,28 @@ def test_a_rotation_that_is_killed_at_any_step_loses_nothing_and_is_finished(hom
     assert wanted <= set(steps) and steps.count("vault header written") == 2
 
 
+def test_what_was_sealed_before_a_rotation_and_stored_during_it_is_sealed_anew(home):
+    with closing(open_store(home)) as store, closing(open_store(home)) as other:
+        name = other.write_private("x-2", "key", b"z" * 96)
+        stored = []
+
+        def meanwhile(what, done, total):
+            if what == "records" and not stored:
+                stored.append(name)
+                with other.transaction() as db:
+                    db.execute(
+                        "INSERT INTO exchanges (exchange_id, run_id, machine, state, key_file, "
+                        "proposed_ms) VALUES ('x-2', ?, '{}', 'approved', ?, 1)",
+                        (RUN, name),
+                    )
+
+        rotate(store, meanwhile)
+        (row,) = store.rows("SELECT key_file FROM exchanges WHERE exchange_id = 'x-2'")
+        assert stored and row["key_file"] != name
+        assert store.read_private(row["key_file"]) == b"z" * 96
+        assert check(store, quiet) == []
+
+
 def test_a_rotation_stops_at_what_does_not_open_and_both_keys_stay(home):
     private = the_file(home, ".safetensors")
     flip(private, 100)
