@@ -20,6 +20,7 @@ from participant.verification import open_verifier
 from participant.verification.gallery import IMAGES, KEY, REFERENCE
 from participant.verification.subjects import forget
 from participant.verification.verifier import Verifier
+from tests.support.participant import World
 from tests.support.verification import VerifyingSite, palm, palm_file
 
 ANNA, BERT = 100, 101
@@ -260,6 +261,20 @@ def test_a_notebook_opens_a_verifier_of_a_home(ready: VerifyingSite):
     ready.reopen()
     with open_verifier(str(ready.home.path), run="toy-1") as verifier:
         assert verifier.identify(palm(ANNA, 3)).subject == "anna"
+
+
+def test_a_notebook_may_ask_for_the_passphrase(world: World):
+    home = world.home("north")
+    home.config.write_text(home.config.read_text() + '\n[vault]\npassphrase = "ask"\n')
+    with open_verifier(home.path, ask=lambda prompt: "correct horse battery staple") as verifier:
+        mark = verifier.attempts._mark("anna")
+    with open_verifier(home.path) as verifier, pytest.raises(VaultError, match="terminal"):
+        verifier.attempts._mark("anna")
+    wrong = open_verifier(home.path, ask=lambda prompt: "another one entirely")
+    with wrong as verifier, pytest.raises(VaultError):
+        verifier.attempts._mark("anna")
+    with open_verifier(home.path, ask=lambda prompt: "correct horse battery staple") as verifier:
+        assert verifier.attempts._mark("anna") == mark
 
 
 def test_without_a_completed_run_there_is_no_model(site: VerifyingSite):
