@@ -1,4 +1,4 @@
-"""The coordinator's listening side: mutual TLS, every call checked, every error mapped."""
+"""The listening side: mutual TLS, every call checked, every error mapped."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from .peer import Peer, current_peer
 __all__ = [
     "ENROLMENT_SERVICE",
     "SERVICE_ROLES",
+    "VERIFICATION_ROLES",
     "GatedServer",
     "Peer",
     "build_server",
@@ -47,6 +48,11 @@ SERVICE_ROLES: Mapping[str, frozenset[Role]] = {
     FEDERATION_SERVICE: frozenset({Role.PARTICIPANT}),
     MEMBERSHIP_SERVICE: frozenset({Role.PARTICIPANT, Role.OPERATOR, Role.AUDITOR}),
     OPERATOR_SERVICE: frozenset({Role.OPERATOR}),
+}
+# On the listener of a site, under the site's own CA: no federation's certificate opens it.
+VERIFICATION_SERVICE = "fedpalm.wire.v1.Verification"
+VERIFICATION_ROLES: Mapping[str, frozenset[Role]] = {
+    VERIFICATION_SERVICE: frozenset({Role.APPLICATION})
 }
 
 

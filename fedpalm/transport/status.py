@@ -105,7 +105,7 @@ def _grpc_error(
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(
             f"{address}: no answer before the deadline",
-            next_step="try again; if it stays so, look at the network and the coordinator's load",
+            next_step="try again; if it stays so, look at the network and the other side's load",
         )
     if status is grpc.StatusCode.UNIMPLEMENTED:
         return VersionMismatchError(
@@ -121,7 +121,7 @@ def _unreachable(said: str, details: str, address: str, if_absent: str) -> FedPa
     """Words for a connection that was not made, or broke."""
     if "hostname verification" in said:
         return IdentityError(
-            f"{address}: the certificate there is not that of this federation's coordinator",
+            f"{address}: the certificate there is not that of the server that belongs here",
             safe="nothing was sent",
             next_step="check the address, and the federation this identity belongs to",
         )
@@ -135,7 +135,7 @@ def _unreachable(said: str, details: str, address: str, if_absent: str) -> FedPa
         return UnavailableError(
             f"{address}: no TLS connection: {details}",
             safe="nothing was sent",
-            next_step="check that a FedPalm coordinator listens there",
+            next_step="check that a FedPalm server listens there",
         )
     if "resolving" in said or "resolution" in said or "domain name" in said:
         return UnavailableError(
@@ -145,7 +145,7 @@ def _unreachable(said: str, details: str, address: str, if_absent: str) -> FedPa
         return UnavailableError(f"{address}: nobody listens there", next_step=if_absent)
     if "failed to connect" in said and ("socket closed" in said or "reset" in said):
         return UnavailableError(
-            f"{address}: the connection was closed before the first call; the coordinator is "
+            f"{address}: the connection was closed before the first call; the other side is "
             "stopping, or does not accept this certificate (expired, or of another CA)",
             next_step="try again; if it stays so, check the certificate's dates and CA",
         )

@@ -1,21 +1,15 @@
-"""Both ends of a site's own verification service: who may call it, and how an application dials it."""
+"""How an application dials a site's own verification service; the site itself does not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import grpc
 
 from ..pki.bundle import TlsIdentity
-from ..pki.identity import Role, verifier_dns_name
+from ..pki.identity import verifier_dns_name
 from ..wire.v1.verification_pb2_grpc import VerificationStub
 from .channel import Dialled, MethodFactory
-
-VERIFICATION_SERVICE = "fedpalm.wire.v1.Verification"
-VERIFICATION_ROLES: Mapping[str, frozenset[Role]] = {
-    VERIFICATION_SERVICE: frozenset({Role.APPLICATION})
-}
 
 
 class VerificationConnection(Dialled):

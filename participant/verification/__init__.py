@@ -11,9 +11,11 @@ In a notebook::
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..vault_secret import Ask, no_terminal
 
 if TYPE_CHECKING:
     from .verifier import Verifier
@@ -22,21 +24,22 @@ __all__ = ["open_verifier"]
 
 
 @contextmanager
-def open_verifier(home: str | Path, run: str | None = None) -> Iterator[Verifier]:
+def open_verifier(
+    home: str | Path, run: str | None = None, *, ask: Ask = no_terminal
+) -> Iterator[Verifier]:
     """The verifier of a site's home; torch is loaded at the first image.
 
     Args:
         run: whose model to use; None takes the run that was completed last.
+        ask: asks for the vault's passphrase, where it is one that a person types (``getpass.getpass``).
     Raises:
         ConfigError, IntegrityError, KeyFileError: the home cannot be used.
     """
-    from contextlib import closing
-
     from ..config import Home
     from ..store import SiteStore
     from .verifier import Verifier
 
     place = Home(Path(home))
     config = place.load()
-    with closing(SiteStore(place)) as store:
+    with closing(SiteStore(place, ask=ask)) as store:
         yield Verifier(config, store, run)

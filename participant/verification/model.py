@@ -7,6 +7,7 @@ included. Templates of one :class:`ModelId` compare with each other and with no 
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from fedpalm.canonical import domain_hash
 from fedpalm.data.roi import SIDE_PX, Grey, standardise
-from fedpalm.errors import ConfigError, NotFoundError, StateError
+from fedpalm.errors import ConfigError, DataError, NotFoundError, StateError
 from fedpalm.layout import FloatVector
 from fedpalm.methods.base import SiteImages, SiteMethod, Tensors
 
@@ -68,16 +69,18 @@ class StoredModel:
 
 
 class VerificationModel:
-    """A method with its state, that only looks at images."""
+    """A method with its state, that only looks at images; one caller at a time, others wait."""
 
     def __init__(self, model_id: ModelId, method: SiteMethod, shared: FloatVector) -> None:
         self.id, self._method, self._shared = model_id, method, shared
+        self._busy = threading.Lock()
 
     def templates(self, mode: Mode, greys: Grey) -> Templates:
         """(N, 128, 128) grey levels -> (N, D) unit templates."""
         images = np.stack([standardise(grey) for grey in greys])
         make = self._method.closed_templates if mode == "closed" else self._method.open_templates
-        return make(images, self._shared)
+        with self._busy:
+            return make(images, self._shared)
 
 
 def find_model(config: ParticipantConfig, store: SiteStore, run_id: str | None) -> StoredModel:
@@ -88,7 +91,8 @@ def find_model(config: ParticipantConfig, store: SiteStore, run_id: str | None) 
     Raises:
         NotFoundError: there is no such run, or no global model of it here.
         StateError: this site has trained nothing in it.
-        ConfigError: its plan trains nothing.
+        ConfigError, DataError: its plan trains nothing; or its templates need the training images, and they
+            cannot be read.
     """
     run = _find_run(store, run_id)
     if run.plan.draft.method == "rehearsal":
@@ -165,7 +169,11 @@ def _data_hash(config: ParticipantConfig, run: StoredRun) -> bytes:
     data = _require_data(config)
     digest = hashlib.sha256()
     for record in split_records(data, config.site, run.plan.draft.privacy.unit).train:
-        digest.update(hashlib.sha256(record.path.read_bytes()).digest())
+        try:
+            content = record.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{record.path}: {error.strerror}") from error
+        digest.update(hashlib.sha256(content).digest())
         digest.update(f"{record.identity}\n".encode())
     return digest.digest()
 

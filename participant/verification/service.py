@@ -10,12 +10,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 
-import fedpalm.transport  # noqa: F401  # before grpc: it rules out TLS 1.2
 from fedpalm.errors import FedPalmError, PolicyError, ProtocolError
 from fedpalm.pki.live import LiveIdentity
 from fedpalm.transport.peer import Context, current_peer
-from fedpalm.transport.server import GatedServer, build_server
-from fedpalm.transport.verification import VERIFICATION_ROLES
+from fedpalm.transport.server import VERIFICATION_ROLES, GatedServer, build_server
 from fedpalm.wire.v1.verification_pb2 import (
     CalibratedMode,
     DescribeVerifierReply,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedpalm.errors import DataError, FedPalmError, NotFoundError
+from fedpalm.errors import ConfigError, DataError, NotFoundError, StateError
 from fedpalm.ledger.bodies import MAX_NAMES_CHARS, EntryKind
 
 from ..config import ParticipantConfig, VerificationSettings
@@ -32,7 +32,7 @@ def list_subjects(
     )
     try:
         model, problem = find_model(config, store, run_id).id, ""
-    except FedPalmError as error:
+    except (ConfigError, DataError, NotFoundError, StateError) as error:
         # The list is of use without a model, too: then everybody in it is stale.
         model, problem = None, error.what
     people = [

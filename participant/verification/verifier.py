@@ -7,40 +7,33 @@ here looks for presentation attacks: a good picture of a palm may pass for the p
 from __future__ import annotations
 
 import secrets
-import threading
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from fedpalm.data.roi import Grey, Roi, read_roi
-from fedpalm.errors import DataError, EnrolledError, NotFoundError, StaleReferenceError
-from fedpalm.protection import KEY_BYTES, Transform, score, scores
+from fedpalm.data.roi import Grey
+from fedpalm.errors import (
+    DataError,
+    EnrolledError,
+    NotFoundError,
+    StaleReferenceError,
+    StateError,
+)
+from fedpalm.protection import KEY_BYTES, Transform, score
 
 from ..config import ParticipantConfig, VerificationSettings
 from ..store import SiteStore
 from .attempts import Attempts, Outcome
 from .calibrate import Tick, calibrate, development_pairs, require_enough
 from .gallery import Gallery, Mode, Reference, fuse, subject_name
-from .model import (
-    ModelId,
-    StoredModel,
-    Templates,
-    VerificationModel,
-    find_model,
-    training_identities,
-)
-from .quality import Quality, assess
+from .looks import ImageSource, Looks
+from .model import ModelId, StoredModel, Templates, training_identities
 from .results import Enrolment, Identification, Renewal, Verification
 from .thresholds import Threshold, Thresholds
 
-ImageSource = Path | str | bytes | npt.NDArray[Any]
-"""A file, the bytes of one, or (H, W[, 3]) uint8 pixels."""
 MAX_IMAGES = 20
-
-_FTE, _FTA = "failures_to_enrol", "failures_to_acquire"
+FAILURES_TO_ENROL = "failures_to_enrol"
 
 
 class Verifier:
@@ -53,31 +46,24 @@ class Verifier:
     def __init__(
         self, config: ParticipantConfig, store: SiteStore, run_id: str | None = None
     ) -> None:
-        self._config, self._store, self._run_id = config, store, run_id
+        self._config, self._store = config, store
         self.settings = config.verification or VerificationSettings()
         self.gallery, self.thresholds = Gallery(store), Thresholds(store)
         self.attempts = Attempts(store, self.settings)
-        self._busy = threading.RLock()
-        self._stored: StoredModel | None = None
-        self._built: VerificationModel | None = None
+        self.looks = Looks(config, store, self.attempts, run_id)
 
     @property
     def stored_model(self) -> StoredModel:
-        """Which model is in use, from the first look on. Raises as :func:`.model.find_model`."""
-        with self._busy:
-            if self._stored is None:
-                self._stored = find_model(self._config, self._store, self._run_id)
-            return self._stored
+        """Which model is in use. Raises as :func:`.model.find_model`."""
+        return self.looks.stored
 
     @property
     def model_id(self) -> ModelId:
-        return self.stored_model.id
+        return self.looks.model_id
 
     def load(self) -> None:
         """Build the networks now, rather than at the first image. Raises as :meth:`StoredModel.build`."""
-        with self._busy:
-            if self._built is None:
-                self._built = self.stored_model.build(self._store)
+        self.looks.model()
 
     def enrol(
         self,
@@ -108,11 +94,11 @@ class Verifier:
             raise DataError(f"{len(images)} images: 1 to {MAX_IMAGES} are needed to enrol")
         chosen = self._mode_of(name) if mode == "auto" else mode
         try:
-            greys, qualities = self._acquire(images)
+            greys, qualities = self.looks.acquire(images)
         except DataError:
-            self.attempts.tell(_FTE)
+            self.attempts.tell(FAILURES_TO_ENROL)
             raise
-        templates = self._templates(chosen, greys)
+        templates = self.looks.templates(chosen, greys)
         resembles = self._resembling(greys, but=name)
         kept = greys if self.settings.keep_images else None
         reference, misfits = self._keep(name, chosen, templates, kept, known)
@@ -130,7 +116,7 @@ class Verifier:
             images=reference.images,
             kept_images=kept is not None,
             resembles=resembles,
-            quality=tuple(qualities),
+            quality=qualities,
             image_warnings=of_images,
             warnings=(*of_images, *warnings),
         )
@@ -150,8 +136,10 @@ class Verifier:
             reference = self.gallery.get(name)
             self._require_current(reference)
             threshold = self.thresholds.require(reference.mode, reference.model)
-            greys, (quality,) = self._acquire([image])
-            probe = self.gallery.transform(reference).apply(self._templates(reference.mode, greys))
+            greys, (quality,) = self.looks.acquire([image])
+            probe = self.gallery.transform(reference).apply(
+                self.looks.templates(reference.mode, greys)
+            )
             found = score(probe[0], reference.protected)
             match = found >= threshold.value
             attempt.outcome = Outcome.MATCH if match else Outcome.NON_MATCH
@@ -181,18 +169,18 @@ class Verifier:
             references = list(self.gallery.all())
             limits = self._limits({one.mode for one in references} or {"open"})
             able = [one for one in references if self._can_be_identified(one, limits)]
-            greys, (quality,) = self._acquire([image])
-            found = self._ranked(greys, able, limits)
-            matches = [one for one in found if one[0] >= 0]
+            greys, (quality,) = self.looks.acquire([image])
+            found = self.looks.ranked(greys, able, limits)
+            matches = [one for one in found if one.above >= 0]
             attempt.outcome = Outcome.MATCH if matches else Outcome.NON_MATCH
         compared = [one.mode for one in able]
         bounds = (limits[mode].fpir_bound(compared.count(mode)) for mode in set(compared))
         best = matches[0] if matches else None
         return Identification(
-            subject=best[2].subject if best else None,
-            score=best[1] if best else None,
-            threshold=limits[best[2].mode].value if best else None,
-            mode=best[2].mode if best else None,
+            subject=best.reference.subject if best else None,
+            score=best.score if best else None,
+            threshold=limits[best.reference.mode].value if best else None,
+            mode=best.reference.mode if best else None,
             comparisons=len(able),
             left_out=len(references) - len(able),
             fpir_bound=min(1.0, sum(bounds)),
@@ -220,12 +208,14 @@ class Verifier:
         )
         done, without = [], []
         for reference in known:
-            greys = self._acquire(images)[0] if images else self.gallery.images(reference.subject)
+            greys = (
+                self.looks.acquire(images)[0] if images else self.gallery.images(reference.subject)
+            )
             if greys is None:
                 without.append(reference.subject)
                 continue
             kept = greys if self.settings.keep_images else None
-            templates = self._templates(reference.mode, greys)
+            templates = self.looks.templates(reference.mode, greys)
             self._keep(reference.subject, reference.mode, templates, kept, reference)
             done.append(reference.subject)
         if without and named is not None and len(named) == 1:
@@ -253,46 +243,28 @@ class Verifier:
         wanted = [development_pairs(self._config, self.stored_model, mode) for mode in modes]
         for pairs in wanted:
             require_enough(pairs, target_fmr)
-        self.load()
-        found = [self._calibrated(pairs, target_fmr, seed, tick) for pairs in wanted]
+        model, images, now = (
+            self.looks.model(),
+            self.settings.images_per_reference,
+            self._store.now_ms(),
+        )
+        found = [
+            calibrate(
+                model,
+                pairs,
+                target_fmr=target_fmr,
+                images=images,
+                seed=seed,
+                now_ms=now,
+                tick=tick,
+            )
+            for pairs in wanted
+        ]
         with self._store.transaction() as db:
             self.thresholds.put(db, found)
         return found
 
     # --- inside -----------------------------------------------------------------------------------
-
-    def _calibrated(self, pairs: Any, target_fmr: float, seed: int, tick: Tick) -> Threshold:
-        with self._busy:
-            assert self._built is not None
-            return calibrate(
-                self._built,
-                pairs,
-                target_fmr=target_fmr,
-                images=self.settings.images_per_reference,
-                seed=seed,
-                now_ms=self._store.now_ms(),
-                tick=tick,
-            )
-
-    def _acquire(self, images: Sequence[ImageSource]) -> tuple[Grey, list[Quality]]:
-        """(k, 128, 128) and what each is worth; a failure to acquire is counted."""
-        greys, qualities = [], []
-        for number, source in enumerate(images, 1):
-            name = str(source) if isinstance(source, Path | str) else f"image {number}"
-            try:
-                roi = _read(source)
-                qualities.append(assess(roi, name))
-            except DataError:
-                self.attempts.tell(_FTA)
-                raise
-            greys.append(roi.grey)
-        return np.stack(greys), qualities
-
-    def _templates(self, mode: Mode, greys: Grey) -> Templates:
-        with self._busy:
-            self.load()
-            assert self._built is not None
-            return self._built.templates(mode, greys)
 
     def _mode_of(self, subject: str) -> Mode:
         trained_on = training_identities(self._config, self.stored_model.run)
@@ -322,6 +294,12 @@ class Verifier:
             renewed_ms=now,
         )
         with self._store.transaction() as db:
+            if (self.gallery.find(name) is None) != (known is None):
+                raise StateError(
+                    f"{name!r} was enrolled, or forgotten, by somebody else meanwhile",
+                    safe="nothing was stored",
+                    next_step="look at fedpalm-participant subjects, and try again",
+                )
             self.gallery.put(db, reference, key, kept)
             self.attempts.count(db, "enrolled" if known is None else "renewed")
         self._store.erase_freed()
@@ -345,8 +323,8 @@ class Verifier:
         references = [one for one in self.gallery.all() if one.subject != but]
         limits = self._limits({one.mode for one in references}, strict=False)
         able = [one for one in references if one.model == self.model_id.hash and one.mode in limits]
-        found = self._ranked(greys, able, limits)
-        return tuple(one.subject for above, _, one in found if above >= 0)
+        found = self.looks.ranked(greys, able, limits)
+        return tuple(one.reference.subject for one in found if one.above >= 0)
 
     def _limits(self, modes: Iterable[Mode], *, strict: bool = True) -> dict[Mode, Threshold]:
         """Thresholds of these modes; strict: at least one. Raises NotCalibratedError."""
@@ -361,18 +339,6 @@ class Verifier:
         current = one.model == self.model_id.hash and one.mode in limits
         return current and self.attempts.locked_until_ms(one.subject) is None
 
-    def _ranked(
-        self, greys: Grey, references: Sequence[Reference], limits: dict[Mode, Threshold]
-    ) -> list[tuple[float, float, Reference]]:
-        """(score above its threshold, score, reference), best first; scores of two modes are not alike."""
-        found = []
-        probes = {mode: fuse(self._templates(mode, greys)) for mode in {r.mode for r in references}}
-        for one in references:
-            protected = self.gallery.transform(one).apply(probes[one.mode])
-            value = float(scores(protected[0], one.protected))
-            found.append((value - limits[one.mode].value, value, one))
-        return sorted(found, key=lambda each: -each[0])
-
     def _require_current(self, reference: Reference) -> None:
         if reference.model != self.model_id.hash:
             raise StaleReferenceError(
@@ -381,7 +347,3 @@ class Verifier:
                 safe="nothing was compared",
                 next_step="make it again: fedpalm-participant renew SUBJECT, or renew --all",
             )
-
-
-def _read(source: ImageSource) -> Roi:
-    return read_roi(Path(source) if isinstance(source, str) else source)

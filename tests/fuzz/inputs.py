@@ -72,6 +72,8 @@ def _value(spec: FieldDescriptor, limits: Any, depth: int) -> st.SearchStrategy[
         return messages(spec.message_type._concrete_class, depth + 1)
     if spec.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         return st.booleans()
+    if spec.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE:
+        return st.floats()
     if spec.cpp_type != FieldDescriptor.CPPTYPE_STRING:
         return integers(*_INTEGERS[spec.cpp_type])
     exact = limits.exact_len if limits else None

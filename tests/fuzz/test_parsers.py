@@ -34,12 +34,18 @@ from fedpalm.rounds.manifest import Countersignature, RoundManifest
 from fedpalm.rounds.receipt import PayloadReceipt
 from fedpalm.wire import masking, membership, statements
 from fedpalm.wire.limits import parse_message
-from fedpalm.wire.v1 import federation_pb2, masking_pb2, membership_pb2, operator_pb2
+from fedpalm.wire.v1 import (
+    federation_pb2,
+    masking_pb2,
+    membership_pb2,
+    operator_pb2,
+    verification_pb2,
+)
 
 from . import samples
 from .inputs import COPIES, INPUTS, MAX_GROWTH_MIB, Tally, altered, broken, json_bytes, messages
 
-MODULES = (federation_pb2, masking_pb2, membership_pb2, operator_pb2)
+MODULES = (federation_pb2, masking_pb2, membership_pb2, operator_pb2, verification_pb2)
 KINDS: list[type[Message]] = [
     getattr(module, name) for module in MODULES for name in module.DESCRIPTOR.message_types_by_name
 ]

@@ -672,6 +672,8 @@ TRANSPORT_USED_BY = {
     "cli/renew.py": {"fedpalm.transport.channel"},
     "claim.py": {"fedpalm.transport.backoff"},
     "link.py": {"fedpalm.transport.chunks"},
+    # It listens, to applications of the site; it dials nobody.
+    "verification/service.py": {"fedpalm.transport.peer", "fedpalm.transport.server"},
 }
 
 

@@ -101,7 +101,7 @@ def test_a_concrete_error_keeps_its_exit_code() -> None:
             UnavailableError,
             "resolv",
         ),
-        (Status.UNAVAILABLE, "Hostname Verification Check failed.", IdentityError, "coordinator"),
+        (Status.UNAVAILABLE, "Hostname Verification Check failed.", IdentityError, "server"),
         (Status.UNAVAILABLE, "SSL: CERTIFICATE_VERIFY_FAILED", IdentityError, "CA"),
         (Status.UNAVAILABLE, "Ssl handshake failed: WRONG_VERSION", UnavailableError, "TLS"),
         (Status.UNAVAILABLE, "failed to connect; Socket closed", UnavailableError, "certificate"),

@@ -16,17 +16,20 @@ import pytest
 from fedpalm.data.loading import load_images
 from fedpalm.data.palms import synthetic_palms
 from fedpalm.data.records import by_identity
-from fedpalm.data.roi import read_roi
+from fedpalm.data.roi import read_roi, standardise
 from fedpalm.data.splits import write_list
+from fedpalm.methods.base import SiteImages
+from fedpalm.methods.site import build_site_method
 from fedpalm.methods.template import model_template
 from fedpalm.pki.bundle import load_tls_identity
 from fedpalm.plan import Plan, PlanDraft
 from fedpalm.transport.verification import VerificationConnection
 from fedpalm.wire.v1.verification_pb2 import VerifyRequest
 from participant.images import split_records
-from participant.store import NewUpdate
+from participant.store import NewUpdate, StoredRun
 from participant.trainer import Trainer
 from participant.verification.applications import Applications
+from participant.verification.model import ModelId, StoredModel
 from participant.verification.verifier import Verifier
 from tests.support.aio import in_loop
 from tests.support.participant import FEDERATION, SITES, World
@@ -130,6 +133,26 @@ def test_templates_are_those_of_the_trainers_own_method(trained):
     assert set(method._received) == {"west"}
 
 
+def test_a_model_that_was_trained_privately_is_built_without_images_too(trained):
+    """Its head is a public code: how many people have places in it is all that the state needs."""
+    site, _ = trained
+    plan = _plan(privacy={"unit": "subject", "steps": 1, "sampling_rate": 1.0, "population": 5})
+    nobody = SiteImages(np.empty((0, 1, 128, 128), np.float32), np.empty(0, np.int64), 5)
+    shared = model_template("fedpalm", plan.draft.training, plan.draft.seed).initial
+    method = build_site_method(plan, "north", nobody)
+    raw = shared.astype("<f4").tobytes()
+    digest = hashlib.sha256(raw).digest()
+    site.store.model_path(digest).write_bytes(raw)
+    run = StoredRun("private-1", plan, "completed", digest, "")
+    model_id = ModelId("private-1", 1, "00")
+    stored = StoredModel(model_id, run, digest, method.state(), site.config)
+    greys = np.full((2, 128, 128), 9, dtype=np.uint8)
+    greys[:, ::2] = 200
+    images = np.stack([standardise(one) for one in greys])
+    made = stored.build(site.store).templates("closed", greys)
+    np.testing.assert_array_equal(made, method.closed_templates(images, shared))
+
+
 @in_loop
 async def test_the_service_is_a_process_that_an_application_calls(trained, tmp_path: Path):
     site, (_, bert, cleo) = trained
@@ -170,7 +193,7 @@ def test_where_templates_need_the_training_images_they_belong_to_the_model(tmp_p
     _train(site, _plan(template_normaliser="site", local_epochs=1))
     before = Verifier(site.config, site.store)
     before.load()
-    assert before._built._method.images.images.shape[0] > 0
+    assert before.looks._built._method.images.images.shape[0] > 0
     split = split_records(site.config.data, site.config.site, "none")
     other = next(r for r in split.open_gallery)
     split.train[0].path.write_bytes(other.path.read_bytes())

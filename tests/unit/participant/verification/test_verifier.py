@@ -12,12 +12,15 @@ from fedpalm.errors import (
     NotFoundError,
     QualityError,
     StaleReferenceError,
+    StateError,
     VaultError,
 )
 from fedpalm.protection import score
 from participant.verification import open_verifier
 from participant.verification.gallery import IMAGES, KEY, REFERENCE
+from participant.verification.subjects import forget
 from participant.verification.verifier import Verifier
+from tests.support.participant import World
 from tests.support.verification import VerifyingSite, palm, palm_file
 
 ANNA, BERT = 100, 101
@@ -185,7 +188,7 @@ def test_nothing_about_a_person_lies_in_the_clear(ready: VerifyingSite):
     ready.verifier.enrol("Anna Åkesson", images)
     ready.verifier.verify("Anna Åkesson", palm(ANNA, 2))
     reference = ready.verifier.gallery.get("Anna Åkesson")
-    raw = ready.verifier._templates("open", np.stack(images))
+    raw = ready.verifier.looks.templates("open", np.stack(images))
     key = ready.store.items.get(KEY, "Anna Åkesson")
     at_rest = ready.bytes_at_rest()
     for secret in (
@@ -202,10 +205,40 @@ def test_nothing_about_a_person_lies_in_the_clear(ready: VerifyingSite):
 def test_the_vault_holds_no_unprotected_template(ready: VerifyingSite):
     images = touches(ANNA, 0, 1)
     ready.verifier.enrol("anna", images)
-    raw = ready.verifier._templates("open", np.stack(images))
+    raw = ready.verifier.looks.templates("open", np.stack(images))
     sealed = [ready.store.items.get(kind, "anna") for kind in (REFERENCE, KEY, IMAGES)]
     for template in (*raw, raw.mean(axis=0)):
         assert all(template.tobytes()[:32] not in (item or b"") for item in sealed)
+
+
+def test_who_is_forgotten_while_they_are_renewed_stays_forgotten(ready: VerifyingSite):
+    ready.verifier.enrol("anna", touches(ANNA, 0))
+    looks = ready.verifier.looks
+    make = looks.templates
+
+    def forgotten_meanwhile(mode, greys):
+        forget(ready.config, ready.desk, "anna")
+        return make(mode, greys)
+
+    looks.templates = forgotten_meanwhile
+    with pytest.raises(StateError, match="meanwhile"):
+        ready.verifier.renew(["anna"])
+    assert list(ready.verifier.gallery.all()) == []
+
+
+def test_two_who_enrol_one_name_at_once_do_not_replace_each_other(ready: VerifyingSite):
+    looks, other = ready.verifier.looks, Verifier(ready.config, ready.store)
+    make = looks.templates
+
+    def enrolled_meanwhile(mode, greys):
+        looks.templates = make
+        other.enrol("anna", touches(BERT, 0))
+        return make(mode, greys)
+
+    looks.templates = enrolled_meanwhile
+    with pytest.raises(StateError, match="meanwhile"):
+        ready.verifier.enrol("anna", touches(ANNA, 0))
+    assert ready.verifier.verify("anna", palm(BERT, 1)).match
 
 
 def test_a_record_that_was_altered_verifies_nobody(ready: VerifyingSite):
@@ -230,6 +263,20 @@ def test_a_notebook_opens_a_verifier_of_a_home(ready: VerifyingSite):
         assert verifier.identify(palm(ANNA, 3)).subject == "anna"
 
 
+def test_a_notebook_may_ask_for_the_passphrase(world: World):
+    home = world.home("north")
+    home.config.write_text(home.config.read_text() + '\n[vault]\npassphrase = "ask"\n')
+    with open_verifier(home.path, ask=lambda prompt: "correct horse battery staple") as verifier:
+        mark = verifier.attempts._mark("anna")
+    with open_verifier(home.path) as verifier, pytest.raises(VaultError, match="terminal"):
+        verifier.attempts._mark("anna")
+    wrong = open_verifier(home.path, ask=lambda prompt: "another one entirely")
+    with wrong as verifier, pytest.raises(VaultError):
+        verifier.attempts._mark("anna")
+    with open_verifier(home.path, ask=lambda prompt: "correct horse battery staple") as verifier:
+        assert verifier.attempts._mark("anna") == mark
+
+
 def test_without_a_completed_run_there_is_no_model(site: VerifyingSite):
     with pytest.raises(NotFoundError, match="has not joined"):
         Verifier(site.config, site.store, "elsewhere").load()
@@ -244,4 +291,4 @@ def test_an_inference_needs_no_training_images(site: VerifyingSite, tmp_path):
     config = site.config.model_copy(update={"data": None})
     verifier = Verifier(config, site.store)
     assert verifier.enrol("anna", touches(ANNA, 0)).mode == "open"
-    assert verifier._built._method.images.classes == 12
+    assert verifier.looks._built._method.images.classes == 12
