@@ -180,14 +180,14 @@ class BudgetBook:
         else:
             seq = self._charge(run_id, plan, round_number)
         with self._store.transaction() as db:
-            self._require_whole()
+            self.require_whole()
             changed = db.execute(
                 "UPDATE reservations SET state = 'begun' WHERE seq = ? AND state = 'reserved'",
                 (seq,),
             )
             if changed.rowcount != 1:
                 raise StateError(f"reservation {seq} was used by another process")
-        self._mark()
+        self.mark()
         self._live.add(seq)
         return seq
 
@@ -292,11 +292,11 @@ class BudgetBook:
                 figures = _figures(charged_epsilon(charges, delta), delta, budget)
                 said.append({**origin, **fields, **figures})
             with self._store.transaction() as db:
-                self._require_whole()
+                self.require_whole()
                 if before == {unit: self.charges(unit) for unit in UNITS}:
                     added = [self._log.append(db, EntryKind.BUDGET_INHERITED, one) for one in said]
                     break
-        self._mark()
+        self.mark()
         return added
 
     # --- inside -----------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ class BudgetBook:
                 **_figures(epsilon, spent.delta, spent.budget),
             }
             with self._store.transaction() as db:
-                self._require_whole()
+                self.require_whole()
                 # Accounting takes seconds; another process may have charged something meanwhile.
                 if self.charges(unit) == spent.charges:
                     entry = self._log.append(db, EntryKind.BUDGET_RESERVED, body)
@@ -326,7 +326,7 @@ class BudgetBook:
                         (entry.seq, run_id, round_number),
                     )
                     break
-        self._mark()
+        self.mark()
         return entry.seq
 
     def _require_agreed(self, run_id: str, plan: Plan) -> None:
@@ -389,7 +389,7 @@ class BudgetBook:
         row = self._store.row("SELECT entry FROM log ORDER BY seq DESC LIMIT 1")
         return Head.after(Entry.from_bytes(row["entry"])) if row else Head(0, b"")
 
-    def _require_whole(self) -> None:
+    def require_whole(self) -> None:
         """Raises BudgetError: the log lacks entries that the mark outside the database has seen."""
         marked = read_mark(self._store.home.masking, self._store.masking_mark())
         if marked.size == 0:
@@ -400,10 +400,10 @@ class BudgetBook:
                 f"the log does not hold the {marked.size} entries that it had when it was last charged"
             )
 
-    def _mark(self) -> None:
-        """Note outside the database how far the log has come; before anything is drawn."""
+    def mark(self) -> None:
+        """Note outside the database how far the log has come; before anything is drawn or sent."""
         with self._store.transaction():
-            self._require_whole()
+            self.require_whole()
             write_mark(self._store.home.masking, self._store.masking_mark(), self._head())
             self._store.on_step("ledger mark written")
 

@@ -97,19 +97,22 @@ class Desk:
                 f"exchange {terms.exchange_id} is about another plan than this site agreed to",
                 safe="nothing was approved or sealed",
             )
-        frozen = plan.draft.expert_exchange == "freeze" and (
-            self.store.state_round(run.run_id) >= (plan.exchange_round or 0)
-        )
-        if run.state != "completed" and not (run.state == "joined" and frozen):
+        if run.state != "completed" and plan.draft.expert_exchange != "freeze":
             raise StateError(
-                f"exchange {terms.exchange_id}: run {run.run_id} has not come as far here",
+                f"exchange {terms.exchange_id}: run {run.run_id} is not completed here",
                 safe="nothing was approved or sealed",
             )
         terms.require_alive(now)
         site = self.identity.identity.name
         with self.store.transaction() as db:
-            exchange = SiteExchange.propose(terms, site, self.book.all())
+            earlier = self.book.all()
+            exchange = SiteExchange.propose(terms, site, earlier)
             if self.book.get(terms.exchange_id) is None:
+                for other in earlier:
+                    if other.superseded_by(terms):
+                        over = CancelNoted(f"{terms.exchange_id} was proposed in its place")
+                        self.book.put(db, other.step(over))
+                        self.book.close(db, other.terms.exchange_id)
                 self.book.add(db, exchange, proposal)
         return exchange
 
@@ -122,6 +125,7 @@ class Desk:
             SanctionExpiredError: too late.
             StateError: this site has no expert.
             EgressRefusedError: under differential privacy, nothing has paid for the expert.
+            BudgetError: the home came from a backup.
             PlanNotApprovedError, PolicyError: the plan, or any exchange, is not allowed here (any more).
         """
         terms, site = exchange.terms, self.identity.identity.name
@@ -130,6 +134,7 @@ class Desk:
         terms.require_alive(self.store.clock.now())
         budget = BudgetBook(self.store, self.log, self.policy)
         budget.require_trained(plan, terms.run)
+        budget.require_whole()
         own = expert_hash(plan.released_layout, stored_expert(self.store, plan, terms.run))
         secrets = Secrets(HybridKey.generate(), new_salt())
         commitment = commit(terms.plan_hash, site, secrets.salt, own)
@@ -201,8 +206,9 @@ class Desk:
             exchange = self.book.get(exchange_id)
             if exchange is None or self.book.is_closed(exchange_id):
                 return None
-            if not completed:
-                exchange = exchange.step(CancelNoted(clip_reason(reason)))
+            # Completed by others: what this site has not opened by now it never will.
+            words = "it went on without this site" if completed else clip_reason(reason)
+            exchange = exchange.step(CancelNoted(words))
             self.book.put(db, exchange)
             self.book.close(db, exchange_id)
         self.store.remove_orphans()

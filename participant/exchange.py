@@ -29,10 +29,11 @@ from fedpalm.exchange.sealing import (
     refuse_duplicates,
     verify_sealed,
 )
-from fedpalm.exchange.site import AllOpened, AllVerified, SiteExchange, SiteState
+from fedpalm.exchange.site import AllVerified, ExpertsOpened, SiteExchange, SiteState
 from fedpalm.layout import FloatVector
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.identity import Identity, Role
+from fedpalm.text import one_line
 from fedpalm.wire.statements import from_wire
 from fedpalm.wire.v1 import federation_pb2 as wire
 
@@ -109,6 +110,12 @@ class ExchangeAgent:
             # Asking again would bring the same bytes: take the yes back, and say why.
             self.report.line(f"exchange {exchange_id}: {error.what}")
             self.desk.refuse(self.desk.open_exchange(exchange_id), error.what)
+        except IntegrityError as error:
+            # Something is damaged, here or at the coordinator; the rest of this site's work goes on.
+            self.report.line(
+                f"exchange {exchange_id}: {error.what}"
+                + (f" (next: {error.next_step})" if error.next_step else "")
+            )
 
     def _on_proposed(self, run: StoredRun, proposed: wire.ExchangeProposed) -> None:
         exchange = self.desk.propose(run, from_wire(proposed.terms))
@@ -170,12 +177,13 @@ class ExchangeAgent:
         return len(exchange.others)
 
     async def open(self, link: Link, run: StoredRun, exchange_id: str) -> int:
-        """Bring the keys, open and keep every other signer's expert, and sign for it; returns how many.
+        """Bring the keys, open and keep the other signers' experts, and sign for them; returns how many.
 
-        All of them become part of the private state in one transaction, and the key is erased.
+        They become part of the private state in one transaction, and the key is erased. A sender whose
+        expert does not open costs nobody else's: it is named.
 
         Raises:
-            SealedExpertError: an expert does not open; nothing of any was kept.
+            SealedExpertError: none opens.
             StateError: this site has not sent its own keys.
         """
         exchange = self._sealed(exchange_id)
@@ -183,9 +191,11 @@ class ExchangeAgent:
             raise StateError(f"exchange {exchange_id}: the sealed experts were not verified here")
         if exchange.state is SiteState.REVEALED:
             keys = await link.fetch_keys(run.run_id, exchange_id)
-            await asyncio.to_thread(self._open_all, run, exchange, keys)
+            exchange = await asyncio.to_thread(self._open_all, run, exchange, keys)
         await link.confirm_experts(self.gate.release_confirm(exchange_id))
-        return len(exchange.others)
+        if exchange.reason:
+            self.report.line(f"exchange {exchange_id}: {exchange.reason}")
+        return len(exchange.opened)
 
     def _sealed(self, exchange_id: str) -> SiteExchange:
         exchange = self.desk.book.get(exchange_id)
@@ -220,7 +230,9 @@ class ExchangeAgent:
             desk.book.put_sealed(db, exchange_id, data)
             desk.book.put(db, verified)
 
-    def _open_all(self, run: StoredRun, exchange: SiteExchange, keys: Mapping[str, bytes]) -> None:
+    def _open_all(
+        self, run: StoredRun, exchange: SiteExchange, keys: Mapping[str, bytes]
+    ) -> SiteExchange:
         desk, terms, site = self.desk, exchange.terms, exchange.site
         sanction, layout = self._sanction(exchange), run.plan.released_layout
         secrets = desk.book.secrets(terms.exchange_id)
@@ -229,32 +241,36 @@ class ExchangeAgent:
                 f"exchange {terms.exchange_id}: the key to open the experts with is gone",
                 next_step="restore the site's home from a backup, or ask for a new exchange",
             )
-        if set(keys) != set(exchange.others):
-            raise SealedExpertError(
-                "not the keys of exactly the other signers came", safe="nothing was opened"
-            )
         sealed = desk.book.sealed(terms.exchange_id)
         now = desk.store.clock.now()
         experts: dict[str, FloatVector] = {}
+        failures: list[SealedExpertError] = []
         for sender in exchange.others:
             if sealed[sender].hash != exchange.verified[sender]:
                 raise IntegrityError(f"the stored expert of {sender} is not the verified one")
-            experts[sender] = open_expert(
-                sealed[sender],
-                keys[sender],
-                layout,
-                sanction,
-                sender=sender,
-                recipient=site,
-                key=secrets.key,
-                now=now,
-            )
+            try:
+                experts[sender] = open_expert(
+                    sealed[sender],
+                    keys.get(sender, b""),
+                    layout,
+                    sanction,
+                    sender=sender,
+                    recipient=site,
+                    key=secrets.key,
+                    now=now,
+                )
+            except SealedExpertError as error:
+                failures.append(error)
+        if not experts:
+            raise failures[0]
         hashes = {sender: expert_hash(layout, one) for sender, one in experts.items()}
         method = self.trainer.resume(run.run_id, run.plan)
         self.trainer.forget()
         for sender, vector in experts.items():
             method.receive_expert(sender, dict(layout.unflatten(vector)))
-        completed = exchange.step(AllOpened(hashes))
+        completed = exchange.step(
+            ExpertsOpened(hashes, "; ".join(one_line(error.what) for error in failures))
+        )
         store = desk.store
         with store.files(), store.transaction() as db:
             self._require_unchanged(exchange)
@@ -276,6 +292,7 @@ class ExchangeAgent:
                     },
                 )
         store.remove_orphans()
+        return completed
 
     def _require_unchanged(self, exchange: SiteExchange) -> None:
         if self.desk.book.get(exchange.terms.exchange_id) != exchange:

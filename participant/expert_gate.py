@@ -6,7 +6,10 @@ the hash that was offered, and the policy of this moment.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
+
+from google.protobuf.message import Message
 
 from fedpalm.errors import IntegrityError, StateError
 from fedpalm.exchange.consent import Sanction
@@ -26,10 +29,13 @@ from .budget import BudgetBook
 from .exchange_book import ExchangeBook
 from .log import SiteLog
 from .messages import MessageGate
-from .outgoing import OutgoingPayload, PayloadKind, Place
+from .outgoing import OutgoingPayload, PayloadKind, Place, message_bytes
 from .policy import PolicyFile
 from .release import refused
 from .store import SiteStore
+
+SEALED_RECORD = "exchange-sealed"
+"""Kind of the vault's records of which plans released an expert: by plan hash, the hash of the sanction."""
 
 _SEALED = (SiteState.SEALED, SiteState.REVEALED, SiteState.COMPLETED)
 
@@ -87,7 +93,7 @@ class ExpertGate(MessageGate):
         if consent is None or consent.hash != exchange.consent_hash:
             raise refused("the stored consent is not the one that was approved")
         request.consent.CopyFrom(to_wire(consent))
-        return self._release(PayloadKind.CONSENT, request, place)
+        return self._release_while(exchange, PayloadKind.CONSENT, request)
 
     def release_sealed_expert(
         self, exchange_id: str, consents: Iterable[SignedStatement]
@@ -105,6 +111,7 @@ class ExpertGate(MessageGate):
                 charge for the training of the expert.
             ConsentError, SanctionExpiredError: a yes is missing or does not hold, or comes too late.
             SwappedExpertError: the stored expert is not the one that this site consented with.
+            BudgetError, VaultError: the home, or its database, came from a backup.
             PlanNotApprovedError, PolicyError: the plan, or any exchange, is not allowed here (any more).
         """
         exchange = self._book.get(exchange_id)
@@ -123,6 +130,7 @@ class ExpertGate(MessageGate):
         ):
             raise refused("the consent that came back under this site's name is not its own")
         self.budget.require_trained(plan, terms.run)
+        self.budget.require_whole()
         if exchange.state in _SEALED:
             if sanction.hash != exchange.sanction:
                 raise refused("this site has sealed its expert under other consents than these")
@@ -148,6 +156,10 @@ class ExpertGate(MessageGate):
         with self._store.files(), self._store.transaction() as db:
             if self._book.get(exchange_id) != exchange:
                 raise refused("the exchange has changed while this site was sealing")
+            if self._store.items.get(SEALED_RECORD, terms.plan_hash) is not None:
+                raise refused(
+                    "this site's vault says that the plan has released its expert already"
+                )
             self._agreed_plan(terms.run)
             name, digest = self._book.put_sealed(db, exchange_id, {self.site: data})[self.site]
             for recipient in wrapped:
@@ -174,6 +186,9 @@ class ExpertGate(MessageGate):
             )
             self._book.put(db, exchange.step(ExpertSealed(sanction, sealed.hash)))
             self._book.put_agreed(db, exchange_id, consents, wrapped)
+            # A record of the vault: a database that is put back to before it is found out.
+            self._store.items.put(db, SEALED_RECORD, terms.plan_hash, sanction.hash)
+        self.budget.mark()
         return payload
 
     def release_keys(self, exchange_id: str) -> OutgoingPayload:
@@ -202,17 +217,17 @@ class ExpertGate(MessageGate):
                 for recipient, key in sorted(wrapped.items())
             ],
         )
-        return self._release(PayloadKind.EXPERT_KEYS, request, place)
+        return self._release_while(exchange, PayloadKind.EXPERT_KEYS, request)
 
     def release_confirm(self, exchange_id: str) -> OutgoingPayload:
         """This site's signed receipt for the experts that it has opened.
 
         Raises:
-            EgressRefusedError: it has not opened them all.
+            EgressRefusedError: it has opened none.
         """
         exchange = self._book.get(exchange_id)
         if exchange is None or exchange.state is not SiteState.COMPLETED:
-            raise refused(f"exchange {exchange_id[:63]!r}: this site has not opened all experts")
+            raise refused(f"exchange {exchange_id[:63]!r}: this site has not opened any expert")
         receipt = ExpertReceipt(
             federation=self.federation,
             site=self.site,
@@ -236,6 +251,24 @@ class ExpertGate(MessageGate):
             payload_hash=payload.payload_hash,
             payload_bytes=payload.size,
         )
+
+    def _release_while(
+        self, exchange: SiteExchange, kind: PayloadKind, request: Message
+    ) -> OutgoingPayload:
+        """Release a message if the exchange is still as it was looked at: a person may have refused."""
+        place = Place(exchange.terms.run, exchange=exchange.terms.exchange_id)
+        data = message_bytes(request)
+        with self._store.transaction() as db:
+            if self._book.get(exchange.terms.exchange_id) != exchange:
+                raise refused(f"exchange {place.exchange} has changed meanwhile")
+            return self._outgoing(
+                db,
+                kind,
+                place,
+                payload_hash=hashlib.sha256(data).digest(),
+                size=len(data),
+                message=request,
+            )
 
     def _stored_sealed(self, exchange: SiteExchange) -> OutgoingPayload:
         exchange_id = exchange.terms.exchange_id

@@ -57,8 +57,9 @@ def read_mark(folder: Path, home: str) -> Head:
 def restored(what: str) -> BudgetError:
     """The error of a home whose log may lack charges."""
     return BudgetError(
-        f"{what}: this home came from a backup, and what it has spent since may be missing from its log",
-        safe="nothing is trained with differential privacy here",
+        f"{what}: this home came from a backup, and what it has spent and released since may be missing "
+        "from its log",
+        safe="nothing is trained with differential privacy here, and no expert is released",
         next_step="put the newest copy of the whole home in place, masking/ included; without one, make a "
         "new home, ask the operator for an invitation, and take over there what is known to be spent: "
         "fedpalm-participant budget inherit FILE",

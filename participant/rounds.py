@@ -377,7 +377,14 @@ class RunWorker:
                 private=state,
             )
             pay = partial(budget.committed, run.run_id, round_number) if private else None
-            stored = self._store.commit_round(run.run_id, round_number, state, encoded, pay=pay)
+            stored = self._store.commit_round(
+                run.run_id,
+                round_number,
+                state,
+                encoded,
+                pay=pay,
+                began_from=self._trainer.began_from,
+            )
             self._trainer.committed(round_number)
             return stored, dict(update.metrics)
 

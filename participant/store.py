@@ -342,6 +342,11 @@ class SiteStore:
         found = self.row("SELECT round FROM states WHERE run_id = ?", run_id)
         return int(found["round"]) if found else 0
 
+    def state_file(self, run_id: str) -> str:
+        """Name of the file with the stored state; empty before the first round."""
+        found = self.row("SELECT file FROM states WHERE run_id = ?", run_id)
+        return str(found["file"]) if found else ""
+
     def load_state(self, run_id: str) -> Tensors | None:
         """The private state after :meth:`state_round`, or None before the first round.
 
@@ -429,14 +434,17 @@ class SiteStore:
         update: NewUpdate,
         *,
         pay: Pay | None = None,
+        began_from: str | None = None,
     ) -> StoredUpdate:
         """Store the state after a round and its encoded update at once.
 
         Args:
             pay: commits in the same transaction what the round was charged for (``budget.py``).
+            began_from: the :meth:`state_file` that it was trained from; None: not compared.
         Raises:
-            StateError: this round, or a later one, is stored already; or the plan has differential
-                privacy and nothing was charged for exactly this update.
+            StateError: this round, or a later one, is stored already; the run is over; the state is
+                another one than the training began from, or promised to an exchange; or the plan has
+                differential privacy and nothing was charged for exactly this update.
         """
         with self.files():
             state_file, state_hash = self._write_state(run_id, round_number, state)
@@ -458,6 +466,7 @@ class SiteStore:
                 ).fetchone()
                 if before is not None and before["round"] >= round_number:
                     raise StateError(f"round {before['round']} of {run_id} is stored already")
+                self._require_still_wanted(db, run_id, round_number, began_from)
                 db.execute("UPDATE updates SET file = NULL WHERE run_id = ?", (run_id,))
                 db.execute(
                     "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -477,6 +486,27 @@ class SiteStore:
                 self._require_paid(db, run_id, round_number, update.payload_hash)
         self.remove_orphans()
         return stored
+
+    def _require_still_wanted(
+        self, db: sqlite3.Connection, run_id: str, round_number: int, began_from: str | None
+    ) -> None:
+        """A training may end after its run has, or after an exchange took its state up."""
+        run = db.execute("SELECT state FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        promised = db.execute(
+            "SELECT 1 FROM exchanges WHERE run_id = ? AND state IN ('approved', 'sealed', 'revealed')",
+            (run_id,),
+        ).fetchone()
+        if (
+            run is None
+            or run["state"] not in ("joined", "left")
+            or promised is not None
+            or (began_from is not None and began_from != self.state_file(run_id))
+        ):
+            raise StateError(
+                f"round {round_number} of {run_id} comes too late: the run, or the state that it was "
+                "trained from, has gone on",
+                safe="nothing of it was stored",
+            )
 
     @staticmethod
     def _require_paid(

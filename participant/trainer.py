@@ -39,6 +39,8 @@ class Trainer:
         self._method: SiteMethod | None = None
         self._fresh: Tensors = {}
         self._state_round: int | None = None
+        self.began_from = ""
+        """The stored state that the last training began from (:meth:`SiteStore.state_file`)."""
         # A call that its caller no longer waits for still runs in its thread; the next one waits.
         self._busy = threading.RLock()
 
@@ -96,6 +98,7 @@ class Trainer:
         """
         with self._busy:
             method = self.resume(run_id, plan)
+            self.began_from = self._store.state_file(run_id)
             if plan.draft.privacy.unit != "none":
                 budget.begin(run_id, plan, round_number)
             self._state_round = None

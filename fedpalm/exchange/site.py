@@ -1,6 +1,6 @@
 """A site's half of an exchange: its own yes, its own sealing, once.
 
-    asked --approve--> approved --seal--> sealed --all verified--> revealed --all opened--> completed
+    asked --approve--> approved --seal--> sealed --all verified--> revealed --opened--> completed
       |                   |                  |                        |
       +-- decline --------+------------------+------------------------+--> declined, or cancelled
 
@@ -78,10 +78,14 @@ class AllVerified:
 
 
 @dataclass(frozen=True)
-class AllOpened:
-    """The expert of every other signer was opened and stored: hash of the expert by sender."""
+class ExpertsOpened:
+    """What could be opened was, and is stored: hash of the expert by sender, of one sender at least.
+
+    ``reason`` says of the others why not; empty if there are none.
+    """
 
     expert_hashes: Mapping[str, str]
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class CancelNoted:
     reason: str
 
 
-Input = Approved | Declined | ExpertSealed | AllVerified | AllOpened | CancelNoted
+Input = Approved | Declined | ExpertSealed | AllVerified | ExpertsOpened | CancelNoted
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,13 @@ class SiteExchange:
 
         Args:
             earlier: every exchange that this site has on record.
+        What is open of an earlier number, and not sealed, is over for the coordinator: whoever stores the
+        new one cancels those (:meth:`superseded_by`).
+
         Raises:
             NotOnRosterError: the site is not on the roster.
             SanctionRolledBackError: the exchange id is taken by other terms; or this plan has an exchange
-                of this or a higher number, or one that is open, or one that has sealed this site's expert:
-                a plan releases once.
+                of this or a higher number, or one that has sealed this site's expert: a plan releases once.
         """
         if site not in terms.roster:
             raise NotOnRosterError(f"{site} is not on the roster of exchange {terms.exchange_id}")
@@ -142,6 +148,8 @@ class SiteExchange:
                         f"exchange {terms.exchange_id} is known here with other terms"
                     )
                 known = other
+            elif other.terms.plan_hash == terms.plan_hash and other.superseded_by(terms):
+                continue
             elif other.terms.plan_hash == terms.plan_hash and other.binds:
                 raise _not_this_one(
                     f"the plan has its exchange already ({other.terms.exchange_id}, "
@@ -164,6 +172,11 @@ class SiteExchange:
         """True while open, and for ever once the expert has been sealed."""
         over = (SiteState.DECLINED, SiteState.CANCELLED)
         return bool(self.sealed) or self.state not in over
+
+    def superseded_by(self, terms: ExchangeTerms) -> bool:
+        """True if these later terms of the same plan end this exchange: nothing of it was sealed here."""
+        later = terms.plan_hash == self.terms.plan_hash and terms.number > self.terms.number
+        return later and not self.sealed and self.binds
 
     def step(self, event: Input) -> SiteExchange:
         """Take one input; returns the next exchange, or this one if the input repeats what is known.
@@ -239,7 +252,8 @@ class SiteExchange:
             or (not over and (at >= 3) != bool(self.verified))
             or (self.verified and set(self.verified) != others)
             or (not over and (at >= 4) != bool(self.opened))
-            or (self.opened and (set(self.opened) != others or not self.verified))
+            or (self.opened and not (set(self.opened) <= others and self.verified))
+            or (not over and self.opened and set(self.opened) != others and not self.reason)
         ):
             raise IntegrityError(
                 f"stored exchange {self.terms.exchange_id}: its records do not support the state "
@@ -281,9 +295,13 @@ def _verify(exchange: SiteExchange, event: AllVerified) -> SiteExchange:
     return replace(exchange, verified=event.sealed_hashes)
 
 
-def _open(exchange: SiteExchange, event: AllOpened) -> SiteExchange:
-    _require_of_all(exchange, event.expert_hashes)
-    return replace(exchange, opened=event.expert_hashes)
+def _open(exchange: SiteExchange, event: ExpertsOpened) -> SiteExchange:
+    if not event.expert_hashes or not set(event.expert_hashes) <= set(exchange.others):
+        raise RefusedError(
+            f"exchange {exchange.terms.exchange_id} takes the experts of other signers, one at least",
+            safe="the exchange is as it was",
+        )
+    return replace(exchange, opened=event.expert_hashes, reason=event.reason[:500])
 
 
 def _cancel(exchange: SiteExchange, event: CancelNoted) -> SiteExchange:
@@ -321,7 +339,7 @@ TABLE: Mapping[tuple[SiteState, type[Input]], Row] = MappingProxyType(
         (_S.SEALED, AllVerified): (_verify, _S.REVEALED),
         (_S.SEALED, Declined): (_decline, _S.DECLINED),
         (_S.SEALED, CancelNoted): (_cancel, _S.CANCELLED),
-        (_S.REVEALED, AllOpened): (_open, _S.COMPLETED),
+        (_S.REVEALED, ExpertsOpened): (_open, _S.COMPLETED),
         (_S.REVEALED, Declined): (_decline, _S.DECLINED),
         (_S.REVEALED, CancelNoted): (_cancel, _S.CANCELLED),
         (_S.COMPLETED, CancelNoted): (_ignore, _S.COMPLETED),

@@ -9,7 +9,7 @@ import click
 from rich.text import Text
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
-from fedpalm.errors import NotFoundError
+from fedpalm.errors import NotFoundError, StateError
 from fedpalm.exchange.consent import Consent
 from fedpalm.exchange.site import SiteExchange, SiteState
 from fedpalm.text import local_time
@@ -63,16 +63,28 @@ def approve(name: str | None, home: Path, as_json: bool) -> None:
 @exchange.command()
 @click.argument("name", required=False, metavar="[EXCHANGE|RUN]")
 @click.option("--reason", default="", help="Shown to the operator; leaves the site.")
+@click.option(
+    "--give-up",
+    is_flag=True,
+    help="Refuse although this site's keys are sent: its expert stays out, and it opens none itself.",
+)
 @home_option("the site")
 @json_option
 @command_errors
-def refuse(name: str | None, reason: str, home: Path, as_json: bool) -> None:
+def refuse(name: str | None, reason: str, give_up: bool, home: Path, as_json: bool) -> None:
     """Say no, or take a yes back while the exchange goes on.
 
     What was sealed stays sealed until this site's keys are sent. After that it cannot be taken back.
     """
     with open_site(home) as (_, desk):
-        one = desk.refuse(_find(desk, name), reason)
+        found = _find(desk, name)
+        if found.state is SiteState.REVEALED and not give_up:
+            raise StateError(
+                f"{found.terms.exchange_id}: this site's keys are sent, and its expert with them",
+                safe="the exchange goes on, and this site will open the others' experts",
+                next_step="to open none of them: --give-up",
+            )
+        one = desk.refuse(found, reason)
         emit(_describe(desk, one), as_json, f"{one.terms.exchange_id}: {_STANDS[one.state]}")
 
 

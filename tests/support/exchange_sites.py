@@ -19,10 +19,10 @@ from fedpalm.exchange.sealing import (
     verify_wrapped,
 )
 from fedpalm.exchange.site import (
-    AllOpened,
     AllVerified,
     Approved,
     ExpertSealed,
+    ExpertsOpened,
     Input,
     SiteExchange,
     SiteState,
@@ -122,7 +122,9 @@ class Site:
                 )
                 for sender, data in self.others.items()
             }
-            self.step(AllOpened({name: expert_hash(LAYOUT, one) for name, one in opened.items()}))
+            self.step(
+                ExpertsOpened({name: expert_hash(LAYOUT, one) for name, one in opened.items()})
+            )
             self.experts = opened
         return self.state is SiteState.COMPLETED
 

@@ -20,12 +20,12 @@ from fedpalm.exchange import site as site_exchange
 from fedpalm.exchange.consent import Sanction
 from fedpalm.exchange.site import (
     TABLE,
-    AllOpened,
     AllVerified,
     Approved,
     CancelNoted,
     Declined,
     ExpertSealed,
+    ExpertsOpened,
     SiteExchange,
     SiteState,
 )
@@ -57,7 +57,7 @@ def at(group: Group, sanction: Sanction) -> dict[SiteState, SiteExchange]:
         S.APPROVED: approved,
         S.SEALED: sealed,
         S.REVEALED: revealed,
-        S.COMPLETED: revealed.step(AllOpened(OPENED)),
+        S.COMPLETED: revealed.step(ExpertsOpened(OPENED)),
         S.DECLINED: approved.step(Declined("no")),
         S.CANCELLED: approved.step(CancelNoted("over")),
     }
@@ -69,7 +69,7 @@ AFTER = {
     (S.ASKED, Approved): S.APPROVED,
     (S.APPROVED, ExpertSealed): S.SEALED,
     (S.SEALED, AllVerified): S.REVEALED,
-    (S.REVEALED, AllOpened): S.COMPLETED,
+    (S.REVEALED, ExpertsOpened): S.COMPLETED,
     **{(s, Declined): S.DECLINED for s in (S.ASKED, S.APPROVED, S.SEALED, S.REVEALED, S.DECLINED)},
     **{(s, CancelNoted): S.CANCELLED for s in (S.ASKED, S.APPROVED, S.SEALED, S.REVEALED)},
     **{(s, CancelNoted): s for s in (S.COMPLETED, S.DECLINED, S.CANCELLED)},
@@ -82,7 +82,7 @@ def inputs(sanction: Sanction) -> list[site_exchange.Input]:
         Declined("no"),
         ExpertSealed(sanction, SEALED_HASH),
         AllVerified(VERIFIED),
-        AllOpened(OPENED),
+        ExpertsOpened(OPENED),
         CancelNoted("over"),
     ]
 
@@ -174,7 +174,7 @@ def test_the_sites_that_refused_are_not_among_the_others(group):
     with pytest.raises(RefusedError):
         sealed.step(AllVerified(VERIFIED))
     revealed = sealed.step(AllVerified({"east": b"e" * 32}))
-    assert revealed.step(AllOpened({"east": "11" * 32})).state is S.COMPLETED
+    assert revealed.step(ExpertsOpened({"east": "11" * 32})).state is S.COMPLETED
 
 
 # --- all or none -------------------------------------------------------------------------------------
@@ -184,18 +184,28 @@ def test_the_sites_that_refused_are_not_among_the_others(group):
     "names",
     [(), ("east",), ("east", "north", "west"), ("east", "south"), ("east", "west", "south")],
 )
-def test_the_experts_of_all_other_signers_are_verified_and_opened_or_none(at, names):
+def test_the_experts_of_all_other_signers_are_verified_or_none(at, names):
     with pytest.raises(RefusedError, match="every other signer"):
         at[S.SEALED].step(AllVerified(dict.fromkeys(names, b"x" * 32)))
-    with pytest.raises(RefusedError, match="every other signer"):
-        at[S.REVEALED].step(AllOpened(dict.fromkeys(names, "33" * 32)))
+
+
+@pytest.mark.parametrize("names", [(), ("north",), ("east", "south"), ("east", "west", "south")])
+def test_what_is_opened_is_of_signers_and_not_nothing(at, names):
+    with pytest.raises(RefusedError, match="one at least"):
+        at[S.REVEALED].step(ExpertsOpened(dict.fromkeys(names, "33" * 32)))
+
+
+def test_an_expert_that_does_not_open_costs_nobody_elses(at):
+    opened = at[S.REVEALED].step(ExpertsOpened({"east": "33" * 32}, "west: it does not open"))
+    assert (opened.state, opened.reason) == (S.COMPLETED, "west: it does not open")
+    assert SiteExchange.from_json(opened.to_json()) == opened
 
 
 def test_the_keys_go_only_after_all_were_verified(at):
     assert not at[S.SEALED].verified
     assert at[S.REVEALED].verified == VERIFIED
     with pytest.raises(IllegalTransitionError):
-        at[S.SEALED].step(AllOpened(OPENED))
+        at[S.SEALED].step(ExpertsOpened(OPENED))
     assert at[S.COMPLETED].opened == OPENED
 
 
@@ -228,8 +238,19 @@ def test_a_known_exchange_with_other_terms_is_refused(group, at, change):
         SiteExchange.propose(terms_with(group, **change), "north", [at[S.CANCELLED]])
 
 
-@pytest.mark.parametrize("state", [S.ASKED, S.APPROVED, S.SEALED, S.REVEALED, S.COMPLETED])
-def test_a_plan_with_an_open_or_finished_exchange_gets_no_second_one(group, at, state):
+@pytest.mark.parametrize("state", [S.ASKED, S.APPROVED])
+def test_later_terms_end_what_is_open_and_not_sealed_and_earlier_ones_do_not(group, at, state):
+    later = terms_with(group, exchange_id="trial-1-x2", number=2)
+    assert SiteExchange.propose(later, "north", [at[state]]).state is S.ASKED
+    assert at[state].superseded_by(later)
+    newer = replace(at[state], terms=terms_with(group, number=3))
+    assert not newer.superseded_by(later)
+    with pytest.raises(SanctionRolledBackError, match="releases the experts once"):
+        SiteExchange.propose(later, "north", [newer])
+
+
+@pytest.mark.parametrize("state", [S.SEALED, S.REVEALED, S.COMPLETED])
+def test_a_plan_whose_expert_is_sealed_gets_no_second_exchange(group, at, state):
     second = terms_with(group, exchange_id="trial-1-x2", number=2)
     with pytest.raises(SanctionRolledBackError, match="releases the experts once"):
         SiteExchange.propose(second, "north", [at[state]])

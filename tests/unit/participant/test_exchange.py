@@ -5,25 +5,31 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import sqlite3
 import stat
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from fedpalm.errors import (
+    BudgetError,
     ConsentError,
     EgressRefusedError,
     IdentityError,
     IllegalTransitionError,
+    IntegrityError,
     NotFoundError,
     PolicyError,
     RefusedError,
     SanctionExpiredError,
     SanctionRolledBackError,
+    StateError,
     SwappedExpertError,
+    VaultRolledBackError,
 )
 from fedpalm.exchange.consent import SALT_BYTES, Consent, Coverage
-from fedpalm.exchange.site import SiteState
+from fedpalm.exchange.site import AllVerified, SiteState
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.ledger.merkle import MerkleTree
@@ -32,8 +38,10 @@ from fedpalm.pki.statement import SignedStatement
 from participant.budget import BudgetBook
 from participant.config import Home
 from participant.ending import ExitAfter
+from participant.files import private_folder
 from participant.outgoing import PayloadKind
 from participant.release import refused
+from participant.store import NewUpdate
 from participant.vault import BLOB_EXTRA
 from tests.support.agents import until
 from tests.support.aio import in_loop
@@ -389,8 +397,153 @@ def test_a_proposal_for_another_plan_or_a_second_release_is_refused(asked, world
     other = make_plan(rounds=2)
     with pytest.raises(RefusedError, match="another plan"):
         site.desk.propose(run, exchange_terms(world, other, exchange_id="exchange-2", number=2))
-    with pytest.raises(SanctionRolledBackError, match="releases the experts once"):
-        site.desk.propose(run, exchange_terms(world, run.plan, exchange_id="exchange-2", number=2))
+    with pytest.raises(SanctionRolledBackError, match="has its exchange already"):
+        site.desk.propose(run, exchange_terms(world, run.plan, exchange_id="exchange-2"))
+
+
+def test_a_later_exchange_ends_the_one_whose_end_this_site_missed(asked, world):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    run = site.store.run("toy-1")
+    later = exchange_terms(world, run.plan, exchange_id="exchange-2", number=2)
+    assert site.desk.propose(run, later).state is SiteState.ASKED
+    assert site.desk.book.get(EXCHANGE).state is SiteState.CANCELLED
+    assert site.desk.book.secrets(EXCHANGE) is None
+    assert site.desk.approve(site.desk.book.get("exchange-2")).state is SiteState.APPROVED
+    assert site.desk.propose(run, later).state is SiteState.APPROVED
+
+
+def test_an_exchange_that_ended_without_this_site_can_no_more_be_approved(asked):
+    site, exchange = asked
+    closed = site.desk.close(EXCHANGE, completed=True, reason="")
+    assert (closed.state, closed.reason) == (SiteState.CANCELLED, "it went on without this site")
+    with pytest.raises(IllegalTransitionError):
+        site.desk.approve(exchange)
+
+
+def test_keys_do_not_leave_after_a_refusal(asked, world):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    consents = _all_consents(site, world)
+    site.gate.release_sealed_expert(EXCHANGE, consents)
+    sealed = site.desk.book.get(EXCHANGE)
+    revealed = sealed.step(AllVerified(dict.fromkeys(sealed.others, b"x" * 32)))
+    with site.store.transaction() as db:
+        site.desk.book.put(db, revealed)
+    _meanwhile(site, _refuse)
+    with pytest.raises(EgressRefusedError, match="has changed meanwhile"):
+        site.gate.release_keys(EXCHANGE)
+    left = [e.body["payload"] for e in site.log.entries() if e.kind is EntryKind.EGRESS]
+    assert "expert_keys" not in left
+
+
+def test_a_consent_does_not_leave_after_a_refusal(asked):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    _meanwhile(site, _refuse)
+    with pytest.raises(EgressRefusedError, match="has changed meanwhile"):
+        site.gate.release_answer(EXCHANGE)
+
+
+def test_a_home_restored_from_before_the_exchange_approves_and_seals_nothing(asked, world):
+    site, exchange = asked
+    backup = site.home.path.with_name("backup")
+    shutil.copytree(site.home.path, backup, ignore=shutil.ignore_patterns("masking"))
+    site.desk.approve(exchange)
+    site.gate.release_sealed_expert(EXCHANGE, _all_consents(site, world))
+    restored = Site(Home(backup))
+    private_folder(restored.home.masking)
+    with pytest.raises(BudgetError, match="came from a backup"):
+        restored.desk.approve(restored.desk.book.get(EXCHANGE))
+    assert not list(restored.home.state.glob("*.sealed"))
+    restored.store.close()
+
+
+def test_a_database_from_before_the_sealing_seals_no_second_time(asked, world):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    consents = _all_consents(site, world)
+    before = site.home.path.with_name("before.sqlite3")
+    with (
+        closing(sqlite3.connect(before)) as copy,
+        closing(sqlite3.connect(site.home.database)) as source,
+    ):
+        source.backup(copy)
+    site.gate.release_sealed_expert(EXCHANGE, consents)
+    site.store.close()
+    for path in site.home.path.glob("site.sqlite3*"):
+        path.unlink()
+    before.rename(site.home.database)
+    site.home.database.chmod(0o600)
+    for sealed in site.home.state.glob("*.sealed"):
+        sealed.unlink()
+    put_back = Site(site.home)
+    with pytest.raises((BudgetError, VaultRolledBackError)):
+        put_back.gate.release_sealed_expert(EXCHANGE, consents)
+    assert not list(site.home.state.glob("*.sealed"))
+    put_back.store.close()
+
+
+def test_a_training_that_ends_late_changes_nothing_that_was_promised(asked):
+    site, exchange = asked
+    state = site.store.load_state("toy-1")
+    update = NewUpdate(b"m" * 32, b"l" * 32, b"update")
+    with pytest.raises(StateError, match="comes too late"):
+        site.store.commit_round("toy-1", 2, state, update)
+    with site.store.transaction() as db:
+        db.execute("UPDATE runs SET state = 'joined'")
+    site.desk.approve(exchange)
+    with pytest.raises(StateError, match="comes too late"):
+        site.store.commit_round("toy-1", 2, state, update)
+    site.desk.refuse(site.desk.book.get(EXCHANGE), "no")
+    with pytest.raises(StateError, match="comes too late"):
+        site.store.commit_round("toy-1", 2, state, update, began_from="another")
+    site.store.commit_round("toy-1", 2, state, update, began_from=site.store.state_file("toy-1"))
+
+
+@in_loop
+async def test_a_sender_whose_expert_does_not_open_costs_nobody_elses(world):
+    coordinator = await _trained(world)
+    coordinator.propose_exchange()
+    send = coordinator.SendExpertKeys
+
+    def spoil(site, request):
+        reply = send(site, request)
+        if site == "west":
+            coordinator.keys[site] = {name: bytes(1168) for name in coordinator.keys[site]}
+        return reply
+
+    coordinator.SendExpertKeys = spoil
+    homes = [world.home(name) for name in SITES]
+    agents = [
+        asyncio.create_task(Site(home).run(coordinator, ExitAfter.EXCHANGE)) for home in homes
+    ]
+    await asyncio.gather(*(_decide(home) for home in homes))
+    assert all(outcome.completed for outcome in await asyncio.gather(*agents))
+    assert set(coordinator.confirmed["north"].experts) == {"east"}
+    north = Site(world.home("north"))
+    exchange = north.desk.book.get(EXCHANGE)
+    assert set(exchange.opened) == {"east"} and "west" in exchange.reason
+    state = north.store.load_state("toy-1")
+    assert "received.east.expert.weight" in state
+    assert "received.west.expert.weight" not in state
+    assert set(coordinator.confirmed["west"].experts) == {"north", "east"}
+
+
+@in_loop
+async def test_what_is_damaged_at_the_coordinator_does_not_end_the_agent(world):
+    coordinator = await _trained(world)
+    coordinator.propose_exchange()
+    coordinator.errors["FetchExpertKeys"] = IntegrityError("a stored file is damaged")
+    homes = [world.home(name) for name in SITES]
+    sites = [Site(home) for home in homes]
+    agents = [asyncio.create_task(site.run(coordinator, ExitAfter.EXCHANGE)) for site in sites]
+    await asyncio.gather(*(_decide(home) for home in homes))
+    await until(lambda: all(any("is damaged" in line for line in s.lines) for s in sites))
+    assert not any(agent.done() for agent in agents)
+    for agent in agents:
+        agent.cancel()
+    await asyncio.gather(*agents, return_exceptions=True)
 
 
 def test_nothing_is_sealed_without_every_sites_own_consent(asked, world):
