@@ -6,8 +6,8 @@ say, and the same command run again finishes. What was sealed is not touched: a 
 opens with the old secret, and gives the data keys until a rotation. Put in place of the new one, it is
 refused: the records name the newest epoch.
 
-One file has many names: relative, through a linked folder, by a hard link. A key file is erased only if it is
-no name of the secret's that takes its place, and that secret has opened the header as it lies on the disk.
+One file has many names: relative, through a linked folder, by a hard link. A key file is erased only if the
+secret that takes its place lies in another file, and has opened the header as it lies on the disk.
 """
 
 from __future__ import annotations
@@ -105,6 +105,6 @@ def _same_file(one: SecretSource, other: SecretSource) -> bool:
     if len(paths) < 2:
         return False
     try:
-        return os.path.samefile(*paths)
+        return paths[0].samefile(paths[1])
     except FileNotFoundError:  # what is not there is compared by where it would be
         return os.path.realpath(paths[0]) == os.path.realpath(paths[1])

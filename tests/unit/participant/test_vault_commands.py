@@ -231,12 +231,12 @@ def test_the_key_file_is_erased_only_once_the_new_secret_has_opened_the_last_hea
     assert home.vault_key.read_bytes() == before
 
 
-@pytest.mark.parametrize("command", ["status", "check", "rotate", "passphrase", "key"])
+@pytest.mark.parametrize("command", ["status", "check", "rotate", "passphrase", "key", "accept"])
 def test_no_option_takes_a_secret(command):
     """What a process is called with, and its environment, others can read."""
     found = main.commands["vault"].commands[command]  # type: ignore[attr-defined]
     options = {option.name: option.envvar for option in found.params}
-    assert set(options) <= {"home", "as_json", "file"}
+    assert set(options) <= {"home", "as_json", "file", "yes"}
     assert {one for one in options.values() if one} <= {"FEDPALM_HOME"}
 
 
