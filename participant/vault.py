@@ -181,6 +181,11 @@ class Vault:
         with self._changing() as now:
             self._write(now, now.keys, (lock,), lock)
 
+    def reopen(self, source: SecretSource) -> None:
+        """Unlock the header as it lies on the disk, as a process that starts now. Raises as that would."""
+        with self._lock:
+            self._held = self._unlock(source)
+
     # --- the header -------------------------------------------------------------------------------
 
     def _create(self, source: SecretSource) -> None:

@@ -65,6 +65,8 @@ class VaultItems:
         self._before: str | None = None
         # SQLite's data_version at which the whole set was as it should be.
         self._looked_at: int | None = None
+        # The root that a person looks at, and may accept, whatever the mark says.
+        self._on_trial: str | None = None
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -140,6 +142,39 @@ class VaultItems:
             mark, root = read_mark(self._home, vault), self._root_hash(db)
             if held and mark is not None and mark.prepared is not None and mark.allows(root):
                 write_mark(self._home, vault, Mark(root))
+
+    # --- another database than the mark's (vault_accept.py) ------------------------------------------
+
+    def try_without_mark(self) -> tuple[str, str] | None:
+        """Go by the database that is here, for this object alone, until :meth:`accept`.
+
+        Returns:
+            hashes of the root record that is here, and of the one that the mark names; NO_ROOT for none.
+            None if they agree: then nothing is on trial.
+        Raises:
+            VaultError: the vault does not open, or header, mark or root record are damaged.
+        """
+        with self._store.snapshot_lock() as db:
+            self._on_trial = here = self._root_hash(db)
+        mark = read_mark(self._home, self._store.vault)
+        if here == NO_ROOT if mark is None else mark.allows(here):
+            self._on_trial = None
+            return None
+        return here, NO_ROOT if mark is None else mark.confirmed
+
+    def accept(self) -> None:
+        """Have the mark name the database on trial.
+
+        Raises:
+            VaultRolledBackError: it has changed since.
+        """
+        vault = self._store.vault
+        with self._store.snapshot_lock() as db, vault_lock(self._home):
+            here = self._root_hash(db)
+            if here == self._on_trial:
+                write_mark(self._home, vault, Mark(here))
+            self._on_trial = None
+            require_allowed(self._home, read_mark(self._home, vault), here)
 
     # --- writing, inside store.transaction() --------------------------------------------------------
 
@@ -247,7 +282,8 @@ class VaultItems:
         vault = self._store.vault
         if self._before is None:
             root_is = root_hash(found["sealed"]) if found else NO_ROOT
-            require_allowed(self._home, read_mark(self._home, vault), root_is)
+            if root_is != self._on_trial:
+                require_allowed(self._home, read_mark(self._home, vault), root_is)
         root = _Root.from_bytes(vault.open(_ROOT, found["sealed"])) if found else _Root()
         vault.require_epoch(root.epoch)
         if rows and self._before is None:

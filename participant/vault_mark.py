@@ -76,7 +76,8 @@ def require_allowed(home: Home, mark: Mark | None, root: str) -> None:
         raise VaultRolledBackError(
             f"{home.database}: an old copy of it, or of {home.vault_mark.name}, was put back: {what}",
             safe="nothing was read from it, and nothing was changed",
-            next_step="put the newest copy of the whole home in place: both files are of one moment there",
+            next_step="put the newest copy of the whole home in place: both files are of one moment there. "
+            "Where this is the newest: fedpalm-participant vault accept",
         )
 
 

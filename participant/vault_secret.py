@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -103,6 +103,20 @@ class AskedPassphrase:
         if _encoded(self.ask("The same again")) != chosen:
             raise ConfigError("the two passphrases differ", safe="nothing was changed")
         return chosen
+
+
+@dataclass(frozen=True)
+class ChosenPassphrase:
+    """One that a person has just set: nobody is asked for it again to try it."""
+
+    secret: bytes = field(repr=False)
+    kind: SlotKind = "passphrase"
+
+    def read(self) -> bytes:
+        return self.secret
+
+    def make(self) -> bytes:
+        return self.secret
 
 
 def source_of(home: Home, settings: VaultSettings | None, ask: Ask) -> SecretSource:

@@ -303,6 +303,11 @@ def _notes(audit: Audit, bundle: BundleReader) -> Iterable[str]:
             f"entry {entry.seq}: a person's data were erased here; whether they were among those whom the "
             f"site trained on, the log does not tell. Its models: {runs}{earlier}"
         )
+    for entry in log.of(EntryKind.VAULT_ACCEPTED):
+        yield (
+            f"entry {entry.seq}: the site's database was not the one that its vault had stored last, and a "
+            "person accepted it: models, gallery and this log may be older than what the site once had"
+        )
     for entry in log.of(EntryKind.BUDGET_INHERITED):
         yield (
             f"entry {entry.seq}: charges of an earlier log (key {str(entry.body['key_id'])[:16]}, "

@@ -43,10 +43,15 @@ class EntryKind(StrEnum):
     CHECKPOINT = "checkpoint"
     AUDIT = "audit"
     SUBJECT_ERASED = "subject_erased"
+    VAULT_ACCEPTED = "vault_accepted"
 
 
 def _hash(value: Value) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+def _hash_or_none(value: Value) -> bool:
+    return value == "none" or _hash(value)
 
 
 def _name(value: Value) -> bool:
@@ -199,6 +204,9 @@ FORMS: dict[EntryKind, tuple[dict[str, Rule], ...]] = {
     # Where they are too many for an entry ``runs`` has the newest, and ``earlier`` how many came before
     # them.
     EntryKind.SUBJECT_ERASED: ({"runs": _names, "earlier": _count},),
+    # The database and the mark of the site's vault named different sets of records (hashes of their root
+    # records), and a person who could unlock it goes on with the database's: it may be an older one.
+    EntryKind.VAULT_ACCEPTED: ({"database": _hash_or_none, "mark": _hash_or_none},),
 }
 
 

@@ -13,18 +13,21 @@ from rich.text import Text
 from fedpalm.cli.console import command_errors, emit, err, home_option, json_option
 from fedpalm.cli.narrator import Narrator, ticker
 from fedpalm.clock import SystemClock
-from fedpalm.errors import IntegrityError, StateError, VaultDamagedError
+from fedpalm.errors import IntegrityError, RefusedError, StateError, VaultDamagedError
 
 from ..config import Home
 from ..store import SiteStore
 from ..vault import read_header
+from ..vault_accept import accept as accept_database
+from ..vault_accept import look
 from ..vault_header import Slot
 from ..vault_lock import lock_with_key, lock_with_passphrase
 from ..vault_rotation import SealedFile, file_generation, sealed_files
 from ..vault_rotation import check as check_all
 from ..vault_rotation import rotate as rotate_all
+from .install import somebody_is_there
 from .run import only_agent
-from .site import ask_passphrase
+from .site import ask_passphrase, open_site
 
 
 @click.group()
@@ -113,6 +116,54 @@ def key(file: str | None, home: Path, as_json: bool) -> None:
     with only_agent(Home(home)), _open(home) as store:
         lock_with_key(store, file)
         _changed(store, as_json)
+
+
+@vault.command()
+@click.option("--yes", is_flag=True, help="Ask nothing.")
+@home_option("the site")
+@json_option
+@command_errors
+def accept(yes: bool, home: Path, as_json: bool) -> None:
+    """Go on with a database that vault.mark does not name: a backup taken while something wrote.
+
+    Everything must open. The site's log notes it, and an audit tells it. The agent must not run.
+    """
+    place = Home(home)
+    with only_agent(place), open_site(home) as (_, desk):
+        _require_made(desk.store)
+        with Narrator(err()) as narrator:
+            found = look(desk.store, ticker(narrator))
+        if not yes:
+            _confirm(place)
+        entry = accept_database(desk.store, desk.log, found)
+    emit(
+        {"database": entry.body["database"], "mark": entry.body["mark"], "entry": entry.seq},
+        as_json,
+        Text(f"accepted; entry {entry.seq} of the log says so. {_OLDER}"),
+    )
+
+
+_OLDER = (
+    "What was stored since this database is not in it: forget again whoever was erased since, enrol again "
+    "whoever was enrolled since, and lock-outs and this log are as they were then"
+)
+
+
+def _confirm(home: Home) -> None:
+    """Raises StateError: nobody is there to be asked. RefusedError: they said no."""
+    what = (
+        f"{home.database}: all of it opens, but it is not what {home.vault_mark.name} names. Either a "
+        "backup was taken while something wrote, or somebody put an old database in place"
+    )
+    if not somebody_is_there():
+        raise StateError(what, safe="nothing was accepted", next_step="to accept it: add --yes")
+    click.echo(f"{what}. {_OLDER}.", err=True)
+    if not click.confirm("Go on with this database?", default=False, err=True):
+        raise RefusedError(
+            "the database was not accepted",
+            safe="nothing was changed",
+            next_step="put the newest copy of the whole home in place",
+        )
 
 
 @contextmanager

@@ -60,8 +60,9 @@ def fill(home: Home) -> None:
                 store.items.put(db, "person", name, data)
             key_file = store.write_private("x-1", "key", b"k" * 96)
             db.execute(
-                "INSERT INTO exchanges (exchange_id, run_id, machine, state, key_file, proposed_ms) "
-                "VALUES ('x-1', ?, '{}', 'approved', ?, 1)",
+                "INSERT INTO exchanges "
+                "(exchange_id, run_id, machine, state, proposal, key_file, proposed_ms) "
+                "VALUES ('x-1', ?, '{}', 'approved', x'00', ?, 1)",
                 (RUN, key_file),
             )
 

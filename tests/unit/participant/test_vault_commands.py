@@ -7,16 +7,18 @@ import os
 import shutil
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from fedpalm.errors import ConfigError, KeyFileError, StateError, VaultError
+from fedpalm.errors import ConfigError, KeyFileError, StateError, VaultError, VaultLockedError
 from fedpalm.settings import parse_settings
 from participant.cli import main
 from participant.cli.run import only_agent
 from participant.config import Home, VaultSettings, to_toml
 from participant.files import write_durably
+from participant.vault_lock import lock_with_key
 from participant.vault_secret import AskedPassphrase, PassphraseFile, strong
 from tests.support.vault import PASSPHRASE, fill, flip, holds_everything, make_home, open_store
 
@@ -143,12 +145,98 @@ def test_a_key_file_on_another_medium_is_needed_from_then_on(home, tmp_path):
         assert holds_everything(store)
 
 
-@pytest.mark.parametrize("command", ["status", "check", "rotate", "passphrase", "key"])
+def relative(home, monkeypatch):
+    monkeypatch.chdir(home.path.parent)
+    return Home(Path("north")), str(home.path / "vault.key")
+
+
+def dotted(home, monkeypatch):
+    return home, "../north/vault.key"
+
+
+def through_a_linked_folder(home, monkeypatch):
+    linked = home.path.parent / "linked"
+    linked.symlink_to(home.path)
+    return home, str(linked / "vault.key")
+
+
+def hard_link(home, monkeypatch):
+    other = home.path.parent / "other.key"
+    other.hardlink_to(home.vault_key)
+    return home, str(other)
+
+
+@pytest.mark.parametrize("name", [relative, dotted, through_a_linked_folder, hard_link])
+def test_the_present_key_file_by_any_of_its_names_is_replaced_and_not_erased(
+    home, monkeypatch, name
+):
+    before = home.vault_key.read_bytes()
+    called, file = name(home, monkeypatch)
+    call(called, "key", "--file", file)
+    assert len(home.vault_key.read_bytes()) == 32 and home.vault_key.read_bytes() != before
+    with closing(open_store(home)) as store:
+        assert holds_everything(store)
+
+
+def test_the_first_vaults_own_key_file_is_not_erased_under_another_name(tmp_path, monkeypatch):
+    home = make_home(tmp_path / "north")
+    call(home, "key", "--file", "../north/vault.key")
+    assert len(home.vault_key.read_bytes()) == 32
+    assert call(home, "check")["damaged"] == []
+
+
+@pytest.mark.parametrize("name", [relative, dotted, through_a_linked_folder, hard_link])
+def test_a_key_file_that_is_taken_for_a_passphrase_is_not_erased(home, monkeypatch, name):
+    home.vault_key.write_bytes(b"thirty-two letters of a real key")
+    home.vault_header.unlink()
+    home.vault_mark.unlink()
+    shutil.rmtree(home.state)
+    home.database.unlink()
+    fill(home)  # a vault that this file opens, which is text as well
+    called, file = name(home, monkeypatch)
+    call(called, "passphrase", "--file", file)
+    assert home.vault_key.read_bytes() == b"thirty-two letters of a real key"
+    with closing(open_store(home)) as store:
+        assert holds_everything(store)
+    call(home, "key")  # and back, in the same place
+    with closing(open_store(home)) as store:
+        assert holds_everything(store)
+
+
+@pytest.mark.parametrize("file", [None, "other.key"])
+def test_a_new_secret_that_does_not_open_what_lies_on_the_disk_takes_the_place_of_none(home, file):
+    """Something else comes under the new key's name."""
+    new = home.path / (file or "vault.key.new")
+
+    def overwritten(step):
+        if step == "vault header written":
+            new.write_bytes(b"x" * 32)
+
+    with closing(open_store(home, overwritten)) as store, pytest.raises(VaultLockedError):
+        lock_with_key(store, file)
+    assert home.load().vault is None
+    with closing(open_store(home)) as store:
+        assert holds_everything(store)
+
+
+def test_the_key_file_is_erased_only_once_the_new_secret_has_opened_the_last_header(home):
+    other, before = home.path / "other.key", home.vault_key.read_bytes()
+
+    def overwritten(step):
+        if step == "settings written":
+            other.write_bytes(b"x" * 32)
+
+    with closing(open_store(home, overwritten)) as store, pytest.raises(VaultLockedError):
+        lock_with_key(store, "other.key")
+    assert home.vault_key.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["status", "check", "rotate", "passphrase", "key", "accept"])
 def test_no_option_takes_a_secret(command):
     """What a process is called with, and its environment, others can read."""
     found = main.commands["vault"].commands[command]  # type: ignore[attr-defined]
     options = {option.name: option.envvar for option in found.params}
-    assert set(options) <= {"home", "as_json", "file"}
+    assert set(options) <= {"home", "as_json", "file", "yes"}
     assert {one for one in options.values() if one} <= {"FEDPALM_HOME"}
 
 

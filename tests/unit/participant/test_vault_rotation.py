@@ -213,8 +213,8 @@ def test_what_was_sealed_before_a_rotation_and_stored_during_it_is_sealed_anew(h
                 stored.append(name)
                 with other.transaction() as db:
                     db.execute(
-                        "INSERT INTO exchanges (exchange_id, run_id, machine, state, key_file, "
-                        "proposed_ms) VALUES ('x-2', ?, '{}', 'approved', ?, 1)",
+                        "INSERT INTO exchanges (exchange_id, run_id, machine, state, proposal, "
+                        "key_file, proposed_ms) VALUES ('x-2', ?, '{}', 'approved', x'00', ?, 1)",
                         (RUN, name),
                     )
 
