@@ -62,7 +62,7 @@ def fill(home: Home) -> None:
             db.execute(
                 "INSERT INTO exchanges "
                 "(exchange_id, run_id, machine, state, proposal, key_file, proposed_ms) "
-                "VALUES ('x-1', ?, '{}', 'approved', x'00', ?, 1)",
+                "VALUES ('x-1', ?, '{}', 'asked', x'00', ?, 1)",
                 (RUN, key_file),
             )
 
