@@ -78,7 +78,7 @@ def _exchange_warnings(plan: Plan, exchanges: ExchangeDesk) -> list[str]:
 
 
 def _certificate_warnings(run_id: str, exchanges: ExchangeDesk) -> list[str]:
-    """What an operator should know about an exchange that may outlast what its consents are signed under."""
+    """What an operator should know about an exchange that may outlast its consents."""
     machine = exchanges.of_run(run_id)
     early = exchanges.uncertified(machine) if machine is not None else []
     if not early:

@@ -2,20 +2,20 @@
 
     proposed --answers--> sealing --experts--> revealing --keys--> delivering --receipts--> completed
         |                    |                     |                   |
-        +-- refusal, cancel -+---------------------+                   +--nobody opened--> cancelled
-                             +--> cancelled
+        +-- refusal, cancel -+---------------------+--> cancelled      +-- nobody opened --> cancelled
 
 Each arrow waits for every site. While it is ``proposed`` sites answer: a no ends it, unless the terms go on
-without those who refuse; then it goes on once everybody has answered, or an operator waits no longer, if two
-at least say yes. From then on who signs is fixed, and a no of a signer ends it. Keys are accepted only when
-the sealed expert of every signer is stored.
+without those who refuse; then it goes on once everybody has answered, or an operator waits no longer, if
+two at least say yes. From then on who signs is fixed, and a no of a signer ends it. Keys are accepted only
+when the sealed expert of every signer is stored.
 
 While it is ``delivering`` every site can have every key, and nothing can be taken back. So nothing that one
-site does ends it for another: whoever says no then, leaves, or lets the time pass is done without a receipt,
-and it is over when everybody is done.
+site does ends it for another: whoever says no then, leaves, or lets the time pass is done without a
+receipt, and it is over when everybody is done: ``completed``, if anybody has opened anything.
 
-:data:`TABLE` is the whole of it: an input that has no row for the present state is an error that names both. Inputs that repeat what is recorded change nothing, so that a site may send again
-what it is not sure to have delivered.
+:data:`TABLE` is the whole of it: an input that has no row for the present state is an error that names
+both. Inputs that repeat what is recorded change nothing, so that a site may send again what it is not sure
+to have delivered.
 
 Persist, then send: store ``machine.to_json()`` in one transaction with what the input brought, then
 carry out the effects. After a restart, ``machine.outstanding()`` is what is still to be done.
@@ -58,7 +58,7 @@ class ConsentGiven:
 
 @dataclass(frozen=True)
 class ConsentRefused:
-    """A site says no, or takes its yes back, or can open nothing of what it received; or it had to leave."""
+    """A site says no, or takes its yes back, or can open nothing of what it received, or had to leave."""
 
     site: str
     reason: str

@@ -487,7 +487,7 @@ def test_a_silent_site_is_waited_for_until_the_operator_closes_the_answers(
         ("birch", "seal_experts"),
         ("cedar", "exchange_closed"),
     ]
-    with pytest.raises(RefusedError, match="goes on without cedar.*operator olga"):
+    with pytest.raises(RefusedError, match=r"goes on without cedar.*operator olga"):
         lenient.consent("cedar")
     lenient.kill()
     lenient.desk.site_connected("cedar")

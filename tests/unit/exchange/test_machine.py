@@ -153,7 +153,7 @@ def test_each_row_leads_where_it_is_told_to(row, expected):
     machine = machines()[state]
     event = next(one for one in INPUTS if type(one) is kind)
     if expected is None:
-        with pytest.raises(RefusedError, match="differs|waits for every site"):
+        with pytest.raises(RefusedError, match=r"differs|waits for every site"):
             machine.step(event)
     else:
         assert machine.step(event)[0].state is expected
