@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from fedpalm.clock import Clock
-from fedpalm.errors import ConsentError, NotFoundError, NotOnRosterError, StateError
+from fedpalm.errors import (
+    ConsentError,
+    NotFoundError,
+    NotOnRosterError,
+    RefusedError,
+    StateError,
+)
 from fedpalm.exchange.consent import Consent, Sanction, verify_consent
 from fedpalm.exchange.machine import (
+    AnswersClosed,
     AskConsent,
     AskKeys,
     AskSealed,
@@ -28,6 +35,7 @@ from fedpalm.exchange.machine import (
     ExchangeState,
     Input,
     TellClosed,
+    TimeOver,
 )
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.pki.statement import SignedStatement
@@ -56,6 +64,7 @@ class ExchangeDesk:
         changed: the status of this run is another one.
         notary: signs terms, and knows the trust anchors that every consent must lead to.
         absent: the sites that cannot come at the moment.
+        certified_until: when the present certificate of each site ends, ms since the Unix epoch.
     """
 
     def __init__(
@@ -69,10 +78,12 @@ class ExchangeDesk:
         tell: Callable[[str, pb.Instruction], None],
         changed: Callable[[str], None],
         absent: Callable[[], frozenset[str]],
+        certified_until: Callable[[], Mapping[str, int]],
     ) -> None:
         self._records, self._conductor, self._spool = records, conductor, spool
         self._clock, self._notary = clock, notary
         self._tell, self._changed, self._absent = tell, changed, absent
+        self._certified_until = certified_until
         self._machines: dict[str, ExchangeMachine] = {}
         self._terms: dict[str, SignedStatement] = {}
         self._sanctions: dict[str, Sanction] = {}
@@ -91,7 +102,7 @@ class ExchangeDesk:
         return max(found, key=lambda one: one.terms.number, default=None)
 
     def completed(self, run_id: str) -> bool:
-        """Whether the experts of a run are exchanged."""
+        """Whether the experts of a run are exchanged; not everybody need have opened all of them."""
         newest = self.of_run(run_id)
         return newest is not None and newest.state is ExchangeState.COMPLETED
 
@@ -103,6 +114,20 @@ class ExchangeDesk:
             if machine.state is ExchangeState.CANCELLED
             for site in machine.sealed
         )
+
+    def uncertified(self, machine: ExchangeMachine) -> list[str]:
+        """Sites whose yes stops counting before the exchange expires, as long as that matters.
+
+        A yes is verified by every other site before it seals, and is for as long as the certificate that
+        it was signed under; of a site that has not answered that is its present one.
+        """
+        if machine.state not in (ExchangeState.PROPOSED, ExchangeState.SEALING):
+            return []
+        until = dict(self._certified_until())
+        for site, signed in self._records.consents(machine.terms.exchange_id).items():
+            until[site] = round(signed.chain[0].not_valid_after_utc.timestamp() * 1000)
+        ends = machine.terms.expires_ms
+        return sorted(site for site in _awaited(machine) if until.get(site, ends) < ends)
 
     # --- what operators do ------------------------------------------------------------------------
 
@@ -151,16 +176,42 @@ class ExchangeDesk:
         self._changed(run_id)
 
     def cancel(self, run_id: str, operator: str) -> None:
-        """End the exchange of a run. Raises NotFoundError, IllegalTransitionError."""
-        machine = self.of_run(run_id)
-        if machine is None:
-            raise NotFoundError(f"run {run_id} has no exchange")
+        """End the exchange of a run.
+
+        Raises:
+            NotFoundError, IllegalTransitionError: there is none, or it is completed.
+            StateError: every site can have every key by now: to end it would keep the experts from those
+                alone who have not opened them yet.
+        """
+        machine = self._newest(run_id)
+        if machine.state is ExchangeState.DELIVERING:
+            raise StateError(
+                f"exchange {machine.terms.exchange_id} is delivering: sites have the keys, and nothing "
+                "can be taken back",
+                safe="it goes on as it was",
+                next_step="it ends by itself once every site has opened or said that it cannot, or when "
+                "it expires: fedpalm-coordinator exchange status",
+            )
         self.feed(machine, CancelRequested(f"operator {operator}", "by command"))
+
+    def close_answers(self, run_id: str, operator: str) -> None:
+        """Go on with the sites that have said yes; whoever has not answered counts as one that refuses.
+
+        Raises:
+            NotFoundError, IllegalTransitionError: there is no exchange, or it waits for no answers.
+            RefusedError: the terms do not go on without those who refuse, or fewer than two said yes.
+            StateError: one of those is about to leave.
+        """
+        machine = self._newest(run_id)
+        gone = machine.consents.keys() & self._absent()
+        self._require_none_gone(machine, gone)
+        self.feed(machine, AnswersClosed(f"operator {operator}"))
 
     def expel(self, site: str, reason: str) -> None:
         """Nobody seals an expert to keys that are revoked: end every exchange that waits for this site.
 
-        Where the terms go on without those who refuse, and who signs is still open, it counts as one.
+        Where the terms go on without those who refuse, and who signs is still open, it counts as one; and
+        once every site can have the keys, the others go on without its receipt.
 
         Raises:
             ResourceError: not all of it could be stored; again does the rest.
@@ -168,7 +219,9 @@ class ExchangeDesk:
         for machine in list(self._machines.values()):
             if machine.ended or site not in _awaited(machine):
                 continue
-            if machine.state is ExchangeState.PROPOSED and machine.terms.without_refusers:
+            if machine.state is ExchangeState.DELIVERING:
+                self.feed(machine, ConsentRefused(site, f"it was {reason}"))
+            elif machine.state is ExchangeState.PROPOSED and machine.terms.without_refusers:
                 left = self.feed(machine, ConsentRefused(site, f"it was {reason}"))
                 if left.state is ExchangeState.PROPOSED:
                     # Whoever said yes meanwhile was told to come again.
@@ -184,13 +237,15 @@ class ExchangeDesk:
     # --- what sites do ----------------------------------------------------------------------------
 
     def site_connected(self, site: str) -> None:
-        """Tell the site what its exchanges still want of it, or how the last one of a run ended."""
-        for run_id in dict.fromkeys(machine.terms.run for machine in self._machines.values()):
-            newest = self.of_run(run_id)
-            if newest is not None and site in newest.terms.roster:
-                effects = self._unless_expired(newest).outstanding()
-                mine = [one for one in effects if getattr(one, "site", None) == site]
-                self._carry_out(newest, mine)
+        """Tell the site how its exchanges ended, since it may have missed that, and what they still want.
+
+        In their order: a site takes up no proposal while it believes that an earlier one goes on.
+        """
+        for machine in sorted(self._machines.values(), key=lambda one: one.terms.number):
+            if site in machine.terms.roster:
+                machine = self._unless_expired(machine)
+                mine = [one for one in machine.outstanding() if getattr(one, "site", "") == site]
+                self._carry_out(machine, mine)
 
     def consent(self, run_id: str, exchange_id: str, site: str, signed: SignedStatement) -> None:
         """Store a site's yes; the same one again changes nothing.
@@ -198,13 +253,18 @@ class ExchangeDesk:
         Raises:
             ConsentError, NotOnRosterError, IdentityError: not its own, or not signed with its present key;
                 or with the key or the commitment of another site.
-            RefusedError: it said something else before.
+            RefusedError: it said something else before, or the answers are closed.
             SanctionExpiredError, StateError: not now.
         """
         machine = self.of_site(run_id, exchange_id, site)
         if machine.consents.get(site) == signed.hash:
             return
         self.require_open(machine)
+        if site in machine.refused:
+            raise RefusedError(
+                f"exchange {exchange_id} goes on without {site}: {machine.refused[site]}",
+                safe="nothing was stored",
+            )
         self.require_all_there(machine)
         party = verify_consent(signed, machine.terms, self._notary.anchors, now=self._clock.now())
         if party.site != site:
@@ -263,12 +323,21 @@ class ExchangeDesk:
             raise NotOnRosterError(
                 f"site {site} has not signed exchange {exchange_id}", safe="nothing was relayed"
             )
-        self.require_all_there(machine)
+        if site in machine.failed:
+            raise StateError(
+                f"site {site} is out of exchange {exchange_id}: {machine.failed[site]}",
+                safe="nothing was relayed",
+            )
+        if machine.state is ExchangeState.DELIVERING:
+            # Whoever leaves now keeps nobody from opening.
+            self._require_none_gone(machine, self._absent() & {site})
+        else:
+            self.require_all_there(machine)
         return machine
 
     def require_open(self, machine: ExchangeMachine) -> None:
         """Raises SanctionExpiredError, StateError: the exchange is over."""
-        if machine.state is ExchangeState.CANCELLED:
+        if machine.state is ExchangeState.CANCELLED or machine.failed:
             machine.terms.require_alive(self._clock.now())
         if machine.ended:
             raise StateError(
@@ -278,16 +347,13 @@ class ExchangeDesk:
 
     def require_all_there(self, machine: ExchangeMachine) -> None:
         """A revocation counts from the moment that it is in the registry. Raises StateError."""
-        if gone := sorted(self._absent() & _awaited(machine)):
-            raise StateError(
-                f"exchange {machine.terms.exchange_id}: {', '.join(gone[:5])} left the federation, or was "
-                "admitted anew",
-                safe="nothing was relayed",
-                next_step="wait: the exchange is about to end, or to go on without",
-            )
+        self._require_none_gone(machine, self._absent() & _awaited(machine))
 
     def sanction(self, machine: ExchangeMachine) -> Sanction:
         """What the signers agreed to, for an exchange whose signers are fixed; verified once a process.
+
+        Each yes was verified when it came, and goes on to count after its certificate has ended or its
+        trust anchor was retired. Who is not a member any more has left the exchange (:meth:`expel`).
 
         Raises:
             ConsentError, SanctionExpiredError: it does not hold, or not any more.
@@ -296,7 +362,11 @@ class ExchangeDesk:
         machine.terms.require_alive(now)
         if exchange_id not in self._sanctions:
             self._sanctions[exchange_id] = Sanction(
-                self._signed_by(machine), machine.terms, self._notary.anchors, now=now
+                self._signed_by(machine),
+                machine.terms,
+                self._notary.record_anchors,
+                now=now,
+                of_record=True,
             )
         return self._sanctions[exchange_id]
 
@@ -329,6 +399,22 @@ class ExchangeDesk:
 
     # --- inside -----------------------------------------------------------------------------------
 
+    def _newest(self, run_id: str) -> ExchangeMachine:
+        """The newest exchange of a run; if its time is over, it ends now. Raises NotFoundError."""
+        machine = self.of_run(run_id)
+        if machine is None:
+            raise NotFoundError(f"run {run_id} has no exchange")
+        return self._unless_expired(machine)
+
+    def _require_none_gone(self, machine: ExchangeMachine, gone: Collection[str]) -> None:
+        if gone:
+            raise StateError(
+                f"exchange {machine.terms.exchange_id}: {', '.join(sorted(gone)[:5])} left the "
+                "federation, or was admitted anew",
+                safe="nothing was relayed",
+                next_step="wait: the exchange is about to end, or to go on without",
+            )
+
     def _take_up(self, stored: StoredExchange) -> None:
         exchange_id = stored.machine.terms.exchange_id
         self._machines[exchange_id], self._terms[exchange_id] = stored.machine, stored.terms
@@ -340,7 +426,7 @@ class ExchangeDesk:
         """The exchange; if its time is over, it ends now."""
         if machine.ended or self._now_ms() <= machine.terms.expires_ms:
             return machine
-        return self.feed(machine, CancelRequested("the coordinator", "expired"))
+        return self.feed(machine, TimeOver())
 
     def _require_own(self, machine: ExchangeMachine, consent: Consent) -> None:
         """Raises ConsentError: no sanction could hold this consent beside another site's."""
@@ -380,7 +466,10 @@ class ExchangeDesk:
 
 
 def _awaited(machine: ExchangeMachine) -> frozenset[str]:
-    """The sites that an exchange cannot do without: its signers, or those that have not refused so far."""
+    """The sites that an exchange waits for: those that have not refused so far, then its signers, and in
+    the end those of them that are not done."""
     if machine.state is ExchangeState.PROPOSED:
         return frozenset(machine.terms.roster) - frozenset(machine.refused)
+    if machine.state is ExchangeState.DELIVERING:
+        return frozenset(machine.undone)
     return frozenset(machine.consents)

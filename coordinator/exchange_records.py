@@ -76,7 +76,7 @@ class KeyRow:
 
 @dataclass(frozen=True)
 class ExpertReceiptRow:
-    """A site has opened every expert; see table ``expert_receipts``."""
+    """What a site has opened; see table ``expert_receipts``."""
 
     exchange_id: str
     site: str

@@ -209,18 +209,26 @@ class ExpertRelay:
     # --- receipts ---------------------------------------------------------------------------------
 
     def confirm(self, run_id: str, exchange_id: str, site: str, signed: SignedStatement) -> None:
-        """Store a site's receipt for the expert of every other signer; the same again changes nothing.
+        """Store a site's receipt for the experts that it has opened; the same again changes nothing.
+
+        Those of the relayed experts that it does not name did not open there.
 
         Raises:
             NotOnRosterError, SanctionExpiredError, StateError: not from this site, or not now.
             ProtocolError, IdentityError, SenderMismatchError: not its own receipt.
-            HashMismatchError: for another exchange, or for other experts than those that were relayed.
+            HashMismatchError: for another exchange, for none of the experts that were relayed or for
+                others, or not what it signed before.
         """
         machine = self._desk.of_site(run_id, exchange_id, site)
         known = self._records.receipt(exchange_id, site)
         if known is not None and known.statement == signed.statement:
             return
         self._signer(machine, site, (ExchangeState.DELIVERING,))
+        if known is not None:
+            raise HashMismatchError(
+                f"site {site} has signed another receipt in exchange {exchange_id}",
+                safe="the first one stands",
+            )
         receipt = self._notary.expert_receipt(signed, site)
         relayed = {
             row.sender: row.expert_hash
@@ -231,14 +239,16 @@ class ExpertRelay:
             (receipt.federation, receipt.run, receipt.exchange_id)
             != (machine.terms.federation, run_id, exchange_id)
             or receipt.sanction != self._desk.sanction(machine).hash.hex()
-            or receipt.experts != relayed
+            or not receipt.experts
+            or not receipt.experts.items() <= relayed.items()
         ):
             raise HashMismatchError(
                 f"the receipt of {site} is not for the experts that exchange {exchange_id} brought it",
                 safe="nothing was stored",
             )
         row = ExpertReceiptRow(exchange_id, site, signed)
-        self._desk.feed(machine, ExpertsOpened(site), (row,))
+        missing = tuple(sorted(relayed.keys() - receipt.experts.keys()))
+        self._desk.feed(machine, ExpertsOpened(site, missing), (row,))
 
     # --- inside -----------------------------------------------------------------------------------
 

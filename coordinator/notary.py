@@ -60,6 +60,11 @@ class Notary:
         """The trust anchors of this moment."""
         return self._identity.current.anchors
 
+    @property
+    def record_anchors(self) -> Sequence[x509.Certificate]:
+        """For statements that were verified on arrival and are read back: present and past anchors."""
+        return self._identity.current.record_anchors
+
     # --- what the coordinator says ----------------------------------------------------------------
 
     def offer(self, run_id: str, plan: Plan) -> SignedStatement:

@@ -86,6 +86,10 @@ class Registry:
         """Sites that cannot come: revoked, or about to leave their runs."""
         return self.revoked_sites() | frozenset(self.new_breaks())
 
+    def certified_until(self) -> dict[str, int]:
+        """When the present certificate of each site ends, ms since the Unix epoch."""
+        return {row.site: row.expires_ms for row in self.sites()}
+
     def signing_key(self, site: str) -> bytes | None:
         """The present signing key of an active site (raw Ed25519, 32 bytes); None for any other name."""
         rows = self._store.query(

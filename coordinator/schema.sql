@@ -238,7 +238,7 @@ CREATE TABLE expert_keys (
     FOREIGN KEY (exchange_id, sender) REFERENCES sealed_experts
 ) STRICT;
 
--- A site's signed word that it has opened the expert of every other signer.
+-- A site's signed word for the experts of other signers that it has opened.
 CREATE TABLE expert_receipts (
     exchange_id TEXT NOT NULL REFERENCES exchanges, -- table exchanges
     site        TEXT NOT NULL,                   -- whose it is
@@ -252,7 +252,7 @@ CREATE TABLE operator_events (
     seq      INTEGER PRIMARY KEY,                -- order
     at_ms    INTEGER NOT NULL,                   -- when it was asked
     operator TEXT NOT NULL,                      -- name in the operator's certificate
-    action   TEXT NOT NULL,                      -- submit, start, abort, resume, exchange propose, exchange cancel, invite, cancel invitation,
+    action   TEXT NOT NULL,                      -- submit, start, abort, resume, exchange propose, exchange close-answers, exchange cancel, invite, cancel invitation,
                                                  -- approve, reject, sign, revoke, rotate, new anchor, retire, renew
     run_id   TEXT NOT NULL,                      -- table runs, or the site that it is about
     detail   TEXT NOT NULL DEFAULT ''            -- the reason or the purpose given, if any

@@ -133,6 +133,12 @@ class OperatorService(OperatorServicer):
         self._c.exchanges.propose(run_id, operator, purpose, request.valid_ms)
         return self._status(run_id)
 
+    async def CloseAnswers(self, request: pb.RunRef, context: Context) -> pb.RunStatus:
+        run_id = self._resolve(request.run_id, for_exchange=True)
+        self._record(context, "exchange close-answers", run_id)
+        self._c.exchanges.close_answers(run_id, current_peer(context).identity.name)
+        return self._status(run_id)
+
     async def CancelExchange(self, request: pb.RunRef, context: Context) -> pb.RunStatus:
         run_id = self._resolve(request.run_id, for_exchange=True)
         self._record(context, "exchange cancel", run_id)

@@ -68,6 +68,7 @@ class Coordinator:
             tell=driver.instruct,
             changed=driver.changed,
             absent=registry.absent_sites,
+            certified_until=registry.certified_until,
         )
         return cls(
             settings=settings,

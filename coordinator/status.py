@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedpalm.exchange.machine import ExchangeMachine
 from fedpalm.methods.contribution import sites_to_spare
 from fedpalm.plan import Plan
 from fedpalm.rounds.run import Run
@@ -32,7 +33,11 @@ def run_status(run_id: str, conductor: Conductor, exchanges: ExchangeDesk) -> pb
         reason=clip(_reason(run_id, run, exchanges)),
         exchange=_exchange_status(run_id, exchanges),
         masking=plan.draft.masking,
-        warnings=[*([] if run.over else warnings(plan)), *_exchange_warnings(plan, exchanges)],
+        warnings=[
+            *([] if run.over else warnings(plan)),
+            *_exchange_warnings(plan, exchanges),
+            *_certificate_warnings(run_id, exchanges),
+        ],
         lost_rounds=run.lost_rounds,
         caught=sorted(run.caught),
     )
@@ -72,6 +77,19 @@ def _exchange_warnings(plan: Plan, exchanges: ExchangeDesk) -> list[str]:
     return [f"{why}; {other_plan(plan)}"] if why else []
 
 
+def _certificate_warnings(run_id: str, exchanges: ExchangeDesk) -> list[str]:
+    """What an operator should know about an exchange that may outlast its consents."""
+    machine = exchanges.of_run(run_id)
+    early = exchanges.uncertified(machine) if machine is not None else []
+    if not early:
+        return []
+    return [
+        f"certificates end before the exchange expires: {', '.join(early[:5])}; a yes counts only while "
+        "the certificate that it was signed under is valid, until every site has sealed. Renew before "
+        "the site answers, or see that all are through in time"
+    ]
+
+
 def _exchange_status(run_id: str, exchanges: ExchangeDesk) -> pb.ExchangeStatus:
     machine = exchanges.of_run(run_id)
     if machine is None:
@@ -88,4 +106,18 @@ def _exchange_status(run_id: str, exchanges: ExchangeDesk) -> pb.ExchangeStatus:
         revealed=sorted(machine.revealed),
         delivered=sorted(machine.delivered),
         reason=clip(machine.reason),
+        unopened=[
+            *(
+                pb.Unopened(site=site, senders=senders, reason="it did not open there")
+                for site, senders in sorted(machine.missing.items())
+            ),
+            *(
+                pb.Unopened(site=site, senders=_others(machine, site), reason=clip(why))
+                for site, why in sorted(machine.failed.items())
+            ),
+        ],
     )
+
+
+def _others(machine: ExchangeMachine, site: str) -> list[str]:
+    return [other for other in machine.signers if other != site]

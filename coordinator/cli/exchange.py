@@ -85,6 +85,20 @@ def status(home: Path, run_id: str, address: str | None, as_json: bool) -> None:
     _show(named(runs, run_id), as_json)
 
 
+@exchange.command("close-answers")
+@home_option("the coordinator")
+@newest_run_option
+@coordinator_option
+@json_option
+@command_errors
+def close_answers(home: Path, run_id: str, address: str | None, as_json: bool) -> None:
+    """Wait for no more answers: sites that gave none count as those that refuse.
+
+    Only where the plan goes on without those (exchange_without_refusers), once two have said yes.
+    """
+    _show(call(home, address, "CloseAnswers", pb.RunRef(run_id=run_id)), as_json)
+
+
 @exchange.command()
 @home_option("the coordinator")
 @newest_run_option
@@ -92,8 +106,9 @@ def status(home: Path, run_id: str, address: str | None, as_json: bool) -> None:
 @json_option
 @command_errors
 def cancel(home: Path, run_id: str, address: str | None, as_json: bool) -> None:
-    """End an exchange that has not completed; what was not opened never is.
+    """End an exchange before the keys are given out; nothing of it is ever opened.
 
-    Another one can be proposed as long as no site has sealed its expert.
+    Another one can be proposed as long as no site has sealed its expert. Once sites can have the keys, an
+    exchange ends by itself.
     """
     _show(call(home, address, "CancelExchange", pb.RunRef(run_id=run_id)), as_json)

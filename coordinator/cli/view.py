@@ -70,6 +70,10 @@ def exchange_json(exchange: pb.ExchangeStatus) -> dict[str, Any]:
         "sealed": list(exchange.sealed),
         "revealed": list(exchange.revealed),
         "delivered": list(exchange.delivered),
+        "unopened": [
+            {"site": one.site, "senders": list(one.senders), "reason": one.reason}
+            for one in exchange.unopened
+        ],
         "reason": exchange.reason,
     }
 
@@ -137,6 +141,11 @@ def exchange_text(status: pb.RunStatus) -> RenderableType:
             ("opened", exchange.delivered),
         ):
             rows.append((what, ", ".join(sites) or "nobody"))
+    for one in exchange.unopened:
+        what = "expert" if len(one.senders) == 1 else "experts"
+        did = "could not" if one.site in exchange.delivered else "did not"
+        said = f"{one.site} {did} open the {what} of {', '.join(one.senders)}: {one.reason}"
+        rows.append(("not opened", said))
     rows.extend(("warning", one) for one in status.warnings)
     return _table(rows)
 

@@ -136,6 +136,9 @@ class Sanction:
             terms go on without those who refuse.
         anchors: the pinned trust.
         now: seconds since the Unix epoch.
+        of_record: they come from one's own store, and each was verified on its arrival: each is looked at
+            as of when its certificate was last valid, since that may have ended meanwhile. ``anchors``
+            may then be those of record. Never for what arrives. The terms expire by ``now`` all the same.
     Raises:
         ConsentError: a yes is missing, given twice, for other terms, not properly signed, or shares a
             key or a commitment with another site's.
@@ -149,11 +152,13 @@ class Sanction:
         anchors: Sequence[x509.Certificate],
         *,
         now: float,
+        of_record: bool = False,
     ) -> None:
         terms.require_alive(now)
         parties: dict[str, Party] = {}
         for signed in consents:
-            party = verify_consent(signed, terms, anchors, now=now)
+            at = signed.last_valid(now) if of_record else now
+            party = verify_consent(signed, terms, anchors, now=at)
             if party.site in parties:
                 raise _invalid(f"two consents of {party.site}")
             parties[party.site] = party

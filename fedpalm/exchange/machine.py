@@ -2,14 +2,20 @@
 
     proposed --answers--> sealing --experts--> revealing --keys--> delivering --receipts--> completed
         |                    |                     |                   |
-        +-- refusal, cancel -+---------------------+-------------------+--> cancelled
+        +-- refusal, cancel -+---------------------+--> cancelled      +-- nobody opened --> cancelled
 
 Each arrow waits for every site. While it is ``proposed`` sites answer: a no ends it, unless the terms go on
-without those who refuse; then it goes on once everybody has answered, if two at least say yes. From then on
-who signs is fixed, and a no of a signer ends it. Keys are accepted only when the sealed expert of every
-signer is stored. :data:`TABLE` is the whole of it: an input that has no row for the present state is an
-error that names both. Inputs that repeat what is recorded change nothing, so that a site may send again
-what it is not sure to have delivered.
+without those who refuse; then it goes on once everybody has answered, or an operator waits no longer, if
+two at least say yes. From then on who signs is fixed, and a no of a signer ends it. Keys are accepted only
+when the sealed expert of every signer is stored.
+
+While it is ``delivering`` every site can have every key, and nothing can be taken back. So nothing that one
+site does ends it for another: whoever says no then, leaves, or lets the time pass is done without a
+receipt, and it is over when everybody is done: ``completed``, if anybody has opened anything.
+
+:data:`TABLE` is the whole of it: an input that has no row for the present state is an error that names
+both. Inputs that repeat what is recorded change nothing, so that a site may send again what it is not sure
+to have delivered.
 
 Persist, then send: store ``machine.to_json()`` in one transaction with what the input brought, then
 carry out the effects. After a restart, ``machine.outstanding()`` is what is still to be done.
@@ -52,7 +58,7 @@ class ConsentGiven:
 
 @dataclass(frozen=True)
 class ConsentRefused:
-    """A site says no, or takes its yes back, or cannot open what it received."""
+    """A site says no, or takes its yes back, or can open nothing of what it received, or had to leave."""
 
     site: str
     reason: str
@@ -75,20 +81,42 @@ class KeysSent:
 
 @dataclass(frozen=True)
 class ExpertsOpened:
-    """A site's signed receipt for the expert of every other signer is stored."""
+    """A site's signed receipt is stored; it could not open the expert of ``missing``, but of another."""
 
     site: str
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AnswersClosed:
+    """An operator waits for no more answers: whoever gave none counts as one that refuses."""
+
+    by: str
+
+
+@dataclass(frozen=True)
+class TimeOver:
+    """The terms have expired."""
 
 
 @dataclass(frozen=True)
 class CancelRequested:
-    """An operator, a revocation or the expiry ends the exchange."""
+    """An operator or a revocation ends the exchange."""
 
     by: str
     reason: str
 
 
-Input = ConsentGiven | ConsentRefused | ExpertSealed | KeysSent | ExpertsOpened | CancelRequested
+Input = (
+    ConsentGiven
+    | ConsentRefused
+    | ExpertSealed
+    | KeysSent
+    | ExpertsOpened
+    | AnswersClosed
+    | TimeOver
+    | CancelRequested
+)
 
 
 # --- effects -----------------------------------------------------------------------------------------
@@ -124,7 +152,7 @@ class DeliverKeys:
 
 @dataclass(frozen=True)
 class TellClosed:
-    """Tell a site how the exchange ended."""
+    """Tell a site how the exchange ended for it."""
 
     site: str
     completed: bool
@@ -144,7 +172,8 @@ class ExchangeMachine:
     """One exchange as the coordinator knows it, from its proposal on; immutable, a step makes the next one.
 
     ``consents`` holds consent hashes by site, ``refused`` the reasons of those who said no, ``sealed`` the
-    hash of each sealed expert by sender, ``revealed`` who sent its keys, ``delivered`` who has opened all.
+    hash of each sealed expert by sender, ``revealed`` who sent its keys, ``delivered`` whose receipt came,
+    ``missing`` the senders whose expert one of these could not open, ``failed`` why a site is done without.
     """
 
     terms: ExchangeTerms
@@ -155,10 +184,12 @@ class ExchangeMachine:
     sealed: Mapping[str, bytes] = field(default_factory=dict)
     revealed: frozenset[str] = frozenset()
     delivered: frozenset[str] = frozenset()
+    missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("consents", "refused", "sealed"):
+        for name in ("consents", "refused", "sealed", "missing", "failed"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
@@ -169,6 +200,11 @@ class ExchangeMachine:
     @property
     def ended(self) -> bool:
         return self.state in (ExchangeState.COMPLETED, ExchangeState.CANCELLED)
+
+    @property
+    def undone(self) -> tuple[str, ...]:
+        """Signers that have neither given a receipt nor failed, sorted."""
+        return tuple(s for s in self.signers if s not in self.delivered and s not in self.failed)
 
     def step(self, event: Input) -> tuple[ExchangeMachine, tuple[Effect, ...]]:
         """Take one input.
@@ -181,7 +217,7 @@ class ExchangeMachine:
             NotOnRosterError: the site is not on the roster, or has not signed.
             RefusedError: the input contradicts what the same site sent before.
         """
-        if isinstance(event, ConsentRefused) and event.site in self.refused:
+        if isinstance(event, ConsentRefused) and event.site in {*self.refused, *self.failed}:
             return self, ()  # told again by a site that is out of it
         row = TABLE.get((self.state, type(event)))
         if row is None:
@@ -205,14 +241,22 @@ class ExchangeMachine:
                 answered = {*self.consents, *self.refused}
                 return tuple(AskConsent(s) for s in self.terms.roster if s not in answered)
             case ExchangeState.SEALING:
-                return tuple(AskSealed(site) for site in signers if site not in self.sealed)
+                # Whoever gave no answer in time need not think about it any more.
+                without = (
+                    TellClosed(s, completed=False, reason="it goes on without this site")
+                    for s in sorted(self.refused)
+                )
+                return (*(AskSealed(s) for s in signers if s not in self.sealed), *without)
             case ExchangeState.REVEALING:
                 return tuple(AskKeys(site) for site in signers if site not in self.revealed)
             case ExchangeState.DELIVERING:
-                return tuple(DeliverKeys(site) for site in signers if site not in self.delivered)
+                return tuple(map(DeliverKeys, self.undone))
             case ExchangeState.COMPLETED | ExchangeState.CANCELLED:
                 completed = self.state is ExchangeState.COMPLETED
-                told = (TellClosed(s, completed, self.reason) for s in self.terms.roster)
+                told = (
+                    TellClosed(s, completed and s not in self.failed, self.reason)
+                    for s in self.terms.roster
+                )
                 return (EraseSealed(), *told)
 
     def to_json(self) -> dict[str, Any]:
@@ -226,6 +270,8 @@ class ExchangeMachine:
             "sealed": {site: digest.hex() for site, digest in sorted(self.sealed.items())},
             "revealed": sorted(self.revealed),
             "delivered": sorted(self.delivered),
+            "missing": {site: list(senders) for site, senders in sorted(self.missing.items())},
+            "failed": dict(sorted(self.failed.items())),
             "reason": self.reason,
         }
 
@@ -246,6 +292,8 @@ class ExchangeMachine:
                 sealed={s: bytes.fromhex(digest) for s, digest in values["sealed"].items()},
                 revealed=frozenset(values["revealed"]),
                 delivered=frozenset(values["delivered"]),
+                missing={site: tuple(senders) for site, senders in values["missing"].items()},
+                failed=values["failed"],
                 reason=values["reason"],
             )
         except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
@@ -266,13 +314,13 @@ class ExchangeMachine:
 
     def _check_supported(self) -> None:
         roster, signers, refused = set(self.terms.roster), set(self.consents), set(self.refused)
-        answered = signers | refused == roster
+        answered, done = signers | refused == roster, self.delivered | set(self.failed)
         # What each state waits for; the first of them that is not there from all is the state.
         waits = (
             (ExchangeState.PROPOSED, signers if answered else None),
             (ExchangeState.SEALING, set(self.sealed)),
             (ExchangeState.REVEALING, set(self.revealed)),
-            (ExchangeState.DELIVERING, set(self.delivered)),
+            (ExchangeState.DELIVERING, done),
         )
         expected = next((s for s, got in waits if got != signers), ExchangeState.COMPLETED)
         after = list(ExchangeState)[list(ExchangeState).index(expected) + 1 :]
@@ -282,9 +330,18 @@ class ExchangeMachine:
             not signers | refused <= roster
             or signers & refused
             or (refused and not self.terms.without_refusers)
-            or not set(self.sealed) | self.revealed | self.delivered <= signers
+            or not set(self.sealed) | self.revealed | done <= signers
+            or self.delivered & set(self.failed)
+            or not set(self.missing) <= self.delivered
+            or not all(
+                set(senders) < signers - {site} and senders == tuple(sorted(set(senders)))
+                for site, senders in self.missing.items()
+            )
+            or not all(self.missing.values())
             or early
             or (closed and not self.reason)
+            or (closed and expected is ExchangeState.DELIVERING)
+            or (expected is ExchangeState.COMPLETED and closed == bool(self.delivered))
             or not (closed or (self.state is expected and (len(signers) >= 2 or not answered)))
         ):
             raise IntegrityError(
@@ -311,6 +368,10 @@ def _consent(machine: ExchangeMachine, event: ConsentGiven) -> Recorded:
 
 
 def _refuse(machine: ExchangeMachine, event: ConsentRefused) -> Recorded:
+    if machine.state is _S.DELIVERING:
+        if event.site in machine.delivered:
+            raise RefusedError(f"{event.site} has confirmed already", safe="its receipt stands")
+        return _done(replace(machine, failed={**machine.failed, event.site: event.reason[:500]}))
     reason = f"{event.site} refused: {event.reason}"[:500]
     if not (machine.state is _S.PROPOSED and machine.terms.without_refusers):
         return replace(machine, reason=reason), _S.CANCELLED
@@ -326,6 +387,24 @@ def _answered(machine: ExchangeMachine) -> Recorded:
         who = ", ".join(sorted(machine.refused)[:5])
         return replace(machine, reason=f"refused by {who}: too few are left"), _S.CANCELLED
     return machine, _S.SEALING
+
+
+def _close_answers(machine: ExchangeMachine, event: AnswersClosed) -> Recorded:
+    if not machine.terms.without_refusers:
+        raise RefusedError(
+            f"exchange {machine.terms.exchange_id} waits for every site of its roster, as the plan has it",
+            safe="it is as it was",
+            next_step="talk to the sites that have not answered, or: fedpalm-coordinator exchange cancel",
+        )
+    if len(machine.consents) < 2:
+        raise RefusedError(
+            f"exchange {machine.terms.exchange_id}: fewer than two sites have said yes",
+            safe="it is as it was",
+            next_step="wait for another yes, or: fedpalm-coordinator exchange cancel",
+        )
+    silent = set(machine.terms.roster) - set(machine.consents) - set(machine.refused)
+    why = f"it had not answered when {event.by} closed the answers"[:500]
+    return _answered(replace(machine, refused={**machine.refused, **dict.fromkeys(silent, why)}))
 
 
 def _seal(machine: ExchangeMachine, event: ExpertSealed) -> Recorded:
@@ -344,9 +423,37 @@ def _reveal(machine: ExchangeMachine, event: KeysSent) -> Recorded:
 
 
 def _deliver(machine: ExchangeMachine, event: ExpertsOpened) -> Recorded:
-    delivered = machine.delivered | {event.site}
-    done = len(delivered) == len(machine.consents)
-    return replace(machine, delivered=delivered), _S.COMPLETED if done else machine.state
+    if event.site in machine.failed:
+        raise RefusedError(
+            f"{event.site} is out of this exchange: {machine.failed[event.site]}",
+            safe="no receipt was stored",
+        )
+    if event.site in machine.delivered:
+        return machine, machine.state
+    others, missing = set(machine.consents) - {event.site}, tuple(sorted(set(event.missing)))
+    if not set(missing) < others:
+        raise RefusedError(
+            f"{event.site} has opened no expert of this exchange", safe="no receipt was stored"
+        )
+    lacks = {**machine.missing, event.site: missing} if missing else machine.missing
+    return _done(replace(machine, delivered=machine.delivered | {event.site}, missing=lacks))
+
+
+def _done(machine: ExchangeMachine) -> Recorded:
+    """Over once everybody is done; completed, if anybody has opened anything."""
+    if machine.undone:
+        return machine, machine.state
+    lacks = [f"{site} could not open {', '.join(of[:5])}" for site, of in machine.missing.items()]
+    lacks += [f"{site} did not open: {why}" for site, why in machine.failed.items()]
+    ended = replace(machine, reason="; ".join(sorted(lacks))[:500])
+    return ended, _S.COMPLETED if machine.delivered else _S.CANCELLED
+
+
+def _expire(machine: ExchangeMachine, event: TimeOver) -> Recorded:
+    if machine.state is _S.DELIVERING:
+        failed = {**machine.failed, **dict.fromkeys(machine.undone, "expired")}
+        return _done(replace(machine, failed=failed))
+    return replace(machine, reason="the coordinator: expired"), _S.CANCELLED
 
 
 def _cancel(machine: ExchangeMachine, event: CancelRequested) -> Recorded:
@@ -374,24 +481,30 @@ TABLE: Mapping[tuple[ExchangeState, type[Input]], Row] = MappingProxyType(
     {
         (_S.PROPOSED, ConsentGiven): _consent,
         (_S.PROPOSED, ConsentRefused): _refuse,
+        (_S.PROPOSED, AnswersClosed): _close_answers,
+        (_S.PROPOSED, TimeOver): _expire,
         (_S.PROPOSED, CancelRequested): _cancel,
         (_S.SEALING, ConsentGiven): _consent,
         (_S.SEALING, ExpertSealed): _seal,
         (_S.SEALING, ConsentRefused): _refuse,
+        (_S.SEALING, TimeOver): _expire,
         (_S.SEALING, CancelRequested): _cancel,
         (_S.REVEALING, ConsentGiven): _consent,
         (_S.REVEALING, ExpertSealed): _seal,
         (_S.REVEALING, KeysSent): _reveal,
         (_S.REVEALING, ConsentRefused): _refuse,
+        (_S.REVEALING, TimeOver): _expire,
         (_S.REVEALING, CancelRequested): _cancel,
         (_S.DELIVERING, ConsentGiven): _consent,
         (_S.DELIVERING, ExpertSealed): _seal,
         (_S.DELIVERING, KeysSent): _reveal,
         (_S.DELIVERING, ExpertsOpened): _deliver,
         (_S.DELIVERING, ConsentRefused): _refuse,
-        (_S.DELIVERING, CancelRequested): _cancel,
+        (_S.DELIVERING, TimeOver): _expire,
         (_S.COMPLETED, ExpertsOpened): _ignore,
+        (_S.COMPLETED, TimeOver): _ignore,
         (_S.CANCELLED, ConsentRefused): _ignore,
+        (_S.CANCELLED, TimeOver): _ignore,
         (_S.CANCELLED, CancelRequested): _ignore,
     }
 )

@@ -1,4 +1,4 @@
-"""A recipient's word that it has opened what was sealed to it: what ends an exchange."""
+"""A recipient's word for what it has opened of what was sealed to it: what ends an exchange."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from ..pki.statement import HexHash, Label, Statement
 
 
 class ExpertReceipt(Statement):
-    """``site`` verified, opened and keeps the expert of every other signer; hash by sender."""
+    """``site`` verified, opened and keeps these experts of other signers; hash by sender.
+
+    A sender whose expert did not open is not named. One at least is: else the site refuses.
+    """
 
     DOMAIN: ClassVar[str] = "expert-receipt/v1"
 

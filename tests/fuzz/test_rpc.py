@@ -305,7 +305,7 @@ def _samples(
         ],
         **{
             f"Operator/{name}": [run]
-            for name in ("StartRun", "ResumeRun", "WatchRun", "CancelExchange")
+            for name in ("StartRun", "ResumeRun", "WatchRun", "CloseAnswers", "CancelExchange")
         },
         "Operator/ProposeExchange": [
             o.ProposeExchangeRequest(run_id=run_id, purpose="fuzzing", valid_ms=60_000)

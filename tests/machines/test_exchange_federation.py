@@ -146,9 +146,19 @@ class Federation(RuleBasedStateMachine):
 
     @rule(sure=st.integers(0, 9))
     def operator_cancels(self, sure: int) -> None:
-        if sure == 0 and self.relay.machine.state is not ExchangeState.COMPLETED:
+        cancel = hub.CancelRequested("ada", "wrong plan")
+        if self.relay.machine.state in (ExchangeState.DELIVERING, ExchangeState.COMPLETED):
+            with pytest.raises(IllegalTransitionError):
+                self.relay.step(cancel)
+        elif sure == 0:
             self.called_off = True
-            self.send(self.relay.step(hub.CancelRequested("ada", "wrong plan")))
+            self.send(self.relay.step(cancel))
+
+    @rule()
+    @precondition(lambda self: self.relay.machine.state is ExchangeState.PROPOSED)
+    @precondition(lambda self: self.terms.without_refusers and len(self.relay.machine.signers) > 1)
+    def operator_closes_the_answers(self) -> None:
+        self.send(self.relay.step(hub.AnswersClosed("ada")))
 
     @rule(sure=st.integers(0, 19))
     def it_expires(self, sure: int) -> None:
@@ -159,7 +169,7 @@ class Federation(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.now > NOW and not self.relay.machine.ended)
     def the_coordinators_clock_ticks(self) -> None:
-        self.send(self.relay.step(hub.CancelRequested("clock", "expired")))
+        self.send(self.relay.step(hub.TimeOver()))
 
     @rule(data=st.data(), keep=st.booleans())
     @precondition(lambda self: self.flying)
@@ -222,11 +232,19 @@ class Federation(RuleBasedStateMachine):
                 assert site.name in self.relay.keys and site.sealings == 1
 
     @invariant()
-    def completed_means_that_every_signer_has_every_expert(self) -> None:
+    def a_receipt_means_that_a_signer_has_every_expert(self) -> None:
         machine = self.relay.machine
-        if machine.state is ExchangeState.COMPLETED:
-            for name in machine.signers:
-                assert {*self.sites[name].experts, name} == set(machine.signers)
+        for name in machine.delivered:
+            assert {*self.sites[name].experts, name} == set(machine.signers)
+
+    @invariant()
+    def once_the_keys_are_out_nobody_ends_it_for_another(self) -> None:
+        """A signer is done by its own receipt or its own no, or because the time is over."""
+        machine = self.relay.machine
+        if machine.revealed and machine.revealed == set(machine.signers):
+            assert machine.ended == (not machine.undone)
+            for name in machine.failed:
+                assert self.sites[name].state is SiteState.DECLINED or self.now > NOW
 
     def teardown(self) -> None:
         """Once the network behaves and everybody who is asked says yes, all comes to its end."""
@@ -245,7 +263,8 @@ class Federation(RuleBasedStateMachine):
         assert machine.ended
         assert machine.state is ExchangeState.COMPLETED or self.called_off
         if machine.state is ExchangeState.COMPLETED:
-            assert {self.sites[name].state for name in machine.signers} == {SiteState.COMPLETED}
+            assert {self.sites[name].state for name in machine.delivered} == {SiteState.COMPLETED}
+            assert self.called_off or machine.delivered == set(machine.signers)
         held = b"".join([*self.relay.sealed.values(), *self.relay.of_others("").values()])
         for name in ROSTER:
             plain = expert_of(name).tobytes()

@@ -124,6 +124,10 @@ class ExchangeWorld:
             tell=self.tell,
             changed=lambda _: None,
             absent=lambda: self.absent,
+            certified_until=lambda: {
+                site: round(one.leaf.not_valid_after_utc.timestamp() * 1000)
+                for site, one in self.identities.items()
+            },
         )
         self.relay = ExpertRelay(
             self.desk,

@@ -145,7 +145,7 @@ class RunStatus(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., plan_name: _Optional[str] = ..., plan_hash: _Optional[bytes] = ..., state: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., attempt: _Optional[int] = ..., round_state: _Optional[str] = ..., joined: _Optional[_Iterable[str]] = ..., cohort: _Optional[_Iterable[str]] = ..., delivered: _Optional[_Iterable[str]] = ..., deadline_ms: _Optional[int] = ..., model_hash: _Optional[bytes] = ..., reason: _Optional[str] = ..., exchange: _Optional[_Union[ExchangeStatus, _Mapping]] = ..., method: _Optional[str] = ..., roster: _Optional[_Iterable[str]] = ..., approved: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[str]] = ..., masking: _Optional[str] = ..., masking_step: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., lost_rounds: _Optional[_Iterable[int]] = ..., caught: _Optional[_Iterable[str]] = ..., spent: _Optional[bool] = ...) -> None: ...
 
 class ExchangeStatus(_message.Message):
-    __slots__ = ("exchange_id", "state", "consented", "delivered", "reason", "number", "purpose", "expires_ms", "refused", "sealed", "revealed")
+    __slots__ = ("exchange_id", "state", "consented", "delivered", "reason", "number", "purpose", "expires_ms", "refused", "sealed", "revealed", "unopened")
     EXCHANGE_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CONSENTED_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +157,7 @@ class ExchangeStatus(_message.Message):
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     SEALED_FIELD_NUMBER: _ClassVar[int]
     REVEALED_FIELD_NUMBER: _ClassVar[int]
+    UNOPENED_FIELD_NUMBER: _ClassVar[int]
     exchange_id: str
     state: str
     consented: _containers.RepeatedScalarFieldContainer[str]
@@ -168,7 +169,18 @@ class ExchangeStatus(_message.Message):
     refused: _containers.RepeatedScalarFieldContainer[str]
     sealed: _containers.RepeatedScalarFieldContainer[str]
     revealed: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, exchange_id: _Optional[str] = ..., state: _Optional[str] = ..., consented: _Optional[_Iterable[str]] = ..., delivered: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., number: _Optional[int] = ..., purpose: _Optional[str] = ..., expires_ms: _Optional[int] = ..., refused: _Optional[_Iterable[str]] = ..., sealed: _Optional[_Iterable[str]] = ..., revealed: _Optional[_Iterable[str]] = ...) -> None: ...
+    unopened: _containers.RepeatedCompositeFieldContainer[Unopened]
+    def __init__(self, exchange_id: _Optional[str] = ..., state: _Optional[str] = ..., consented: _Optional[_Iterable[str]] = ..., delivered: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., number: _Optional[int] = ..., purpose: _Optional[str] = ..., expires_ms: _Optional[int] = ..., refused: _Optional[_Iterable[str]] = ..., sealed: _Optional[_Iterable[str]] = ..., revealed: _Optional[_Iterable[str]] = ..., unopened: _Optional[_Iterable[_Union[Unopened, _Mapping]]] = ...) -> None: ...
+
+class Unopened(_message.Message):
+    __slots__ = ("site", "senders", "reason")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    SENDERS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    senders: _containers.RepeatedScalarFieldContainer[str]
+    reason: str
+    def __init__(self, site: _Optional[str] = ..., senders: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ExportModelRequest(_message.Message):
     __slots__ = ("run_id", "round")

@@ -79,6 +79,11 @@ class OperatorStub:
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.ProposeExchangeRequest.SerializeToString,
                 response_deserializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunStatus.FromString,
                 _registered_method=True)
+        self.CloseAnswers = channel.unary_unary(
+                '/fedpalm.wire.v1.Operator/CloseAnswers',
+                request_serializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunRef.SerializeToString,
+                response_deserializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunStatus.FromString,
+                _registered_method=True)
         self.CancelExchange = channel.unary_unary(
                 '/fedpalm.wire.v1.Operator/CancelExchange',
                 request_serializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunRef.SerializeToString,
@@ -148,6 +153,13 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CloseAnswers(self, request, context):
+        """Whoever has not answered counts as one that refuses, where the plan goes on without those.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelExchange(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -200,6 +212,11 @@ def add_OperatorServicer_to_server(servicer, server):
             'ProposeExchange': grpc.unary_unary_rpc_method_handler(
                     servicer.ProposeExchange,
                     request_deserializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.ProposeExchangeRequest.FromString,
+                    response_serializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunStatus.SerializeToString,
+            ),
+            'CloseAnswers': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseAnswers,
+                    request_deserializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunRef.FromString,
                     response_serializer=fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunStatus.SerializeToString,
             ),
             'CancelExchange': grpc.unary_unary_rpc_method_handler(
@@ -450,6 +467,33 @@ class Operator:
             target,
             '/fedpalm.wire.v1.Operator/ProposeExchange',
             fedpalm_dot_wire_dot_v1_dot_operator__pb2.ProposeExchangeRequest.SerializeToString,
+            fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseAnswers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpalm.wire.v1.Operator/CloseAnswers',
+            fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunRef.SerializeToString,
             fedpalm_dot_wire_dot_v1_dot_operator__pb2.RunStatus.FromString,
             options,
             channel_credentials,

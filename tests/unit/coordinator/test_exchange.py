@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from fedpalm.errors import (
     SanctionExpiredError,
     StateError,
 )
-from fedpalm.pki.identity import Role
+from fedpalm.pki.identity import COORDINATOR_NAME, Role
 from fedpalm.plan import Plan
 from fedpalm.rounds.events import (
     Aggregated,
@@ -45,6 +47,7 @@ from fedpalm.rounds.run import (
     Start,
     advance,
 )
+from tests.support.agreement import Unchanging
 from tests.support.exchange_world import (
     DAY_MS,
     PURPOSE,
@@ -53,6 +56,7 @@ from tests.support.exchange_world import (
     ExchangeWorld,
     exchange_plan,
 )
+from tests.support.pki import TestAuthority
 
 
 @pytest.fixture
@@ -345,7 +349,7 @@ def test_a_yes_whose_storing_is_killed_is_asked_for_again(
 # --- refusals ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", ["proposed", "sealing", "revealing", "delivering"])
+@pytest.mark.parametrize("state", ["proposed", "sealing", "revealing"])
 def test_one_no_ends_the_exchange_for_all_and_erases_what_came(
     world: ExchangeWorld, state: str
 ) -> None:
@@ -362,6 +366,45 @@ def test_one_no_ends_the_exchange_for_all_and_erases_what_came(
         world.desk.consents(RUN, world.exchange_id, "amber")
     with pytest.raises(StateError):
         world.relay.keys(RUN, world.exchange_id, "amber")
+
+
+def test_a_no_once_the_keys_are_out_keeps_nobody_from_opening(world: ExchangeWorld) -> None:
+    """Or one signer could open everybody's expert, and see to it that nobody else opens any."""
+    world.play("delivering")
+    world.opened("cedar")
+    world.told.clear()
+    world.refuse("cedar")
+    assert world.told == [] and world.state == "delivering"
+    with pytest.raises(StateError, match="cedar is out of"):
+        world.relay.keys(RUN, world.exchange_id, "cedar")
+    with pytest.raises(StateError, match="cedar is out of"):
+        world.confirm("cedar")
+    world.kill()
+    for site in ("amber", "birch"):
+        assert set(world.opened(site)) == set(SITES) - {site}
+        world.confirm(site)
+    assert world.state == "completed" and world.machine.failed == {"cedar": "not today"}
+    closed = [one.exchange_closed for _, one in world.heard[-3:]]
+    assert [one.completed for one in closed] == [True, True, False]
+    assert {one.reason for one in closed} == {"cedar did not open: not today"}
+    assert world.files() == [] and world.rows("expert_keys") == 0
+    world.refuse("cedar", "again")
+    assert world.state == "completed"
+
+
+def test_once_the_keys_are_out_an_operator_cannot_take_them_back(world: ExchangeWorld) -> None:
+    world.play("revealing")
+    world.reveal("amber")
+    world.desk.cancel(RUN, "olga")
+    assert world.state == "cancelled" and world.rows("expert_keys") == 0
+
+
+def test_a_cancel_that_would_keep_experts_from_some_alone_is_refused(world: ExchangeWorld) -> None:
+    world.play("delivering")
+    with pytest.raises(StateError, match="nothing can be taken back") as caught:
+        world.desk.cancel(RUN, "olga")
+    assert "ends by itself" in caught.value.next_step
+    world.play()
 
 
 def test_a_no_is_too_late_when_everybody_has_opened(world: ExchangeWorld) -> None:
@@ -390,7 +433,10 @@ def test_where_the_plan_says_so_it_goes_on_without_a_site_that_refuses(
     lenient.told.clear()
     lenient.consent("cedar")
     assert lenient.machine.refused == {"birch": "not today"}
-    assert lenient.told == [(site, "seal_experts") for site in ("amber", "cedar")]
+    assert lenient.told == [
+        *((site, "seal_experts") for site in ("amber", "cedar")),
+        ("birch", "exchange_closed"),
+    ]
     relayed = lenient.desk.consents(RUN, lenient.exchange_id, "amber")
     assert len(relayed) == 2 and lenient.sanction.signers == ("amber", "cedar")
     for given_out in (
@@ -400,7 +446,7 @@ def test_where_the_plan_says_so_it_goes_on_without_a_site_that_refuses(
         lambda: lenient.relay.deliverable(RUN, lenient.exchange_id, "amber", "birch"),
         lambda: lenient.relay.keys(RUN, lenient.exchange_id, "birch"),
     ):
-        with pytest.raises((NotOnRosterError, StateError)):
+        with pytest.raises((RefusedError, StateError)):
             given_out()
     lenient.refuse("birch", "and again")
     lenient.told.clear()
@@ -425,10 +471,139 @@ def test_a_no_of_a_signer_ends_it_there_too(lenient: ExchangeWorld) -> None:
     assert lenient.state == "cancelled"
 
 
+def test_a_silent_site_is_waited_for_until_the_operator_closes_the_answers(
+    lenient: ExchangeWorld,
+) -> None:
+    lenient.propose()
+    lenient.consent("amber")
+    with pytest.raises(RefusedError, match="fewer than two"):
+        lenient.desk.close_answers(RUN, "olga")
+    lenient.consent("birch")
+    lenient.told.clear()
+    lenient.desk.close_answers(RUN, "olga")
+    assert lenient.state == "sealing" and lenient.machine.signers == ("amber", "birch")
+    assert lenient.told == [
+        ("amber", "seal_experts"),
+        ("birch", "seal_experts"),
+        ("cedar", "exchange_closed"),
+    ]
+    with pytest.raises(RefusedError, match=r"goes on without cedar.*operator olga"):
+        lenient.consent("cedar")
+    lenient.kill()
+    lenient.desk.site_connected("cedar")
+    assert lenient.told == [("cedar", "exchange_closed")]
+    with pytest.raises(IllegalTransitionError):
+        lenient.desk.close_answers(RUN, "olga")
+    lenient.play(sites=("amber", "birch"))
+
+
+def test_answers_are_not_closed_without_a_site_that_must_say_yes_or_with_one_that_leaves(
+    world: ExchangeWorld, tmp_path: Path
+) -> None:
+    with pytest.raises(NotFoundError):
+        world.desk.close_answers(RUN, "olga")
+    world.propose()
+    world.consent("amber", "birch")
+    with pytest.raises(RefusedError, match="waits for every site"):
+        world.desk.close_answers(RUN, "olga")
+    plan = exchange_plan(exchange_without_refusers=True)
+    lenient = ExchangeWorld(tmp_path / "lenient", plan=plan)
+    lenient.propose()
+    lenient.consent("amber", "birch")
+    lenient.absent = frozenset({"birch"})
+    with pytest.raises(StateError, match="birch left the federation"):
+        lenient.desk.close_answers(RUN, "olga")
+    assert world.state == lenient.state == "proposed"
+    lenient.store.close()
+
+
+# --- certificates -----------------------------------------------------------------------------------
+
+
+def replace_authority(world: ExchangeWorld) -> None:
+    """The CA is replaced and the old anchor retired; sites keep their signing keys."""
+    old, world.authority = world.authority, TestAuthority("simulated")
+    hub = world.authority.enrol(Role.COORDINATOR, COORDINATOR_NAME)
+    past = old.authority.anchors
+    world.notary._identity = Unchanging(dataclasses.replace(hub, past_anchors=past))
+
+
+def outlive(world: ExchangeWorld) -> None:
+    """The certificates of the consents end; sites have newer ones of the same keys."""
+    world.clock.advance(40 * 86400)
+
+
+@pytest.mark.parametrize("happens", [replace_authority, outlive])
+@pytest.mark.parametrize("state", ["sealing", "revealing", "delivering"])
+def test_a_yes_goes_on_to_count_after_its_certificate_over_a_restart(
+    world: ExchangeWorld, state: str, happens: Callable[[ExchangeWorld], None]
+) -> None:
+    world.propose(valid_ms=60 * DAY_MS)
+    world.play(state)
+    before = world.sanction.hash
+    happens(world)
+    world.kill()
+    assert world.sanction.hash == before
+
+
+def test_a_yes_under_a_certificate_that_has_ended_or_of_a_retired_anchor_is_not_taken(
+    world: ExchangeWorld,
+) -> None:
+    world.propose(valid_ms=60 * DAY_MS)
+    replace_authority(world)
+    with pytest.raises(ConsentError):
+        world.consent("amber")
+    outlive(world)
+    with pytest.raises(ConsentError):
+        world.consent("amber")
+
+
+def test_the_expiry_ends_a_sanction_whatever_the_certificates(world: ExchangeWorld) -> None:
+    world.play("sealing")
+    machine = world.machine
+    world.clock.advance(40 * 86400)
+    with pytest.raises(SanctionExpiredError):
+        world.desk.sanction(machine)
+
+
+def test_the_status_warns_of_certificates_that_end_before_the_exchange(
+    world: ExchangeWorld,
+) -> None:
+    week, days = timedelta(days=7), timedelta(days=8)
+    world.identities["birch"] = world.authority.enrol(Role.PARTICIPANT, "birch", lifetime=week)
+    world.propose(valid_ms=8 * DAY_MS)
+    (warning,) = run_status(RUN, world.conductor, world.desk).warnings
+    assert "before the exchange expires: birch;" in warning
+    world.consent("birch")
+    renewed = world.authority.enrol(Role.PARTICIPANT, "birch", lifetime=2 * days)
+    consented, world.identities["birch"] = world.identities["birch"], renewed
+    assert world.desk.uncertified(world.machine) == ["birch"], "its yes is under the earlier one"
+    world.identities["birch"] = consented
+    world.play("revealing")
+    assert list(run_status(RUN, world.conductor, world.desk).warnings) == []
+
+
 # --- sites that leave -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", ["proposed", "sealing", "revealing", "delivering"])
+def test_a_site_that_is_revoked_once_the_keys_are_out_keeps_nobody_from_opening(
+    world: ExchangeWorld,
+) -> None:
+    world.play("delivering")
+    world.absent = frozenset({"cedar"})
+    with pytest.raises(StateError, match="cedar left the federation"):
+        world.relay.keys(RUN, world.exchange_id, "cedar")
+    assert set(world.opened("birch")) == {"amber", "cedar"}
+    world.confirm("birch")
+    world.desk.expel("cedar", "revoked by the operator")
+    world.desk.expel("birch", "revoked by the operator")
+    assert world.state == "delivering"
+    assert world.machine.failed == {"cedar": "it was revoked by the operator"}
+    world.confirm("amber")
+    assert world.state == "completed" and world.machine.delivered == {"amber", "birch"}
+
+
+@pytest.mark.parametrize("state", ["proposed", "sealing", "revealing"])
 def test_an_exchange_ends_when_a_site_that_it_waits_for_is_revoked(
     world: ExchangeWorld, state: str
 ) -> None:
@@ -479,19 +654,16 @@ def test_from_the_revocation_on_nobody_is_told_to_seal_or_given_anything(
         world.consent("birch")
     assert world.told == []
     world.absent = frozenset()
-    world.play("delivering")
-    receipt = world.receipt_of("birch").sign(world.identities["birch"])
+    world.play("revealing")
     world.absent = frozenset({"cedar"})
     for attempt in (
         lambda: world.desk.consents(RUN, world.exchange_id, "amber"),
         lambda: world.relay.deliverable(RUN, world.exchange_id, "amber", "birch"),
-        lambda: world.relay.keys(RUN, world.exchange_id, "amber"),
         lambda: world.reveal("birch"),
-        lambda: world.confirm("birch", receipt),
     ):
         with pytest.raises(StateError, match="cedar left the federation"):
             attempt()
-    assert world.machine.delivered == frozenset()
+    assert world.machine.revealed == frozenset()
 
 
 def test_a_revoked_site_that_had_refused_holds_up_nobody(lenient: ExchangeWorld) -> None:
@@ -514,8 +686,21 @@ def test_an_exchange_whose_time_is_over_ends_by_itself(world: ExchangeWorld, sta
     world.clock.advance(2)
     world.told.clear()
     world.desk.expire()
-    assert world.state == "cancelled" and world.machine.reason == "the coordinator: expired"
+    assert world.state == "cancelled" and "expired" in world.machine.reason
     assert world.told == [(site, "exchange_closed") for site in SITES]
+    assert world.files() == [] and world.rows("expert_keys") == 0
+
+
+def test_what_some_have_opened_in_time_is_exchanged(world: ExchangeWorld) -> None:
+    world.play("delivering")
+    world.confirm("amber")
+    world.clock.advance(8 * 86400)
+    with pytest.raises(SanctionExpiredError):
+        world.relay.keys(RUN, world.exchange_id, "birch")
+    assert world.state == "completed" and world.desk.completed(RUN)
+    assert world.machine.failed == {"birch": "expired", "cedar": "expired"}
+    closed = [one.exchange_closed.completed for _, one in world.heard[-3:]]
+    assert closed == [True, False, False]
     assert world.files() == [] and world.rows("expert_keys") == 0
 
 
@@ -584,6 +769,31 @@ def test_a_site_that_dials_in_hears_what_it_owes_also_after_a_restart(world: Exc
     world.desk.site_connected("cedar")
     assert world.told == [("cedar", "exchange_closed")]
     assert world.files() == []
+
+
+def test_a_site_that_missed_the_end_of_an_exchange_hears_of_it_before_the_next_one(
+    world: ExchangeWorld,
+) -> None:
+    """It takes up no proposal while it believes that an earlier one goes on."""
+    world.propose(valid_ms=DAY_MS)
+    world.consent("amber")
+    first = world.exchange_id
+    world.clock.advance(2 * 86400)
+    world.propose()
+    second = world.exchange_id
+    world.desk.cancel(RUN, "olga")
+    world.propose()
+    world.kill()
+    world.heard.clear()
+    world.desk.site_connected("amber")
+    assert [
+        (str(one.WhichOneof("kind")), getattr(one, one.WhichOneof("kind")).ref.exchange_id)
+        for _, one in world.heard
+    ] == [
+        ("exchange_closed", first),
+        ("exchange_closed", second),
+        ("exchange_proposed", world.exchange_id),
+    ]
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -768,11 +978,32 @@ def test_the_status_says_who_has_done_what(lenient: ExchangeWorld) -> None:
         "sealed": ["amber"],
         "revealed": [],
         "delivered": [],
+        "unopened": [],
         "reason": "",
     }
     for said in ("number 1 of this plan", "sealing", PURPOSE, "amber, birch", "cedar"):
         assert said in text_of(lenient)
     assert list(status.warnings) == []
+
+
+def test_the_status_names_who_could_not_open_what(world: ExchangeWorld) -> None:
+    world.play("delivering")
+    hashes = world.receipt_of("amber").experts
+    signer = world.identities["amber"]
+    world.confirm(
+        "amber", world.receipt_of("amber", experts={"birch": hashes["birch"]}).sign(signer)
+    )
+    world.refuse("birch")
+    shown = exchange_json(run_status(RUN, world.conductor, world.desk).exchange)
+    assert (shown["state"], shown["delivered"]) == ("delivering", ["amber"])
+    assert shown["unopened"] == [
+        {"site": "amber", "senders": ["cedar"], "reason": "it did not open there"},
+        {"site": "birch", "senders": ["amber", "cedar"], "reason": "not today"},
+    ]
+    assert "amber could not open the expert of cedar" in text_of(world)
+    assert "birch did not open the experts of amber, cedar: not today" in text_of(world)
+    world.confirm("cedar")
+    assert "completed: amber could not open cedar; birch did not open" in text_of(world)
 
 
 @pytest.mark.parametrize(

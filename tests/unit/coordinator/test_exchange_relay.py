@@ -313,7 +313,7 @@ def test_a_receipt_is_the_sites_own_and_for_what_was_relayed(world: ExchangeWorl
     wrong: list[dict[str, Any]] = [
         {"experts": {}},
         {"experts": {**mine.experts, "birch": "0" * 64}},
-        {"experts": {"birch": mine.experts["birch"]}},
+        {"experts": {"birch": mine.experts["cedar"]}},
         {"experts": {**mine.experts, "amber": "0" * 64}},
         {"sanction": "0" * 64},
         {"exchange_id": "exchange-other"},
@@ -334,6 +334,21 @@ def test_a_receipt_is_the_sites_own_and_for_what_was_relayed(world: ExchangeWorl
     assert world.machine.delivered == frozenset() and world.rows("expert_receipts") == 0
 
 
+def test_a_receipt_may_name_fewer_experts_than_were_relayed(world: ExchangeWorld) -> None:
+    """One sender gave bytes that nobody can open: the others' experts are exchanged all the same."""
+    world.play("delivering")
+    for site in SITES:
+        signer, experts = world.identities[site], dict(world.receipt_of(site).experts)
+        experts.pop("cedar", None)
+        receipt = world.receipt_of(site, experts=experts).sign(signer)
+        world.confirm(site, receipt)
+        world.kill()
+        world.confirm(site, receipt)
+    assert world.state == "completed" and world.machine.failed == {}
+    assert world.machine.missing == {"amber": ("cedar",), "birch": ("cedar",)}
+    assert world.machine.reason == "amber could not open cedar; birch could not open cedar"
+
+
 def test_a_receipt_again_changes_nothing_and_another_is_refused(world: ExchangeWorld) -> None:
     world.play("delivering")
     world.confirm("amber")
@@ -343,6 +358,10 @@ def test_a_receipt_again_changes_nothing_and_another_is_refused(world: ExchangeW
     with pytest.raises(HashMismatchError):
         world.confirm("amber", other)
     mine = world.receipt_of("amber").sign(world.identities["amber"])
+    fewer = world.receipt_of("amber", experts={"birch": world.receipt_of("amber").experts["birch"]})
+    with pytest.raises(HashMismatchError, match="another receipt"):
+        world.confirm("amber", fewer.sign(world.identities["amber"]))
+    assert world.machine.missing == {}
     world.play()
     world.confirm("amber", mine)
     with pytest.raises(StateError):

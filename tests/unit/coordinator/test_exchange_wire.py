@@ -164,7 +164,7 @@ async def playing(
     hub: RunningCoordinator, stack: AsyncExitStack, kept: dict[str, Releasing]
 ) -> list[Playing]:
     sites = []
-    for name in SITES:
+    for name in kept:
         site = await stack.enter_async_context(hub.site(name))
         telling = await stack.enter_async_context(site.instructions())
         sites.append(Playing(site, kept[name], telling))
@@ -288,6 +288,39 @@ async def test_an_exchange_expires_while_nobody_calls(world: World) -> None:
             "SELECT action, detail FROM operator_events ORDER BY seq DESC LIMIT 1"
         )
         assert events == [("exchange propose", PURPOSE)]
+
+
+@in_loop
+async def test_an_operator_goes_on_without_a_silent_site_from_the_command_line(
+    tmp_path: Path,
+) -> None:
+    sites = ("north", "south", "west")
+    world = World(tmp_path, *sites)
+    live_identity(world.home.operator, world.people["operator"])
+    values = frozen_plan(expert_exchange="deployment", rounds=1).model_dump()
+    values["draft"] |= {"exchange_without_refusers": True}
+    plan = Plan.model_validate({**values, "roster": sites})
+    kept = {name: Releasing(number) for number, name in enumerate(sites, 1)}
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        operator, run_id, playing = await trained(hub, stack, plan, kept)
+        assert (await playing[0].heard("run_ended")).completed
+        request = o.ProposeExchangeRequest(run_id=run_id, purpose=PURPOSE, valid_ms=WEEK_MS)
+        await operator.call("ProposeExchange", request)
+        await playing[0].say_yes()
+        code, refused = await say(world, "exchange", "close-answers")
+        assert code == RefusedError.exit_code and "fewer than two" in refused["error"]["what"]
+        await playing[1].say_yes()
+        code, shown = await say(world, "exchange", "close-answers")
+        assert (code, shown["exchange"]["state"]) == (0, "sealing")
+        assert shown["exchange"]["refused"] == ["west"]
+        assert not (await playing[2].heard("exchange_closed")).completed
+        for one in playing[:2]:
+            await one.heard("seal_experts")
+        events = hub.coordinator.store.query(
+            "SELECT action FROM operator_events ORDER BY seq DESC LIMIT 2"
+        )
+        assert events == [("exchange close-answers",)] * 2
 
 
 @in_loop

@@ -557,6 +557,7 @@ def status_of(federation: MaskedFederation) -> pb.RunStatus:
         tell=federation.instruct,
         changed=federation.changed,
         absent=frozenset,
+        certified_until=dict,
     )
     return run_status(RUN, federation.conductor, exchanges)
 

@@ -190,6 +190,19 @@ def test_a_yes_under_an_expired_certificate_is_refused():
         group.sanction(now=late)
 
 
+def test_a_yes_of_record_counts_after_its_certificate_but_not_after_the_terms():
+    late = NOW + 40 * 86_400
+    group = Group(make_terms(expires_ms=round((late + 60) * 1000)))
+    anchors = authority().authority.anchors
+    found = Sanction(group.consents(), group.terms, anchors, now=late, of_record=True)
+    assert found.hash == group.sanction().hash
+    with pytest.raises(SanctionExpiredError):
+        Sanction(group.consents(), group.terms, anchors, now=late + 61, of_record=True)
+    stranger = TestAuthority.of(create_authority("palms", NOW)[0]).authority.anchors
+    with pytest.raises(ConsentError):
+        Sanction(group.consents(), group.terms, stranger, now=late, of_record=True)
+
+
 def test_a_yes_signed_for_another_purpose_is_refused(group: Group):
     said = group.members["north"].says(group.terms)
     forged = signed_by(identity("north"), said, domain="exchange-terms/v1")

@@ -21,6 +21,7 @@ from fedpalm.errors import (
 from fedpalm.exchange import machine as exchange
 from fedpalm.exchange.machine import (
     TABLE,
+    AnswersClosed,
     AskConsent,
     AskKeys,
     AskSealed,
@@ -35,17 +36,21 @@ from fedpalm.exchange.machine import (
     ExpertsOpened,
     KeysSent,
     TellClosed,
+    TimeOver,
 )
 from tests.support.exchange import ROSTER, make_terms
 
 S = ExchangeState
-OPEN = (S.PROPOSED, S.SEALING, S.REVEALING, S.DELIVERING)
+EARLY = (S.PROPOSED, S.SEALING, S.REVEALING)
+OPEN = (*EARLY, S.DELIVERING)
 INPUTS = (
     ConsentGiven("north", b"c" * 32),
     ConsentRefused("north", "not this year"),
     ExpertSealed("north", b"s" * 32),
     KeysSent("north"),
     ExpertsOpened("north"),
+    AnswersClosed("ada"),
+    TimeOver(),
     CancelRequested("ada", "wrong plan"),
 )
 
@@ -129,8 +134,12 @@ AFTER: dict[tuple[ExchangeState, type[exchange.Input]], ExchangeState | None] = 
     (S.DELIVERING, KeysSent): S.DELIVERING,
     (S.DELIVERING, ExpertsOpened): S.DELIVERING,
     (S.COMPLETED, ExpertsOpened): S.COMPLETED,
-    **{(state, ConsentRefused): S.CANCELLED for state in (*OPEN, S.CANCELLED)},
-    **{(state, CancelRequested): S.CANCELLED for state in (*OPEN, S.CANCELLED)},
+    (S.PROPOSED, AnswersClosed): None,
+    (S.DELIVERING, ConsentRefused): S.DELIVERING,
+    (S.COMPLETED, TimeOver): S.COMPLETED,
+    **{(state, ConsentRefused): S.CANCELLED for state in (*EARLY, S.CANCELLED)},
+    **{(state, CancelRequested): S.CANCELLED for state in (*EARLY, S.CANCELLED)},
+    **{(state, TimeOver): S.CANCELLED for state in (*OPEN, S.CANCELLED)},
 }
 
 
@@ -144,7 +153,7 @@ def test_each_row_leads_where_it_is_told_to(row, expected):
     machine = machines()[state]
     event = next(one for one in INPUTS if type(one) is kind)
     if expected is None:
-        with pytest.raises(RefusedError, match="differs"):
+        with pytest.raises(RefusedError, match=r"differs|waits for every site"):
             machine.step(event)
     else:
         assert machine.step(event)[0].state is expected
@@ -201,9 +210,11 @@ def test_it_is_complete_with_the_last_receipt_and_everybody_is_told():
 # --- no, and over ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", OPEN)
+@pytest.mark.parametrize("state", EARLY)
 @pytest.mark.parametrize("without", [False, True])
-def test_a_signers_no_ends_it_for_everybody(state: ExchangeState, without: bool):
+def test_before_the_keys_are_out_a_signers_no_ends_it_for_everybody(
+    state: ExchangeState, without: bool
+):
     if without and state is S.PROPOSED:
         return
     machine, effects = machines(without_refusers=without)[state].step(
@@ -213,16 +224,98 @@ def test_a_signers_no_ends_it_for_everybody(state: ExchangeState, without: bool)
     assert effects == closed(False, "west refused: not this year")
 
 
-def test_an_operator_can_cancel_until_all_is_delivered():
-    for state, machine in machines().items():
-        if state is S.COMPLETED:
+def test_an_operator_can_cancel_until_the_keys_are_out():
+    revealing = run(machines()[S.REVEALING], KeysSent("north"))
+    for state, machine in [*machines().items(), (S.REVEALING, revealing)]:
+        if state in (S.DELIVERING, S.COMPLETED):
             with pytest.raises(IllegalTransitionError):
                 machine.step(CancelRequested("ada", "too late"))
         elif state is S.CANCELLED:
             assert machine.step(CancelRequested("bo", "again")) == (machine, ())
         else:
-            cancelled, effects = machine.step(CancelRequested("expiry", "expired"))
-            assert cancelled.state is S.CANCELLED and effects == closed(False, "expiry: expired")
+            cancelled, effects = machine.step(CancelRequested("bo", "enough"))
+            assert cancelled.state is S.CANCELLED and effects == closed(False, "bo: enough")
+
+
+# --- once the keys are out ---------------------------------------------------------------------------
+
+
+def told(reason: str, **completed: bool) -> tuple[exchange.Effect, ...]:
+    return (EraseSealed(), *(TellClosed(s, completed.get(s, True), reason) for s in ROSTER))
+
+
+def test_who_says_no_once_the_keys_are_out_ends_it_for_nobody_else():
+    no = ConsentRefused("west", "nothing opened")
+    machine, effects = machines()[S.DELIVERING].step(no)
+    assert (machine.state, effects) == (S.DELIVERING, ())
+    assert machine.failed == {"west": "nothing opened"}
+    assert machine.outstanding() == (DeliverKeys("east"), DeliverKeys("north"))
+    assert machine.step(ConsentRefused("west", "again")) == (machine, ())
+    with pytest.raises(RefusedError, match="west is out of this exchange"):
+        machine.step(ExpertsOpened("west"))
+    machine, effects = run(machine, ExpertsOpened("north")).step(ExpertsOpened("east"))
+    assert machine.state is S.COMPLETED
+    assert effects == told("west did not open: nothing opened", west=False)
+    assert machine.step(no) == (machine, ())
+
+
+def test_a_receipt_stands_against_a_later_no():
+    machine = run(machines()[S.DELIVERING], ExpertsOpened("west"))
+    with pytest.raises(RefusedError, match="its receipt stands"):
+        machine.step(ConsentRefused("west", "no"))
+
+
+def test_experts_that_did_not_open_are_recorded_and_named_at_the_end():
+    machine = run(machines()[S.DELIVERING], ExpertsOpened("east", ("west",)))
+    assert machine.missing == {"east": ("west",)} and "east" in machine.delivered
+    assert run(machine, ExpertsOpened("east")) == machine
+    machine, effects = run(machine, ExpertsOpened("north", ("west",))).step(ExpertsOpened("west"))
+    assert machine.state is S.COMPLETED
+    assert effects == told("east could not open west; north could not open west")
+
+
+@pytest.mark.parametrize("missing", [("east", "north"), ("south",), ("west",)])
+def test_who_has_opened_nothing_of_another_signer_has_no_receipt(missing: tuple[str, ...]):
+    with pytest.raises(RefusedError, match="has opened no expert"):
+        machines()[S.DELIVERING].step(ExpertsOpened("west", missing))
+
+
+def test_what_was_not_opened_in_time_never_is_but_what_was_opened_stays():
+    machine, effects = run(machines()[S.DELIVERING], ExpertsOpened("north")).step(TimeOver())
+    assert machine.state is S.COMPLETED and machine.failed == {"east": "expired", "west": "expired"}
+    reason = "east did not open: expired; west did not open: expired"
+    assert effects == told(reason, east=False, west=False)
+
+
+@pytest.mark.parametrize("last", [TimeOver(), ConsentRefused("west", "no")])
+def test_it_is_not_completed_if_nobody_has_opened_anything(last: exchange.Input):
+    given = [ConsentRefused(site, "no") for site in ("east", "north")]
+    machine, effects = run(machines()[S.DELIVERING], *given).step(last)
+    assert machine.state is S.CANCELLED and "east did not open: no" in machine.reason
+    assert effects == closed(False, machine.reason)
+
+
+# --- without those who refuse ------------------------------------------------------------------------
+
+
+def test_answers_can_be_closed_once_two_have_said_yes():
+    machine = run(proposed(without_refusers=True), *consents("east"))
+    with pytest.raises(RefusedError, match="fewer than two"):
+        machine.step(AnswersClosed("operator ada"))
+    machine, effects = run(machine, *consents("north")).step(AnswersClosed("operator ada"))
+    assert machine.state is S.SEALING and machine.signers == ("east", "north")
+    assert machine.refused == {"west": "it had not answered when operator ada closed the answers"}
+    out = TellClosed("west", False, "it goes on without this site")
+    assert effects == (AskSealed("east"), AskSealed("north"), out)
+    with pytest.raises(NotOnRosterError):
+        machine.step(*consents("west"))
+
+
+def test_answers_are_not_closed_where_every_site_must_say_yes():
+    machine = run(proposed(), *consents("east", "north"))
+    with pytest.raises(RefusedError, match="waits for every site") as caught:
+        machine.step(AnswersClosed("operator ada"))
+    assert "exchange cancel" in caught.value.next_step
 
 
 def test_without_those_who_refuse_it_goes_on_once_everybody_has_answered():
@@ -366,6 +459,18 @@ HASH = "00" * 32
         (S.DELIVERING, {"delivered": list(ROSTER)}),
         (S.DELIVERING, {"revealed": ["north"]}),
         (S.DELIVERING, {"consents": {}}),
+        (S.DELIVERING, {"state": "cancelled", "reason": "by command"}),
+        (S.DELIVERING, {"failed": {"south": "no"}}),
+        (S.DELIVERING, {"failed": dict.fromkeys(ROSTER, "no")}),
+        (S.DELIVERING, {"delivered": ["north"], "failed": {"north": "no"}}),
+        (S.DELIVERING, {"missing": {"north": ["west"]}}),
+        (S.DELIVERING, {"delivered": ["north"], "missing": {"north": []}}),
+        (S.DELIVERING, {"delivered": ["north"], "missing": {"north": ["east", "west"]}}),
+        (S.DELIVERING, {"delivered": ["north"], "missing": {"north": ["north"]}}),
+        (S.DELIVERING, {"delivered": ["north"], "missing": {"north": ["west", "west"]}}),
+        (S.REVEALING, {"failed": {"north": "no"}}),
+        (S.COMPLETED, {"delivered": [], "failed": dict.fromkeys(ROSTER, "no")}),
+        (S.COMPLETED, {"state": "cancelled", "reason": "by command"}),
         (S.COMPLETED, {"delivered": ["north"]}),
         (S.CANCELLED, {"reason": ""}),
         (S.CANCELLED, {"revealed": ["north"]}),
@@ -400,7 +505,9 @@ EVENTS = st.one_of(
     st.builds(ConsentRefused, NAMES, st.sampled_from(("no", ""))),
     st.builds(ExpertSealed, NAMES, DIGESTS),
     st.builds(KeysSent, NAMES),
-    st.builds(ExpertsOpened, NAMES),
+    st.builds(ExpertsOpened, NAMES, st.sets(NAMES, max_size=2).map(tuple)),
+    st.just(AnswersClosed("ada")),
+    st.just(TimeOver()),
     st.just(CancelRequested("ada", "")),
 )
 
@@ -441,12 +548,14 @@ def test_random_inputs_never_break_what_must_hold(
         assert (after.state is machine.state) == (not effects)
         assert effects in ((), after.outstanding()) and len(set(effects)) == len(effects)
         if effects and not after.ended:
-            assert [effect.site for effect in effects] == list(after.signers)
+            asked = [one.site for one in effects if not isinstance(one, TellClosed)]
+            assert asked == list(after.signers)
         if after.ended:
             assert len(after.outstanding()) == 1 + len(ROSTER)
         # What was recorded stays, but for a yes taken back while it is proposed.
         assert dict(machine.sealed).items() <= dict(after.sealed).items()
         assert machine.revealed <= after.revealed and machine.delivered <= after.delivered
+        assert dict(machine.failed).items() <= dict(after.failed).items()
         if machine.state is not S.PROPOSED:
             assert after.signers == machine.signers and after.consents == machine.consents
         # Keys only when every expert is stored, receipts only when every key is.
@@ -455,7 +564,10 @@ def test_random_inputs_never_break_what_must_hold(
             assert set(after.signers) | set(after.refused) == set(ROSTER)
         if after.revealed:
             assert set(after.sealed) == set(after.signers)
-        if after.delivered:
+        if after.delivered or after.failed:
             assert after.revealed == set(after.signers)
-        assert (after.state is S.COMPLETED) <= (after.delivered == set(after.signers))
+        # Once the keys are out it is over for all only when each is done, by its own doing or in time.
+        if after.revealed and after.revealed == set(after.signers):
+            assert after.ended == (after.delivered | set(after.failed) == set(after.signers))
+        assert (after.state is S.COMPLETED) <= bool(after.delivered)
         machine = after
