@@ -205,11 +205,15 @@ class ExchangeAgent:
         return exchange
 
     def _sanction(self, exchange: SiteExchange) -> Sanction:
-        """The one that this site sealed under, read back."""
+        """The one that this site sealed under, read back: it outlives the certificates in it."""
         desk, exchange_id = self.desk, exchange.terms.exchange_id
-        now = desk.store.clock.now()
-        anchors = desk.live.current.anchors
-        sanction = Sanction(desk.book.agreed(exchange_id), exchange.terms, anchors, now=now)
+        sanction = Sanction(
+            desk.book.agreed(exchange_id),
+            exchange.terms,
+            desk.live.current.record_anchors,
+            now=desk.store.clock.now(),
+            of_record=True,
+        )
         if sanction.hash != exchange.sanction:
             raise IntegrityError(f"exchange {exchange_id}: the stored consents are not those of it")
         return sanction

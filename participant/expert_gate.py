@@ -106,9 +106,9 @@ class ExpertGate(MessageGate):
         Args:
             consents: of the signers; all are verified here, against the pinned CA.
         Raises:
-            EgressRefusedError: this site did not approve the exchange, its own consent is not among
-                them, or it sealed under others; or under a plan with differential privacy the log holds no
-                charge for the training of the expert.
+            EgressRefusedError: this site did not approve the exchange, or its own consent is not among
+                them; or under a plan with differential privacy the log holds no charge for the training of
+                the expert.
             ConsentError, SanctionExpiredError: a yes is missing or does not hold, or comes too late.
             SwappedExpertError: the stored expert is not the one that this site consented with.
             BudgetError, VaultError: the home, or its database, came from a backup.
@@ -121,20 +121,18 @@ class ExpertGate(MessageGate):
         plan = self._agreed_plan(terms.run)
         if not terms.are_of(plan, terms.run):
             raise refused("the exchange is not about the plan that this site agreed to")
+        now = self._store.clock.now()
+        if exchange.state in _SEALED:
+            terms.require_alive(now)
+            return self._stored_sealed(exchange)
         consents = list(consents)
-        sanction = Sanction(
-            consents, terms, self._live.current.anchors, now=self._store.clock.now()
-        )
+        sanction = Sanction(consents, terms, self._live.current.anchors, now=now)
         if self.site not in sanction.parties or (
             sanction.party(self.site).consent.hash != exchange.consent_hash
         ):
             raise refused("the consent that came back under this site's name is not its own")
         self.budget.require_trained(plan, terms.run)
         self.budget.require_whole()
-        if exchange.state in _SEALED:
-            if sanction.hash != exchange.sanction:
-                raise refused("this site has sealed its expert under other consents than these")
-            return self._stored_sealed(exchange)
         secrets = self._book.secrets(exchange_id)
         if secrets is None:
             raise IntegrityError(

@@ -354,8 +354,13 @@ class LyingCoordinator(RuleBasedStateMachine):
             exchange_id=f"trial-1-y{number}",
             number=number,
         )
+        site = self.sites[name]
+        if site.exchange.superseded_by(again):
+            # Later terms end what was never sealed: then there is nothing here to look at any more.
+            assert number > self.terms.number and not site.exchange.sealed
+            return
         with pytest.raises(SanctionRolledBackError):
-            self.sites[name].asked(again)
+            site.asked(again)
 
     @invariant()
     def keys_leave_only_if_all_signers_sealed_under_one_sanction(self) -> None:
