@@ -274,7 +274,8 @@ def _start(store: SiteStore, plan: Plan) -> _Part:
         f"It starts from {known}."
         if known
         else "It starts from a model that this site does not know: not the one that follows from the "
-        "plan's seed, nor one that this site remembers. Ask the operator where it comes from."
+        "plan's seed, nor one that this site remembers. It may be a warm start that was trained before; "
+        "ask the operator on what."
     )
     return Section("Starting model", (said, f"SHA-256 {plan.initial_model}")), {
         "initial_model": {

@@ -216,10 +216,12 @@ class Vault:
             found = SlotKey.of(slot, secret)
             if found is not None:
                 return self._unwrapped(header, found, stamp)
+        place = getattr(source, "path", None)
+        named = f"what {place} holds is" if place is not None else "this is"
         raise VaultLockedError(
-            f"not the {source.kind} that {self._path} was locked with, or the file was edited",
+            f"{named} not the {source.kind} that the vault was locked with, or {self._path} was edited",
             safe=_SAFE,
-            next_step="try again; nobody can open the vault without it",
+            next_step=f"put the right one into {place}" if place is not None else "type it again",
         )
 
     def _fresh(self) -> _Unlocked:

@@ -77,6 +77,12 @@ class PassphraseFile:
     kind: SlotKind = "passphrase"
 
     def read(self) -> bytes:
+        if not self.path.exists():
+            raise VaultLockedError(
+                f"{self.path}: the file with the vault's passphrase is not there",
+                safe="what is sealed is as it was",
+                next_step="put it back, or name the right one: participant.toml, [vault] passphrase_file",
+            )
         content = read_secret(self.path, "passphrase", from_root=True)
         try:
             text = content.decode().removesuffix("\n").removesuffix("\r")
