@@ -16,21 +16,21 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from ..errors import DataError
-from .signature_image import standardise_ink
+from .signature_image import frame, standardise_ink
 from .signatures import SignatureImages
 
 AugmentationMode = Literal["off", "uniform", "adaptive"]
 
-MAX_TURN_RAD = 0.20
-MAX_STRETCH = 0.16
-MAX_SHEAR = 0.24
-MAX_SHIFT_PX = 6.0
+MAX_TURN_RAD = 0.18
+MAX_STRETCH = 0.12
+MAX_SHEAR = 0.18
 MAX_ELASTIC_PX = 5.0
 MAX_THICKER_PX = 1.6
 MAX_THINNER_PX = 0.5
 """Bounds of a copy's changes at strength 1; at strength s each is s times as large."""
 
 _ELASTIC_KNOTS = 5
+_ROOM_PX = 24  # around the original, so that nothing of it is lost before it is framed anew
 Image32 = npt.NDArray[np.float32]
 
 
@@ -145,18 +145,18 @@ def redrawn(image: Image32, strength: float, rng: np.random.Generator) -> Image3
     """One changed copy of a prepared signature: affine map, elastic map, stroke thickness.
 
     Args:
-        image: (H, W) float32, paper 0.
+        image: (128, 128) float32, paper 0, some ink.
         strength: 0..1; 0 changes nothing.
     Returns:
-        (H, W) float32, standardised as its original is.
+        (128, 128) float32, framed and standardised as its original was.
     """
     if strength == 0.0:
         return image.copy()
+    image = np.pad(image, _ROOM_PX)
     height, width = image.shape
     turn = rng.uniform(-MAX_TURN_RAD, MAX_TURN_RAD) * strength
     stretch_x, stretch_y = 1.0 + rng.uniform(-MAX_STRETCH, MAX_STRETCH, 2) * strength
     shear = rng.uniform(-MAX_SHEAR, MAX_SHEAR) * strength
-    shift = rng.uniform(-MAX_SHIFT_PX, MAX_SHIFT_PX, 2) * strength
     matrix = np.array(
         [
             [stretch_y * math.cos(turn), -math.sin(turn)],
@@ -165,13 +165,13 @@ def redrawn(image: Image32, strength: float, rng: np.random.Generator) -> Image3
     )
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
     at = np.indices(image.shape).reshape(2, -1)
-    source = (matrix @ (at - centre[:, None])) + (centre + shift)[:, None]
+    source = (matrix @ (at - centre[:, None])) + centre[:, None]
     knots = rng.uniform(-MAX_ELASTIC_PX, MAX_ELASTIC_PX, (2, _ELASTIC_KNOTS, _ELASTIC_KNOTS))
     zoom = (height / _ELASTIC_KNOTS, width / _ELASTIC_KNOTS)
     for axis in range(2):
         source[axis] += strength * ndimage.zoom(knots[axis], zoom, order=3).ravel()
     moved = ndimage.map_coordinates(image, source.reshape(2, height, width), order=1)
-    return standardise_ink(_thickened(moved.astype(np.float32), strength, rng))
+    return standardise_ink(frame(_thickened(moved.astype(np.float32), strength, rng)))
 
 
 def _thickened(image: Image32, strength: float, rng: np.random.Generator) -> Image32:

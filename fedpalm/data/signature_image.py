@@ -23,7 +23,7 @@ from .roi import SIDE_PX, PreflightReport
 from .signatures import SignatureImages, SignatureRecord, writers_of
 
 MARGIN_PX = 8
-"""Paper on all sides of the ink: what an augmented view turns and moves stays inside."""
+"""Paper on all sides of the ink: what a training view turns and moves stays inside."""
 
 MIN_INK_LEVELS = 24.0
 """Least difference between the mean grey of ink and of paper, of 255."""
@@ -66,8 +66,8 @@ def read_signature(source: Path | bytes | npt.NDArray[Any]) -> Signature:
     """Find the ink of one image: a file, the bytes of one, or pixels.
 
     The paper's own shade and uneven light are removed, ink is what is darker than Otsu's threshold
-    (lighter, on dark paper), specks are dropped; the box around the ink goes to the middle of a square with a
-    margin of 8 px, its shape kept.
+    (lighter, on dark paper), specks are dropped; the box around the ink goes to the middle of a square
+    with a margin of 8 px, its shape kept.
 
     Args:
         source: pixels are (H, W) or (H, W, 3) uint8, as they would stand in a file.
@@ -85,15 +85,32 @@ def read_signature(source: Path | bytes | npt.NDArray[Any]) -> Signature:
         raise refuse(name, f"{int(mask.sum())} pixels of ink: blank?", NEXT_STEP)
     if mask.mean() > MAX_INK_SHARE:
         raise refuse(name, f"{mask.mean():.0%} of it is ink: not a signature on paper", NEXT_STEP)
-    return Signature(_framed(np.where(mask, darkness, np.float32(0.0))), size, levels)
+    return Signature(frame(np.where(mask, darkness, np.float32(0.0))), size, levels)
+
+
+def frame(ink: Image32) -> npt.NDArray[np.uint8]:
+    """(H, W) ink, not all 0 -> its box, as large as fits, in the middle of 128x128; full ink is 255."""
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    full = np.percentile(box[box > 0], _FULL_INK_QUANTILE)
+    scale = (SIDE_PX - 2 * MARGIN_PX) / max(box.shape)
+    height, width = (max(1, round(side * scale)) for side in box.shape)
+    image = Image.fromarray(np.minimum(box * (255.0 / full), 255.0).astype(np.float32))
+    small = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    out = np.zeros((SIDE_PX, SIDE_PX), dtype=np.uint8)
+    top, left = (SIDE_PX - height) // 2, (SIDE_PX - width) // 2
+    out[top : top + height, left : left + width] = np.rint(np.clip(small, 0.0, 255.0))
+    return out
 
 
 def standardise_ink(ink: npt.NDArray[Any]) -> Image32:
-    """(..., H, W) ink -> float32 of root mean square 1 over each image's pixels > 0; paper stays 0."""
+    """(H, W) ink -> float32 whose mean over the ink, weighed by the ink, is 1; paper stays 0.
+
+    The weight keeps the faint rims of strokes, many or few as the scaling leaves them, out of the scale.
+    """
     values = np.maximum(np.asarray(ink, dtype=np.float32), np.float32(0.0))
-    inked = np.maximum((values > 0).sum(axis=(-2, -1), keepdims=True), 1)
-    power = np.sqrt((values**2).sum(axis=(-2, -1), keepdims=True) / inked)
-    return values / np.where(power > 0, power, np.float32(1.0)).astype(np.float32)
+    mass = float(values.sum())
+    return values * np.float32(mass / float((values**2).sum())) if mass else values
 
 
 def load_signature(path: Path) -> Image32:
@@ -176,22 +193,20 @@ def _darkness(grey: Image32) -> Image32:
     """Grey levels below the paper, which may be of any shade and unevenly lit; never negative."""
     if np.median(grey) < 128:
         grey = np.float32(255.0) - grey
-    across = np.array_split(np.arange(grey.shape[1]), _PAPER_BLOCKS)
-    down = np.array_split(np.arange(grey.shape[0]), _PAPER_BLOCKS)
-    blocks = [
-        [np.percentile(grey[np.ix_(rows, columns)], _PAPER_QUANTILE) for columns in across]
-        for rows in down
-    ]
+    high, wide = (side // _PAPER_BLOCKS for side in grey.shape)
+    blocks = grey[: high * _PAPER_BLOCKS, : wide * _PAPER_BLOCKS]
+    blocks = blocks.reshape(_PAPER_BLOCKS, high, _PAPER_BLOCKS, wide).transpose(0, 2, 1, 3)
+    blocks = np.percentile(blocks.reshape(*blocks.shape[:2], -1), _PAPER_QUANTILE, axis=2)
     # A block full of ink has no paper of its own: it takes the shade around it.
-    shades = ndimage.maximum_filter(np.asarray(blocks, dtype=np.float32), 3)
+    shades = ndimage.maximum_filter(blocks.astype(np.float32), 3)
     paper = Image.fromarray(shades).resize(grey.shape[::-1], Image.Resampling.BILINEAR)
     return np.maximum(np.asarray(paper) - grey, np.float32(0.0))
 
 
 def _otsu(values: Image32) -> tuple[float, float]:
     """Otsu's threshold, and the difference of the two sides' means."""
-    counts, edges = np.histogram(values, bins=256, range=(0.0, 255.0))
-    middle = (edges[:-1] + edges[1:]) / 2
+    counts = np.bincount(np.rint(values).astype(np.uint8).ravel(), minlength=256)
+    middle = np.arange(256)
     below = np.cumsum(counts).astype(np.float64)
     total, mass = below[-1], np.cumsum(counts * middle)
     above = total - below
@@ -199,7 +214,7 @@ def _otsu(values: Image32) -> tuple[float, float]:
         gap = (mass[-1] - mass) / above - mass / below
         between = np.nan_to_num(below * above * gap**2, nan=0.0)
     best = int(between.argmax())
-    return float(edges[best + 1]), float(np.nan_to_num(gap[best]))
+    return best + 0.5, float(np.nan_to_num(gap[best]))
 
 
 def _without_specks(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -209,18 +224,3 @@ def _without_specks(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     keep[0] = False
     kept: npt.NDArray[np.bool_] = keep[labels]
     return kept
-
-
-def _framed(ink: Image32) -> npt.NDArray[np.uint8]:
-    """The ink's box, as large as fits, in the middle of 128x128; its full ink is 255."""
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
-    box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    full = np.percentile(box[box > 0], _FULL_INK_QUANTILE)
-    scale = (SIDE_PX - 2 * MARGIN_PX) / max(box.shape)
-    height, width = (max(1, round(side * scale)) for side in box.shape)
-    image = Image.fromarray(np.minimum(box * (255.0 / full), 255.0).astype(np.float32))
-    small = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-    out = np.zeros((SIDE_PX, SIDE_PX), dtype=np.uint8)
-    top, left = (SIDE_PX - height) // 2, (SIDE_PX - width) // 2
-    out[top : top + height, left : left + width] = np.rint(np.clip(small, 0.0, 255.0))
-    return out
