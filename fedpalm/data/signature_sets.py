@@ -149,6 +149,14 @@ def _read_bhsig(path: Path) -> list[SignatureRecord]:
         for writer in writers
         if not _BHSIG_FOLDER.fullmatch(writer.name)
     ]
+    numbers = Counter(
+        (writer.parent, int(writer.name)) for writer in writers if writer.name.isdecimal()
+    )
+    strange += [
+        f"{script.name}/: writer {w} has several folders"
+        for (script, w), n in numbers.items()
+        if n > 1
+    ]
     if strange:
         raise _strange("bhsig260", path, strange)
     if not writers:
