@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from contextlib import closing
@@ -229,6 +230,12 @@ def test_the_key_file_is_erased_only_once_the_new_secret_has_opened_the_last_hea
     with closing(open_store(home, overwritten)) as store, pytest.raises(VaultLockedError):
         lock_with_key(store, "other.key")
     assert home.vault_key.read_bytes() == before
+
+
+def test_a_passphrase_file_that_is_missing_is_a_locked_vault_and_named(tmp_path):
+    missing = tmp_path / "pass.txt"
+    with pytest.raises(VaultLockedError, match=re.escape(f"{missing}: the file with")):
+        PassphraseFile(missing).read()
 
 
 @pytest.mark.parametrize("command", ["status", "check", "rotate", "passphrase", "key", "accept"])
