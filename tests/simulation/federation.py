@@ -96,7 +96,7 @@ def encoded_update(plan: Plan, site: str, number: int, shared: FloatVector) -> b
         RoundContext(number, plan.draft.rounds), shared
     )
     encoded = codec_for(plan).encode(
-        update.delta, update.weight, update.stats, rounding_key(plan, site, number)
+        update.delta, update.weight, update.stats, rounding_key(plan, site, number), site
     )
     return encoded.astype("<u4").tobytes()
 
