@@ -46,9 +46,10 @@ def masking_terms(plan: Plan) -> SecAggTerms | None:
 def shared_backbones(draft: PlanDraft) -> tuple[str, ...]:
     """Backbones whose trunks a model for this draft shares, by name; any other trunk stays at its sites.
 
-    Under masking those of enough sites for a sum of them to be unmasked; else all that a site has.
+    Under masking those of enough sites for a sum of them to be unmasked; else those of two, since one has
+    nobody to average with.
     """
-    least = group_survivors(draft.colluders) if draft.masking == "secagg" else 1
+    least = group_survivors(draft.colluders) if draft.masking == "secagg" else 2
     counts = Counter(draft.backbones.values())
     return tuple(sorted(name for name, count in counts.items() if count >= least))
 
