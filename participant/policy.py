@@ -241,7 +241,7 @@ def in_words(policy: Policy) -> list[str]:
             if policy.delta is not None and policy.people is not None
             else "; none is allowed before delta and people are set."
         ),
-        f"A round has at least {policy.min_cohort} sites.",
+        f"A round has at least {policy.min_cohort} sites, and so has every group of parameters in it.",
         f"A run has at most {policy.max_rounds:,} rounds, with those of the run that it continues.",
         "The exchange of experts is allowed in a plan; each one needs a person's yes of its own."
         if policy.expert_exchange
