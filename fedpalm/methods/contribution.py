@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 
 from ..canonical import domain_hash
 from ..errors import ConfigError
-from ..plan import Plan
+from ..plan import Plan, PlanDraft
 from ..secagg.codec import FixedPointCodec
-from ..secagg.terms import SecAggTerms
+from ..secagg.terms import SecAggTerms, group_survivors
 from .rules import server_rule
 
 
@@ -20,6 +21,7 @@ def codec_for(plan: Plan) -> FixedPointCodec:
         clip_abs=plan.draft.codec.clip_abs,
         max_weight=plan.draft.codec.max_weight,
         stats=server_rule(plan.draft.method).stats,
+        groups=plan.parameter_groups if plan.draft.backbones else (),
     )
 
 
@@ -31,7 +33,7 @@ def masking_terms(plan: Plan) -> SecAggTerms | None:
     """
     if plan.draft.masking != "secagg":
         return None
-    terms = SecAggTerms(plan.roster, plan.draft.colluders, plan.quorum)
+    terms = SecAggTerms(plan.roster, plan.draft.colluders, plan.quorum, groups=_sums_within(plan))
     if plan.quorum < terms.quorum:
         raise ConfigError(
             f"quorum {plan.quorum}: masking among {terms.sites} sites with "
@@ -41,14 +43,29 @@ def masking_terms(plan: Plan) -> SecAggTerms | None:
     return terms
 
 
-def sites_to_spare(plan: Plan) -> int | None:
-    """How many sites of the roster a round can do without under masking; None without masking.
+def shared_backbones(draft: PlanDraft) -> tuple[str, ...]:
+    """Backbones whose trunks a model for this draft shares, by name; any other trunk stays at its sites.
 
-    Raises:
-        ConfigError: as :func:`masking_terms`.
+    Under masking those of enough sites for a sum of them to be unmasked; else those of two, since one has
+    nobody to average with.
     """
-    terms = masking_terms(plan)
-    return None if terms is None else terms.sites - max(terms.quorum, plan.draft.quorum)
+    least = group_survivors(draft.colluders) if draft.masking == "secagg" else 2
+    counts = Counter(draft.backbones.values())
+    return tuple(sorted(name for name, count in counts.items() if count >= least))
+
+
+def _sums_within(plan: Plan) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Sets of sites of which the sum of a round gives away a sum of their own, if not of everybody.
+
+    These are the groups, and the sites without a shared trunk: their weight is what is left of the weight
+    of a group of everybody once those of all trunks are taken off.
+    """
+    trunks = {name: sites for name, sites in plan.groups.items() if sites != plan.roster}
+    with_trunk = {site for sites in trunks.values() for site in sites}
+    rest = tuple(site for site in plan.roster if trunks and site not in with_trunk)
+    if rest:
+        trunks["of sites whose trunk is not shared"] = rest
+    return tuple(trunks.items())
 
 
 def rounding_key(plan: Plan, site: str, round_number: int) -> bytes:

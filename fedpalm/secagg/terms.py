@@ -17,6 +17,11 @@ MAX_MASKED_SITES = 200
 MIN_MASKED_SITES = 3
 
 
+def group_survivors(colluders: int) -> int:
+    """Fewest sites in any sum: with n_c colluders among them it still hides at least two honest ones."""
+    return max(3, colluders + 2)
+
+
 @dataclass(frozen=True)
 class SecAggTerms:
     """Parameters of masking in a run; every site derives them from the plan that it approved.
@@ -24,7 +29,8 @@ class SecAggTerms:
     Args:
         roster: every site of the plan, sorted; a site's share has its position, from 1.
         colluders: n_c, sites that may work together with a lying coordinator.
-        smallest_sum: the least number of sites in a sum that the plan wants, if more than masking itself.
+        smallest_sum: the least number of sites that the plan wants in the sum over everybody, if more than
+            masking itself.
         groups: per group of parameters its name and members, sorted; other sites contribute zeros to it.
             Empty when every site contributes to every parameter.
     Raises:
@@ -56,11 +62,12 @@ class SecAggTerms:
         for name, members in self.groups:
             if list(members) != sorted(set(members)) or not set(members) <= set(self.roster):
                 raise ConfigError(f"group {name}: its members are not sites of the roster, sorted")
-            if len(members) < self.min_survivors:
+            if len(members) < self.group_survivors:
                 raise ConfigError(
-                    f"group {name} has {len(members)} sites, the smallest sum is "
-                    f"{self.min_survivors}",
-                    next_step="join it with another group in the plan, or train it without masking",
+                    f"group {name} has {len(members)} sites, and its sum would have to hide one among "
+                    f"{self.group_survivors}: it could never be unmasked",
+                    next_step="give more sites that backbone, leave its trunk out of the model, so that it "
+                    "stays at its sites, or train without masking",
                 )
 
     @property
@@ -75,8 +82,19 @@ class SecAggTerms:
 
     @property
     def min_survivors(self) -> int:
-        """n_min: with n_c colluders in it, a sum still hides at least two honest sites."""
-        return max(3, self.colluders + 2, self.smallest_sum)
+        """n_min of the sum over everybody: the plan may want more than masking itself."""
+        return max(group_survivors(self.colluders), self.smallest_sum)
+
+    @property
+    def group_survivors(self) -> int:
+        """The same of each group's own sum, whatever quorum the plan wants of the whole."""
+        return group_survivors(self.colluders)
+
+    @property
+    def to_spare(self) -> int:
+        """How many sites may be away, whichever they are."""
+        spare = [len(members) - self.group_survivors for _, members in self.groups]
+        return min([self.sites - self.quorum, *spare])
 
     @property
     def quorum(self) -> int:
@@ -122,6 +140,6 @@ class SecAggTerms:
             return f"{len(sites)} sites, masking needs {self.quorum}"
         for name, members in self.groups:
             left = len(set(members) & set(sites))
-            if left < self.min_survivors:
-                return f"{left} sites of group {name}, its sum needs {self.min_survivors}"
+            if left < self.group_survivors:
+                return f"{left} sites of group {name}, its sum needs {self.group_survivors}"
         return ""
