@@ -1,13 +1,15 @@
 """Networks for signatures: a trunk, the projection into the common space, the detection head.
 
-Sources: SigNet is Hafemann, Sabourin, Oliveira 2017, "Learning features for offline handwritten signature
-verification using deep convolutional neural networks" (arXiv:1705.05787): five convolutions, pooling after the first,
-second and fifth. Ours are a quarter as wide, take 128 x 128 pixels and normalise by groups of channels. ResNet: He
-et al. 2016 (arXiv:1512.03385), one basic block a stage. CompNet is the textural expert of palms with its
-convolution in the frequency domain. Group normalisation: Wu, He 2018 (arXiv:1803.08494).
+Sources: SigNet is Hafemann, Sabourin, Oliveira 2017, "Learning features for offline handwritten
+signature verification using deep convolutional neural networks" (arXiv:1705.05787): five convolutions,
+pooling after the first, second and fifth. Ours are a quarter as wide, take 128 x 128 pixels and normalise
+by groups of channels (Wu, He 2018, arXiv:1803.08494). ResNet: He et al. 2016 (arXiv:1512.03385), one
+basic block a stage. CompNet is the textural expert of palms, its convolution in the frequency domain.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -109,10 +111,10 @@ class CompNetTrunk(nn.Module):
         self.feature = nn.Linear(COMPNET_FLAT, FEATURE_LENGTH)
 
     def forward(self, spectrum: Tensor) -> Tensor:
-        textures = torch.split(self.expert(spectrum), MAP_SIZES, dim=1)
+        textures = torch.split(self.expert(spectrum), list(MAP_SIZES), dim=1)
         pooled = [
-            F.adaptive_avg_pool2d(one.unflatten(1, (1, side, side)), COMPNET_POOLED_SIDE).flatten(1)
-            for one, side in zip(textures, (int(size**0.5) for size in MAP_SIZES), strict=True)
+            F.adaptive_avg_pool2d(one.reshape(-1, 1, side, side), COMPNET_POOLED_SIDE).flatten(1)
+            for one, side in zip(textures, map(math.isqrt, MAP_SIZES), strict=True)
         ]
         return F.relu(self.feature(torch.cat(pooled, dim=1)))
 
