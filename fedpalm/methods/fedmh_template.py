@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from ..layout import OPEN_SET, Layout, TensorSpec
-from ..models.signature_spec import COMMON, initial_model, model_shapes, trunk_group
+from ..models.signature_spec import initial_model, model_shapes
 from .template import ModelTemplate
 
 
@@ -13,7 +13,7 @@ def fedmh_template(backbones: Iterable[str], seed: int) -> ModelTemplate:
     """Layout ``open_set.<group>.<tensor>`` and the shared vector of round 0, from public settings alone.
 
     Args:
-        backbones: of the sites; each is in the union once.
+        backbones: those whose trunks are shared; each is in the union once.
     Raises:
         ConfigError: there is no such backbone.
     """
@@ -21,12 +21,3 @@ def fedmh_template(backbones: Iterable[str], seed: int) -> ModelTemplate:
     layout = Layout(tuple(TensorSpec(OPEN_SET + name, shape) for name, shape in shapes.items()))
     tensors = {OPEN_SET + name: one for name, one in initial_model(backbones, seed).items()}
     return ModelTemplate(layout, Layout(()), layout.flatten(tensors), {})
-
-
-def groups_of(backbones: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Members of each group, sorted, from the backbone of each site; groups in the layout's order."""
-    trunks = {
-        trunk_group(backbone): tuple(sorted(s for s, one in backbones.items() if one == backbone))
-        for backbone in sorted(set(backbones.values()))
-    }
-    return trunks | dict.fromkeys(COMMON, tuple(sorted(backbones)))

@@ -1,0 +1,88 @@
+"""What a site does with an averaged model: it goes towards it as far as its own held-out data allow.
+
+For one group of parameters after the other the line w + eta (aggregate - w) is tried at every eta of
+ETAS. A step counts as a Pareto improvement if neither probe loss is more than the tolerance above what it
+was **before the receipt**, for all groups together, and one is below what it is now. Of those the
+one with the largest scalarised gain is taken; without a gain, eta = 0 and the group stays as it is.
+
+So whatever arrives, after a receipt neither probe loss exceeds its value before by more than the tolerance,
+and their weighted sum is not above what it was. Nothing is said of data that the probe does not hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import LayoutMismatchError
+from ..layout import FloatVector
+
+ETAS = (0.1, 0.25, 0.5, 0.75, 1.0)
+"""Beside 0, which needs no look."""
+
+
+class ProbeLosses(NamedTuple):
+    """On held-out data: of telling writers, and of telling forgeries; a loss that is not finite is refused."""
+
+    user: float
+    forged: float
+
+    def scalarised(self, detection_weight: float) -> float:
+        return (1 - detection_weight) * self.user + detection_weight * self.forged
+
+
+class Receipt(NamedTuple):
+    """``model`` (P,) to go on with; eta of each group; both losses before and after."""
+
+    model: FloatVector
+    etas: dict[str, float]
+    before: ProbeLosses
+    after: ProbeLosses
+
+
+def receive(
+    own: FloatVector,
+    aggregate: FloatVector,
+    groups: Mapping[str, slice],
+    probe: Callable[[FloatVector], ProbeLosses],
+    *,
+    tolerance: float,
+    detection_weight: float,
+) -> Receipt:
+    """Search the line to the aggregate in each group, in their order.
+
+    Args:
+        own, aggregate: (P,) float32.
+        groups: values of the vector by group.
+        probe: both losses of a (P,) model; it must be deterministic.
+        tolerance: eps >= 0.
+    Raises:
+        LayoutMismatchError: the two are not vectors of one length.
+    """
+    if own.shape != aggregate.shape or own.ndim != 1:
+        raise LayoutMismatchError(f"got a model {aggregate.shape}, this site's is {own.shape}")
+    before = now = probe(own)
+    limit = ProbeLosses(before.user + tolerance, before.forged + tolerance)
+    model, etas = own.copy(), dict.fromkeys(groups, 0.0)
+    for name, part in groups.items():
+        start, way = model[part].copy(), aggregate[part] - model[part]
+        best, best_losses = start, now
+        for eta in ETAS:
+            model[part] = start + np.float32(eta) * way
+            losses = probe(model)
+            if _improves(losses, now, limit) and (
+                losses.scalarised(detection_weight) < best_losses.scalarised(detection_weight)
+            ):
+                best, best_losses, etas[name] = model[part].copy(), losses, eta
+        model[part], now = best, best_losses
+    return Receipt(model, etas, before, now)
+
+
+def _improves(losses: ProbeLosses, now: ProbeLosses, limit: ProbeLosses) -> bool:
+    if not (math.isfinite(losses.user) and math.isfinite(losses.forged)):
+        return False
+    within = losses.user <= limit.user and losses.forged <= limit.forged
+    return within and (losses.user < now.user or losses.forged < now.forged)
