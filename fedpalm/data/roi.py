@@ -6,8 +6,6 @@ photograph. A pixel of value 0 means "outside the palm" and stays 0.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +13,29 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import DataError
+from .decoding import ImageRules, decode, refuse
 from .records import ImageRecord, by_identity, problems_error
 
 SIDE_PX = 128
 MIN_SIDE_PX = 64
 MAX_ASPECT = 1.25
-MAX_PIXELS = 50_000_000
 MIN_CONTRAST = 4.0
 """Least standard deviation of grey levels (of 255) over pixels > 0."""
 
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 NEXT_STEP = (
     f"give images cropped to the palm's region of interest: {MIN_SIDE_PX} px or more a side, near "
     f"square (at most 1:{MAX_ASPECT}), with visible creases; or take these files out"
+)
+_RULES = ImageRules(
+    min_side_px=MIN_SIDE_PX,
+    max_aspect=MAX_ASPECT,
+    too_small="is too small for a region of interest",
+    too_long="is not near square: not a cropped palm",
+    behind=0,
+    next_step=NEXT_STEP,
 )
 
 Image32 = npt.NDArray[np.float32]
@@ -140,47 +145,8 @@ def read_roi(source: Path | bytes | npt.NDArray[Any]) -> Roi:
     Raises:
         DataError: unreadable, damaged, too large to decode safely, or not a region of interest.
     """
-    if isinstance(source, np.ndarray):
-        return _from_pixels(source)
-    name = str(source) if isinstance(source, Path) else "the image"
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns about sizes below our own limit, which is checked before any decoding.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(opened, formats=_FORMATS) as image:
-                _check_size(name, image.size)
-                size, grey = image.size, _grey(name, ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise _refuse(name, "no such file") from None
-    except UnidentifiedImageError:
-        raise _refuse(name, "not a png, jpg, bmp or tif image") from None
-    except Image.DecompressionBombError:
-        raise _refuse(name, f"more than {MAX_PIXELS} pixels") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _refuse(name, f"damaged or unreadable image ({error})") from error
+    name, grey, size = decode(source, _RULES)
     return _checked(name, grey, size)
-
-
-def _from_pixels(pixels: npt.NDArray[Any]) -> Roi:
-    name = "the pixels"
-    if pixels.dtype != np.uint8 or not (
-        pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
-    ):
-        raise _refuse(name, f"{pixels.dtype} {pixels.shape}; (H, W) or (H, W, 3) uint8 is expected")
-    size = (pixels.shape[1], pixels.shape[0])
-    _check_size(name, size)
-    return _checked(name, Image.fromarray(pixels).convert("L"), size)
-
-
-def _check_size(name: str, size: tuple[int, int]) -> None:
-    width, height = size
-    if width * height > MAX_PIXELS:
-        raise _refuse(name, f"{width}x{height} px, more than {MAX_PIXELS} pixels")
-    if min(width, height) < MIN_SIDE_PX:
-        raise _refuse(name, f"{width}x{height} px is too small for a region of interest")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise _refuse(name, f"{width}x{height} px is not near square: not a cropped palm")
 
 
 def _checked(name: str, grey: Image.Image, size: tuple[int, int]) -> Roi:
@@ -190,28 +156,9 @@ def _checked(name: str, grey: Image.Image, size: tuple[int, int]) -> Roi:
     )
     contrast = contrast_of(small)
     if contrast < MIN_CONTRAST:
-        raise _refuse(
-            name, f"contrast {contrast:.1f} grey levels, at least {MIN_CONTRAST:g} needed: blank?"
+        raise refuse(
+            name,
+            f"contrast {contrast:.1f} grey levels, at least {MIN_CONTRAST:g} needed: blank?",
+            NEXT_STEP,
         )
     return Roi(small, size)
-
-
-def _refuse(name: str, why: str) -> DataError:
-    safe = "nothing was stored" if name.startswith("the ") else "the file is unchanged"
-    return DataError(f"{name}: {why}", safe=safe, next_step=NEXT_STEP)
-
-
-def _grey(name: str, image: Image.Image) -> Image.Image:
-    """8-bit grey; what is transparent counts as outside the palm."""
-    if image.mode.startswith("I;16"):
-        # convert("L") would clip 16-bit levels at 255 instead of scaling them.
-        levels = np.asarray(image, dtype=np.uint16)
-        return Image.fromarray((levels // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise _refuse(name, f"pixels of mode {image.mode}; 8 or 16 bits a channel are expected")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert(
-            "L"
-        )
-    return image.convert("L")

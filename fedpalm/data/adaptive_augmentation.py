@@ -1,0 +1,205 @@
+"""More views of the signatures that a site has few of: fewer samples, more copies, stronger changes.
+
+A subset is one writer's genuine signatures, or the forgeries of that writer. A subset of n samples gets
+ceil((T - n)+) copies of strength s_max (1 - n/T); a copy keeps the writer and the truth of its original.
+Hold samples out before, never after: a copy of a held-out sample is that sample.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from ..errors import DataError
+from .signature_image import frame, standardise_ink
+from .signatures import SignatureImages
+
+AugmentationMode = Literal["off", "uniform", "adaptive"]
+
+MAX_TURN_RAD = 0.18
+MAX_STRETCH = 0.12
+MAX_SHEAR = 0.18
+MAX_ELASTIC_PX = 5.0
+MAX_THICKER_PX = 1.6
+MAX_THINNER_PX = 0.5
+"""Bounds of a copy's changes at strength 1; at strength s each is s times as large."""
+
+_ELASTIC_KNOTS = 5
+_ROOM_PX = 24  # around the original, so that nothing of it is lost before it is framed anew
+Image32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SubsetGrowth:
+    """What one subset is given: its size before, how many copies, of what strength."""
+
+    writer: int
+    genuine: bool
+    samples: int
+    copies: int
+    strength: float
+
+
+def target_size(images: SignatureImages, target: Literal["max"] | float) -> float:
+    """T: the largest of the site's subsets, or a quantile (0..1) of their sizes.
+
+    A subset without a sample is not one: nothing can be copied into it. 0 if there is none at all.
+
+    Raises:
+        DataError: a quantile outside 0..1.
+    """
+    if target != "max" and not 0.0 <= target <= 1.0:
+        raise DataError(f"the target {target} is neither max nor a quantile between 0 and 1")
+    sizes = [size for _, _, size in _subsets(images)]
+    if not sizes:
+        return 0.0
+    return float(max(sizes) if target == "max" else np.quantile(sizes, target))
+
+
+def growth(
+    images: SignatureImages,
+    mode: AugmentationMode,
+    target: Literal["max"] | float,
+    strength_max: float,
+) -> tuple[SubsetGrowth, ...]:
+    """How each subset grows, by writer, genuine ones first.
+
+    ``uniform`` spends as many copies as ``adaptive``, in proportion to the subsets' sizes and all of the
+    mean strength of its copies: what differs between the two is only where the effort goes.
+
+    Raises:
+        DataError: another mode, a quantile outside 0..1 or a strength outside 0..1.
+    """
+    if mode not in get_args(AugmentationMode):
+        raise DataError(f"{mode!r} is not one of {', '.join(get_args(AugmentationMode))}")
+    if not 0.0 <= strength_max <= 1.0:
+        raise DataError(f"the greatest strength {strength_max} is not between 0 and 1")
+    size = target_size(images, target)
+    grown = [
+        SubsetGrowth(
+            writer,
+            genuine,
+            n,
+            max(0, math.ceil(size - n)),
+            strength_max * max(0.0, 1.0 - n / size),
+        )
+        for writer, genuine, n in _subsets(images)
+    ]
+    copies = sum(one.copies for one in grown)
+    if mode == "off" or not copies:
+        return tuple(SubsetGrowth(s.writer, s.genuine, s.samples, 0, 0.0) for s in grown)
+    if mode == "adaptive":
+        return tuple(grown)
+    strength = sum(one.copies * one.strength for one in grown) / copies
+    shares = _apportioned(copies, [one.samples for one in grown])
+    return tuple(
+        SubsetGrowth(s.writer, s.genuine, s.samples, share, strength)
+        for s, share in zip(grown, shares, strict=True)
+    )
+
+
+def adaptive_augmentation(
+    images: SignatureImages,
+    *,
+    mode: AugmentationMode,
+    target: Literal["max"] | float,
+    strength_max: float,
+    rng: np.random.Generator,
+) -> SignatureImages:
+    """The images, unchanged and in their order, and behind them the copies that :func:`growth` asks for.
+
+    The samples of a subset take turns as originals, so they are copied equally often but for one.
+    Deterministic in ``rng``.
+
+    Raises:
+        DataError: as :func:`growth`.
+    """
+    copies: list[Image32] = []
+    originals: list[int] = []
+    for subset in growth(images, mode, target, strength_max):
+        rows = np.flatnonzero(
+            (images.writers == subset.writer) & (images.genuine == subset.genuine)
+        )
+        order = rng.permutation(rows)
+        for turn in range(subset.copies):
+            row = int(order[turn % len(order)])
+            originals.append(row)
+            copies.append(redrawn(images.images[row, 0], subset.strength, rng))
+    if not copies:
+        return images
+    rows = np.asarray(originals, dtype=np.int64)
+    return SignatureImages(
+        np.concatenate([images.images, np.stack(copies)[:, None]]),
+        np.concatenate([images.writers, images.writers[rows]]),
+        np.concatenate([images.genuine, images.genuine[rows]]),
+        images.classes,
+    )
+
+
+def redrawn(image: Image32, strength: float, rng: np.random.Generator) -> Image32:
+    """One changed copy of a prepared signature: affine map, elastic map, stroke thickness.
+
+    Args:
+        image: (128, 128) float32, paper 0, some ink.
+        strength: 0..1; 0 changes nothing.
+    Returns:
+        (128, 128) float32, framed and standardised as its original was.
+    """
+    if strength == 0.0:
+        return image.copy()
+    image = np.pad(image, _ROOM_PX)
+    height, width = image.shape
+    turn = rng.uniform(-MAX_TURN_RAD, MAX_TURN_RAD) * strength
+    stretch_x, stretch_y = 1.0 + rng.uniform(-MAX_STRETCH, MAX_STRETCH, 2) * strength
+    shear = rng.uniform(-MAX_SHEAR, MAX_SHEAR) * strength
+    matrix = np.array(
+        [
+            [stretch_y * math.cos(turn), -math.sin(turn)],
+            [math.sin(turn) + shear, stretch_x * math.cos(turn)],
+        ]
+    )
+    centre = np.array([(height - 1) / 2, (width - 1) / 2])
+    at = np.indices(image.shape).reshape(2, -1)
+    source = (matrix @ (at - centre[:, None])) + centre[:, None]
+    knots = rng.uniform(-MAX_ELASTIC_PX, MAX_ELASTIC_PX, (2, _ELASTIC_KNOTS, _ELASTIC_KNOTS))
+    zoom = (height / _ELASTIC_KNOTS, width / _ELASTIC_KNOTS)
+    for axis in range(2):
+        source[axis] += strength * ndimage.zoom(knots[axis], zoom, order=3).ravel()
+    moved = ndimage.map_coordinates(image, source.reshape(2, height, width), order=1)
+    return standardise_ink(frame(_thickened(moved.astype(np.float32), strength, rng)))
+
+
+def _thickened(image: Image32, strength: float, rng: np.random.Generator) -> Image32:
+    """Strokes wider or narrower by up to so many pixels a side; a part of a pixel is a blend."""
+    change = rng.uniform(-MAX_THINNER_PX, MAX_THICKER_PX) * strength
+    while abs(change) > 1e-6:
+        step = min(1.0, abs(change))
+        filtered = (ndimage.grey_dilation if change > 0 else ndimage.grey_erosion)(image, (3, 3))
+        image = ((1.0 - step) * image + step * filtered).astype(np.float32)
+        change -= math.copysign(step, change)
+    return image
+
+
+def _subsets(images: SignatureImages) -> list[tuple[int, bool, int]]:
+    """(writer, genuine, size) of every subset with a sample in it, by writer, genuine ones first."""
+    return [
+        (writer, genuine, count)
+        for writer in range(images.classes)
+        for genuine in (True, False)
+        if (count := int(((images.writers == writer) & (images.genuine == genuine)).sum()))
+    ]
+
+
+def _apportioned(total: int, sizes: list[int]) -> list[int]:
+    """``total`` in proportion to ``sizes``, in whole numbers: largest remainders, ties to the first."""
+    exact = [total * size / sum(sizes) for size in sizes]
+    shares = [math.floor(share) for share in exact]
+    by_rest = sorted(range(len(sizes)), key=lambda at: shares[at] - exact[at])
+    for at in by_rest[: total - sum(shares)]:
+        shares[at] += 1
+    return shares
