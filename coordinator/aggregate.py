@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
@@ -31,7 +31,7 @@ from fedpalm.errors import (
     UnavailableError,
 )
 from fedpalm.layout import FloatVector
-from fedpalm.methods.rules import ServerRule
+from fedpalm.methods.rules import ServerRule, stepped
 from fedpalm.secagg.codec import BYTES_PER_VALUE, Encoded, FixedPointCodec, add_into
 from fedpalm.secagg.masks import mask_block
 
@@ -46,7 +46,7 @@ def aggregate(
     codec: FixedPointCodec,
     rule: ServerRule,
     model: Path,
-    updates: Sequence[Path],
+    updates: Mapping[str, Path],
     result: Callable[[str], Path],
     corrections: Corrections = ((), ()),
 ) -> str:
@@ -54,7 +54,7 @@ def aggregate(
 
     Args:
         model: (P,) little-endian float32, the global model that the updates start from.
-        updates: (P + k,) little-endian uint32 each, the survivors' payloads in any order.
+        updates: (P + k,) little-endian uint32 each, by survivor.
         result: where a model of this hex SHA-256 belongs.
         corrections: of masked updates: stream keys to add to their sum, and to subtract from it.
 
@@ -71,23 +71,25 @@ def aggregate(
     try:
         with ExitStack() as stack:
             base = _open(stack, model, codec.parameters * BYTES_PER_VALUE)
-            parts = [_open_update(stack, path, codec.payload_bytes) for path in updates]
+            parts = [_open_update(stack, path, codec.payload_bytes) for path in updates.values()]
             tail = _sum_block(parts, codec.parameters, codec.length, corrections)
             stats, masked = codec.decode_stats(tail), any(corrections)
             if masked:
-                codec.check_sum_stats(tail, len(parts))
+                codec.check_sum_stats(tail, updates)
 
-            def stepped(begin: int, end: int) -> FloatVector:
+            def block_of(begin: int, end: int) -> FloatVector:
                 params = _read(base, begin, end).view("<f4")
                 summed = _sum_block(parts, begin, end, corrections)
-                if masked:
-                    codec.check_sum_deltas(summed, len(parts), stats["weight"])
-                block = rule.step(params, codec.decode_deltas(summed), stats)
+                for group in codec.parts if masked else ():
+                    weight = codec.stats_of(stats, group)["weight"]
+                    part = summed[group.within(begin, end)]
+                    codec.check_sum_deltas(part, group, updates, weight)
+                block = stepped(codec, rule, params, summed, begin, stats)
                 if not np.isfinite(block).all():
                     raise NonFiniteUpdateError("the step makes a parameter NaN or infinite")
                 return block
 
-            return _write_model(stack, model, codec.parameters, stepped, result)
+            return _write_model(stack, model, codec.parameters, block_of, result)
     except OSError as error:
         raise _not_formed(error) from error
 
@@ -183,8 +185,8 @@ def _not_formed(error: OSError) -> FedPalmError:
     )
 
 
-def check_values(codec: FixedPointCodec, update: Path) -> None:
-    """Hold a spooled update to the plan's bounds, before it counts.
+def check_values(codec: FixedPointCodec, update: Path, site: str) -> None:
+    """Hold a spooled update to the plan's bounds, and to its site's groups, before it counts.
 
     Raises:
         ProtocolError: the codec cannot have made it.
@@ -195,7 +197,7 @@ def check_values(codec: FixedPointCodec, update: Path) -> None:
         with ExitStack() as stack:
             part = _open_update(stack, update, codec.payload_bytes)
             for begin, end in _blocks(codec.length):
-                codec.check_encoded(_read(part, begin, end), begin)
+                codec.check_encoded(_read(part, begin, end), begin, site)
     except OSError as error:
         raise ResourceError(
             f"{update.name} cannot be read: {error.strerror}",

@@ -171,10 +171,10 @@ class Driver:
             return await asyncio.to_thread(change, codec, model, manifest, spool.model, spent)
         masked = self.conductor.masking.collection(run_id, ref)
         receipts = self._records.updates(run_id, ref)
-        updates = [
-            spool.update(run_id, ref, site, receipts[site].payload_hash)
+        updates = {
+            site: spool.update(run_id, ref, site, receipts[site].payload_hash)
             for site in effect.survivors
-        ]
+        }
         corrections = await asyncio.to_thread(masked.corrections) if masked else ((), ())
         rule = server_rule(plan.draft.method)
         return await asyncio.to_thread(

@@ -325,7 +325,8 @@ class FederationService(FederationServicer):
             await self._receive(claim.run_id, claim.site, path, header, requests)
         if claim.masked is None:
             try:
-                await asyncio.to_thread(check_values, self._c.conductor.codec(claim.run_id), path)
+                codec = self._c.conductor.codec(claim.run_id)
+                await asyncio.to_thread(check_values, codec, path, claim.site)
             except ProtocolError:
                 path.unlink(missing_ok=True)
                 raise

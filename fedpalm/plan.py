@@ -7,13 +7,22 @@ becomes a :class:`Plan`. Its canonical JSON is hashed; whatever is not in there 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from .canonical import canonical_json, domain_hash
 from .errors import ConfigError
+from .groups import EVERYBODY, Group, groups_of
 from .layout import MAX_TENSORS, Layout, TensorSpec
 from .settings import Settings, parse_settings
 
@@ -22,6 +31,8 @@ MAX_SITES = 200
 
 
 BackboneName = Literal["compnet", "ccnet"]
+FamilyName = Literal["compnet", "resnet", "signet"]
+"""What a site's own backbone is, where every site has the one that it chose."""
 MethodName = Literal[
     "fedavg",
     "fedbn",
@@ -35,6 +46,10 @@ MethodName = Literal[
     "moon",
     "rehearsal",
 ]
+
+
+GROUPED: Mapping[str, bool] = {"fedmh": True, "rehearsal": False}
+"""Methods of sites with backbones of their own, and whether they cannot do without."""
 
 
 class PrivacySettings(Settings):
@@ -144,6 +159,8 @@ class PlanDraft(Settings):
     that TEIM trains with all of them. Left out: ``deployment`` if there are experts, else ``never``."""
     exchange_without_refusers: bool = False
     """A site's no ends the exchange for everybody, or (true) it goes on among those who say yes."""
+    backbones: dict[Name, FamilyName] = Field(default_factory=dict, max_length=MAX_SITES)
+    """By site, where sites have backbones of their own: which parameters a site contributes to."""
     training: TrainingSettings = TrainingSettings()
     codec: CodecSettings = CodecSettings()
 
@@ -171,6 +188,24 @@ class PlanDraft(Settings):
                 "or training.expert_norm = 'none'"
             )
         return self
+
+    @model_validator(mode="after")
+    def _backbones_where_they_matter(self) -> PlanDraft:
+        if self.backbones and self.method not in GROUPED:
+            raise ValueError(f"method {self.method!r} has one model for all: leave backbones out")
+        if GROUPED.get(self.method) and not self.backbones:
+            raise ValueError(
+                f"method {self.method!r} needs the backbone of every site: [backbones] SITE = NAME"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_backbones(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A plan without backbones says nothing of them: its bytes are those that it always had."""
+        values: dict[str, Any] = handler(self)
+        if not self.backbones:
+            values.pop("backbones", None)
+        return values
 
     @model_validator(mode="after")
     def _keeps_the_boundary(self) -> PlanDraft:
@@ -284,6 +319,13 @@ class Plan(Settings):
             )
         if not self.model_layout.only("open_set."):
             raise ValueError("a round shares open_set.* tensors and nothing else")
+        if self.draft.backbones:
+            if odd := sorted(set(self.draft.backbones) ^ set(self.roster)):
+                raise ValueError(
+                    f"backbones and roster differ in {', '.join(odd[:5])}: [backbones] names the one "
+                    "backbone of every site of the roster, and of no other"
+                )
+            groups_of(self.model_layout, self.draft.backbones)
         experts = bool(self.expert_layout)
         if experts != (self.draft.expert_exchange != "never"):
             raise ValueError("an expert layout goes with an expert_exchange that is not 'never'")
@@ -302,6 +344,18 @@ class Plan(Settings):
     def released_layout(self) -> Layout:
         """Layout of the expert that the exchange releases (empty if none)."""
         return _layout(self.expert_layout)
+
+    @cached_property
+    def parameter_groups(self) -> tuple[Group, ...]:
+        """Which sites contribute to which values of the shared vector, in its order; together all of it."""
+        if self.draft.backbones:
+            return groups_of(self.model_layout, self.draft.backbones)
+        return (Group(EVERYBODY, 0, self.model_layout.size, self.roster),)
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Members of each group of parameters, by its name; one of everybody without ``backbones``."""
+        return {group.name: group.members for group in self.parameter_groups}
 
     @property
     def witnessed(self) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from fedpalm.errors import FedPalmError, NotFoundError, StaleRoundError
+from fedpalm.groups import foreign_to
 from fedpalm.layout import OPEN_SET, FloatVector, Layout, TensorSpec
 from fedpalm.methods.base import SiteUpdate
 from fedpalm.methods.contribution import codec_for, masking_terms, rounding_key
@@ -74,8 +75,8 @@ class EgressGate(ExpertGate):
             private: the site's private state, to compare with what would leave.
         Raises:
             EgressRefusedError: no accepted manifest asks for this round from this model; another layout
-                than the plan's, a tensor that is not ``open_set.*``, foreign types, or values that are a
-                private tensor's.
+                than the plan's, a tensor that is not ``open_set.*``, foreign types, values that are a
+                private tensor's, or any but zeros in a group that this site is not of.
             PlanNotApprovedError, PolicyError, ForkError: the run goes no further at this site.
             NonFiniteUpdateError, CodecOverflowError: as in the codec.
         """
@@ -100,8 +101,18 @@ class EgressGate(ExpertGate):
             raise refused(f"statistics {sorted(update.stats)[:5]} are not those of the method")
         delta = update.delta.copy()
         refuse_private_content(agreed, delta, shared, private)
+        for group in foreign_to(self.site, plan.parameter_groups):
+            if delta[group.span].any():
+                raise refused(
+                    f"the delta has values in group {group.name}, which this site is not of: it "
+                    "contributes zeros there"
+                )
         encoded = codec.encode(
-            delta, update.weight, update.stats, rounding_key(plan, self.site, round_number)
+            delta,
+            update.weight,
+            update.stats,
+            rounding_key(plan, self.site, round_number),
+            self.site,
         )
         return NewUpdate(model_hash, agreed.hash, encoded.astype("<u4", copy=False).data)
 

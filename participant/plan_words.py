@@ -75,7 +75,7 @@ def masking_words(plan: Plan) -> tuple[str, ...]:
     terms = masking_terms(plan)
     if terms is None:
         return _NOT_MASKED
-    away = terms.sites - max(terms.quorum, plan.draft.quorum)
+    away = terms.to_spare
     return (
         "Masking is on: the update leaves as numbers that look random. The coordinator sees only the sum "
         f"of at least {terms.min_survivors} sites' updates, the weights inside it included, even if it "

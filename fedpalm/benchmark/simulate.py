@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from ..layout import OPEN_SET, FloatVector
 from ..methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdate, Tensors
 from ..methods.contribution import codec_for, derived_rounding_key
-from ..methods.rules import server_rule
+from ..methods.rules import server_rule, stepped
 from ..methods.site import build_site, build_site_method
 from ..methods.template import model_template
 from ..plan import Plan, warm_up_rounds
@@ -193,7 +193,8 @@ def _aggregate(
     total = np.zeros(codec.length, dtype=np.uint32)
     for site, update in updates.items():
         key = derived_rounding_key(plan, site, number)
-        add_into(total, codec.encode(update.delta, update.weight, update.stats, key))
+        encoded = codec.encode(update.delta, update.weight, update.stats, key, site)
+        add_into(total, encoded)
     stats = codec.decode_stats(total[codec.parameters :])
-    deltas = codec.decode_deltas(total[: codec.parameters])
-    return server_rule(plan.draft.method).step(shared, deltas, stats)
+    rule = server_rule(plan.draft.method)
+    return stepped(codec, rule, shared, total[: codec.parameters], 0, stats)

@@ -20,6 +20,7 @@ def codec_for(plan: Plan) -> FixedPointCodec:
         clip_abs=plan.draft.codec.clip_abs,
         max_weight=plan.draft.codec.max_weight,
         stats=server_rule(plan.draft.method).stats,
+        groups=plan.parameter_groups if plan.draft.backbones else (),
     )
 
 
@@ -31,7 +32,7 @@ def masking_terms(plan: Plan) -> SecAggTerms | None:
     """
     if plan.draft.masking != "secagg":
         return None
-    terms = SecAggTerms(plan.roster, plan.draft.colluders, plan.quorum)
+    terms = SecAggTerms(plan.roster, plan.draft.colluders, plan.quorum, groups=_sums_within(plan))
     if plan.quorum < terms.quorum:
         raise ConfigError(
             f"quorum {plan.quorum}: masking among {terms.sites} sites with "
@@ -41,6 +42,20 @@ def masking_terms(plan: Plan) -> SecAggTerms | None:
     return terms
 
 
+def _sums_within(plan: Plan) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Sets of sites of which the sum of a round gives away a sum of their own, if not of everybody.
+
+    These are the groups, and the sites without a shared trunk: their weight is what is left of the weight
+    of a group of everybody once those of all trunks are taken off.
+    """
+    trunks = {name: sites for name, sites in plan.groups.items() if sites != plan.roster}
+    with_trunk = {site for sites in trunks.values() for site in sites}
+    rest = tuple(site for site in plan.roster if trunks and site not in with_trunk)
+    if rest:
+        trunks["of sites whose trunk is not shared"] = rest
+    return tuple(trunks.items())
+
+
 def sites_to_spare(plan: Plan) -> int | None:
     """How many sites of the roster a round can do without under masking; None without masking.
 
@@ -48,7 +63,7 @@ def sites_to_spare(plan: Plan) -> int | None:
         ConfigError: as :func:`masking_terms`.
     """
     terms = masking_terms(plan)
-    return None if terms is None else terms.sites - max(terms.quorum, plan.draft.quorum)
+    return None if terms is None else terms.to_spare
 
 
 def rounding_key(plan: Plan, site: str, round_number: int) -> bytes:

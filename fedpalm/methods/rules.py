@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ..errors import ConfigError
 from ..layout import FloatVector
 from ..plan import MethodName
+from ..secagg.codec import Encoded, FixedPointCodec
 
 STEPS_UNIT = 256
 """FedNova's n_i tau_i travels in this unit, so that it keeps within the bound that n_i has. A power of
@@ -85,6 +86,34 @@ class NormalisedMean:
         weight = stats["weight"]
         pace = stats["steps"] * STEPS_UNIT / weight if weight else 0.0
         return WeightedMean().step(params, pace * total, stats)
+
+
+def stepped(
+    codec: FixedPointCodec,
+    rule: ServerRule,
+    params: FloatVector,
+    summed: Encoded,
+    begin: int,
+    stats: Mapping[str, float],
+) -> FloatVector:
+    """One block of the new global vector, each group of parameters by its own weight.
+
+    Args:
+        params: (B,) float32, values ``begin`` to ``begin + B`` of the global vector.
+        summed: (B,) uint32, the same values of the sum, without masks.
+        stats: the decoded tail of the sum.
+
+    Returns:
+        (B,) float32; a group that nobody contributed to has zero weight and keeps its values.
+    """
+    if not codec.groups:
+        return rule.step(params, codec.decode_deltas(summed), stats)
+    block = params.copy()
+    for group in codec.groups:
+        part = group.within(begin, begin + len(params))
+        total = codec.decode_deltas(summed[part], group)
+        block[part] = rule.step(params[part], total, codec.stats_of(stats, group))
+    return block
 
 
 _RULES: dict[str, ServerRule] = {method: WeightedMean() for method in get_args(MethodName)}

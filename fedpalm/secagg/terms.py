@@ -56,11 +56,12 @@ class SecAggTerms:
         for name, members in self.groups:
             if list(members) != sorted(set(members)) or not set(members) <= set(self.roster):
                 raise ConfigError(f"group {name}: its members are not sites of the roster, sorted")
-            if len(members) < self.min_survivors:
+            if len(members) < self.group_survivors:
                 raise ConfigError(
-                    f"group {name} has {len(members)} sites, the smallest sum is "
-                    f"{self.min_survivors}",
-                    next_step="join it with another group in the plan, or train it without masking",
+                    f"group {name} has {len(members)} sites, and its sum would have to hide one among "
+                    f"{self.group_survivors}: it could never be unmasked",
+                    next_step="give more sites that backbone, leave its trunk out of the model, so that it "
+                    "stays at its sites, or train without masking",
                 )
 
     @property
@@ -77,6 +78,17 @@ class SecAggTerms:
     def min_survivors(self) -> int:
         """n_min: with n_c colluders in it, a sum still hides at least two honest sites."""
         return max(3, self.colluders + 2, self.smallest_sum)
+
+    @property
+    def group_survivors(self) -> int:
+        """The same of each group's own sum, whatever quorum the plan wants of the whole."""
+        return max(3, self.colluders + 2)
+
+    @property
+    def to_spare(self) -> int:
+        """How many sites may be away, whichever they are."""
+        spare = [len(members) - self.group_survivors for _, members in self.groups]
+        return min([self.sites - self.quorum, *spare])
 
     @property
     def quorum(self) -> int:
@@ -122,6 +134,6 @@ class SecAggTerms:
             return f"{len(sites)} sites, masking needs {self.quorum}"
         for name, members in self.groups:
             left = len(set(members) & set(sites))
-            if left < self.min_survivors:
-                return f"{left} sites of group {name}, its sum needs {self.min_survivors}"
+            if left < self.group_survivors:
+                return f"{left} sites of group {name}, its sum needs {self.group_survivors}"
         return ""

@@ -296,11 +296,12 @@ class SimulatedFederation:
             self.make_changed_model(effect)
             return
         receipts = self.records.updates(RUN, effect.ref)
-        paths = [
-            self.spool.update(RUN, effect.ref, site, receipts[site].payload_hash)
-            for site in effect.survivors
-        ]
-        self.order.shuffle(paths)
+        survivors = list(effect.survivors)
+        self.order.shuffle(survivors)
+        paths = {
+            site: self.spool.update(RUN, effect.ref, site, receipts[site].payload_hash)
+            for site in survivors
+        }
         masked = self.conductor.masking.collection(RUN, effect.ref)
         try:
             model_hash = aggregate(

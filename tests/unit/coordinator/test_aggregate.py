@@ -26,6 +26,11 @@ from fedpalm.secagg.codec import FixedPointCodec
 from fedpalm.secagg.masks import apply_masks
 
 
+def named(updates: list[Path]) -> dict[str, Path]:
+    """By site; what a site is called plays no part here."""
+    return {path.name: path for path in updates}
+
+
 class Bench:
     """Files of a round: a global model and updates of ``sites`` sites."""
 
@@ -51,7 +56,7 @@ class Bench:
             self.codec,
             WeightedMean(),
             self.model,
-            self.updates if updates is None else updates,
+            named(self.updates if updates is None else updates),
             self.spool.model,
         )
 
@@ -123,7 +128,7 @@ def test_a_step_out_of_the_range_of_float32_commits_nothing(make) -> None:  # ty
                 return (params.astype(np.float64) * 2).astype(np.float32)
 
     with pytest.raises(NonFiniteUpdateError):
-        aggregate(bench.codec, Doubling(), bench.model, bench.updates, bench.spool.model)
+        aggregate(bench.codec, Doubling(), bench.model, named(bench.updates), bench.spool.model)
     assert [path.name for path in bench.spool.models.iterdir()] == [bench.model.name]
 
 
@@ -191,7 +196,7 @@ def test_a_masked_sum_is_the_plain_sum_of_exactly_the_survivors(
         bench.codec,
         WeightedMean(),
         bench.model,
-        [bench.updates[number] for number in kept],
+        named([bench.updates[number] for number in kept]),
         bench.spool.model,
         corrections,
     )
@@ -201,7 +206,12 @@ def test_a_masked_sum_is_the_plain_sum_of_exactly_the_survivors(
 def masked_sum(bench: Bench) -> str:
     corrections = mask_files(bench, list(range(len(bench.updates))))
     return aggregate(
-        bench.codec, WeightedMean(), bench.model, bench.updates, bench.spool.model, corrections
+        bench.codec,
+        WeightedMean(),
+        bench.model,
+        named(bench.updates),
+        bench.spool.model,
+        corrections,
     )
 
 
@@ -260,7 +270,7 @@ def test_a_masked_sum_needs_no_more_memory(make) -> None:  # type: ignore[no-unt
             bench.codec,
             WeightedMean(),
             bench.model,
-            bench.updates[:5],
+            named(bench.updates[:5]),
             bench.spool.model,
             corrections,
         )
