@@ -4,12 +4,12 @@ For gradients u and f of the trunk and the projection, with cos(u, f) < 0, the s
 
     d = a u + (1 - a) f,    a = clip(((f - u) . f) / |u - f|^2, 0, 1)
 
-the element of least norm between them. Then d.u = d.f = |d|^2 (or, clipped, neither is less), so a small step against d
-raises neither loss. Otherwise d = (1 - w) u + w f with the plan's weight w.
+the element of least norm between them. Then d.u = d.f = |d|^2 (or, clipped, neither is less), so a
+small step against d raises neither loss. Otherwise d = (1 - w) u + w f with the plan's weight w.
 
-Source: Desideri 2012, Comptes Rendus Mathematique 350 (MGDA); Sener, Koltun 2018, arXiv:1810.04650, for two
-tasks in closed form. Plain weights where nothing is opposed, our choice: learned weights (uncertainty) would be another
-scale than the one that a receipt is judged by, and would stay at a site.
+Source: Desideri 2012, Comptes Rendus Mathematique 350 (MGDA); Sener, Koltun 2018, arXiv:1810.04650, for
+two tasks in closed form. Plain weights where nothing is opposed, our choice: learned weights
+(uncertainty) would be another scale than the one that a receipt is judged by, and would stay at a site.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ ETAS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 class ProbeLosses(NamedTuple):
-    """On held-out data: of telling writers, and of telling forgeries; a loss that is not finite is refused."""
+    """On held-out data: of telling writers, and of telling forgeries."""
 
     user: float
     forged: float

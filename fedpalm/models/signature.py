@@ -30,7 +30,6 @@ from .signature_spec import (
     SIGNET_SIDES,
     TASK_WIDTH,
     TEMPLATE_LENGTH,
-    trunk_group,
 )
 
 _SIGNET_POOLED = (0, 1, 4)
@@ -160,10 +159,6 @@ class SignatureModel(nn.Module):
             for parameter in module.parameters()
             if parameter.requires_grad
         ]
-
-    def groups(self) -> tuple[str, ...]:
-        """Of this model's tensors."""
-        return (trunk_group(self.backbone), "projection", "task")
 
     def prepare(self, images: Tensor) -> Tensor:
         """What the trunk takes of (B, 1, 128, 128) images; carries no gradient."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
+from ..groups import TRUNK
 from . import compnet_spec
 from .backbones import Shapes, drawn_tensor
 
@@ -46,13 +47,7 @@ are data of a site, and their average over sites is the statistic of none of the
 
 def trunk_group(backbone: str) -> str:
     """The group of a backbone's trunk."""
-    return f"trunk.{backbone}"
-
-
-def group_of(name: str) -> str:
-    """The group that a tensor's name begins with, ``open_set.`` left out."""
-    parts = name.split(".")
-    return ".".join(parts[:2]) if parts[0] == "trunk" else parts[0]
+    return TRUNK + backbone
 
 
 def model_shapes(backbones: Iterable[str]) -> Shapes:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -67,7 +69,7 @@ def descend(opposed, steps=30):
 
 def test_with_opposed_gradients_both_losses_fall_with_guidance_and_one_rises_without():
     guided, plain = descend(opposed=True), descend(opposed=False)
-    for (user, forged), (user_after, forged_after) in zip(guided, guided[1:], strict=False):
+    for (user, forged), (user_after, forged_after) in pairwise(guided):
         assert user_after <= user
         assert forged_after <= forged
     assert guided[-1][0] < guided[0][0]

@@ -3,13 +3,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
 from fedpalm.errors import ConfigError
+from fedpalm.groups import groups_of
+from fedpalm.methods.fedmh_template import fedmh_template
 from fedpalm.methods.training import import_tensors, named_tensors
 from fedpalm.models.backbones import initial_tensors
 from fedpalm.models.signature import SignatureModel
@@ -17,10 +18,8 @@ from fedpalm.models.signature_spec import (
     COMMON,
     SIGNATURE_BACKBONES,
     TEMPLATE_LENGTH,
-    group_of,
     initial_model,
     model_shapes,
-    trunk_group,
 )
 
 
@@ -41,7 +40,6 @@ def test_a_network_has_the_tensors_of_its_spec(backbone):
         name: tuple(one.shape) for name, one in named_tensors(SignatureModel(backbone)).items()
     }
     assert found == model_shapes([backbone])
-    assert {group_of(name) for name in found} == set(SignatureModel(backbone).groups())
 
 
 @pytest.mark.parametrize("backbone", SIGNATURE_BACKBONES)
@@ -70,7 +68,8 @@ def test_projection_and_task_are_one_shape_and_begin_alike_at_every_site():
     for model in models:
         for name, value in model.items():
             assert value.tobytes() == union[name].tobytes(), name
-    assert {group_of(name) for name in set.intersection(*map(set, models))} == set(COMMON)
+    common = set.intersection(*map(set, models))
+    assert {name.split(".")[0] for name in common} == set(COMMON)
     other = initial_model(["signet"], 8)
     assert not np.array_equal(other["projection.weight"], union["projection.weight"])
 
@@ -83,12 +82,13 @@ def test_compnet_begins_with_the_gabor_scalars_of_a_palms_model():
             assert ours[f"trunk.compnet.{name}"] == value
 
 
-def test_the_union_is_ordered_and_holds_each_group_once_whole():
-    names = list(model_shapes(["signet", "compnet", "signet", "resnet"]))
-    groups = [group_of(name) for name in names]
-    in_order = [*map(trunk_group, ("compnet", "resnet", "signet")), *COMMON]
-    assert list(dict.fromkeys(groups)) == in_order
-    assert groups == [group for group in in_order for _ in range(Counter(groups)[group])]
+def test_the_union_is_one_layout_of_all_groups():
+    layout = fedmh_template(["signet", "compnet", "signet", "resnet"], 3).layout
+    groups = groups_of(layout, {"a": "signet", "b": "compnet", "c": "signet", "d": "resnet"})
+    trunks = ["trunk.compnet", "trunk.resnet", "trunk.signet"]
+    assert [group.name for group in groups] == [*trunks, *COMMON]
+    assert [group.members for group in groups][:3] == [("b",), ("d",), ("a", "c")]
+    assert groups[-1].end == layout.size
 
 
 def test_the_models_are_small():
