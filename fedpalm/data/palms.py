@@ -6,23 +6,21 @@ seed, site, identity and sample, so an image is the same whatever else is genera
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ..canonical import canonical_json, domain_hash
 from ..errors import DataError
+from .generated import generated_set, stream
 from .palm_anatomy import grow_palm
-from .palm_capture import Sensor, capture, draw_sensor
+from .palm_capture import capture, draw_sensor
 from .records import ImageRecord
 
 GENERATOR_VERSION = 2
@@ -48,7 +46,6 @@ PRESETS: Mapping[str, PalmPreset] = MappingProxyType(
 """``benchmark`` leaves errors in the closed set too and sets sites apart (docs/data/synthetic.md)."""
 
 _STRIPE_PX = 8
-_MANIFEST = "manifest.json"
 _SENSOR, _ANATOMY, _SAMPLE = 1, 2, 3
 
 
@@ -110,18 +107,18 @@ def synthetic_palms(
     ]
     target = cache / f"synthetic-palm-{key}"
     wanted = {f"{identity}/{file}" for site in names for identity, file in site}
-    try:
-        if not _intact(target, wanted):
-            sensors = [
-                draw_sensor(_stream(_SENSOR, seed, site), site_spread) for site in range(sites)
-            ]
-            _generate(target, sensors, identities_per_site, images_per_identity, seed, difficulty)
-    except OSError as error:
-        raise DataError(
-            f"{cache}: synthetic palms cannot be written ({error})",
-            safe="no half-made set is ever read",
-            next_step="free some space or set FEDPALM_CACHE to a folder you can write",
-        ) from error
+
+    def draw() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+        for site, row in enumerate(names):
+            sensor = draw_sensor(stream(_SENSOR, seed, site), site_spread)
+            for at, (name, file) in enumerate(row):
+                identity, sample = divmod(at, images_per_identity)
+                if sample == 0:
+                    palm = grow_palm(stream(_ANATOMY, seed, site, identity))
+                rng = stream(_SAMPLE, seed, site, identity, sample)
+                yield f"{name}/{file}", capture(palm, sensor, rng, difficulty)
+
+    generated_set(target, wanted, draw, "synthetic palms")
     return [
         [ImageRecord(target / identity / file, identity) for identity, file in site]
         for site in names
@@ -156,63 +153,3 @@ def contact_sheet(
 
 def _identity_name(site: int, identity: int) -> str:
     return f"s{site:04d}-p{identity:04d}"
-
-
-def _stream(purpose: int, *key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([purpose, *key])))
-
-
-def _generate(
-    target: Path,
-    sensors: Sequence[Sensor],
-    identities: int,
-    samples: int,
-    seed: int,
-    difficulty: float,
-) -> None:
-    """Write a whole set beside the target, then rename: a reader sees all of it or nothing."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        hashes: dict[str, str] = {}
-        for site, sensor in enumerate(sensors):
-            for identity in range(identities):
-                palm = grow_palm(_stream(_ANATOMY, seed, site, identity))
-                folder = scratch / _identity_name(site, identity)
-                folder.mkdir()
-                for sample in range(samples):
-                    rng = _stream(_SAMPLE, seed, site, identity, sample)
-                    file = folder / f"{sample:04d}.png"
-                    pixels = capture(palm, sensor, rng, difficulty)
-                    Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
-                    hashes[f"{folder.name}/{file.name}"] = _digest(file)
-        (scratch / _MANIFEST).write_text(json.dumps(hashes), encoding="utf-8")
-        scratch.chmod(0o755)
-        if target.exists() and not _intact(target, set(hashes)):
-            shutil.rmtree(target)
-        try:
-            scratch.rename(target)
-        except OSError:
-            # Another process finished the same set first; its files are the same as ours.
-            if not _intact(target, set(hashes)):
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _intact(target: Path, wanted: set[str]) -> bool:
-    """True if exactly the wanted files are there and hash to their manifest.
-
-    Nothing is fsynced when a set is made: what a crash spoils is found here and made again.
-    """
-    try:
-        hashes = json.loads((target / _MANIFEST).read_text(encoding="utf-8"))
-        return set(hashes) == wanted and all(
-            _digest(target / name) == digest for name, digest in hashes.items()
-        )
-    except (OSError, ValueError):
-        return False
