@@ -19,8 +19,9 @@ class FedMHSettings(Settings):
     """Of the loss of telling forgeries; what is left is that of telling writers."""
     guidance: Literal["off", "minimum-norm"] = "minimum-norm"
     """Where the two tasks' gradients oppose each other: their plain sum, or the shortest of their means."""
-    receipt: Literal["replace", "pareto"] = "pareto"
-    """What a site does with the averaged model: take it, or what of it improves both probe losses."""
+    receipt: Literal["keep", "replace", "pareto"] = "pareto"
+    """What a site does with the averaged model: nothing, as if it were alone; take it; or take what of it
+    improves a probe loss and harms neither."""
     probe_tolerance: float = Field(0.01, ge=0, le=10)
     """eps: how much higher a probe loss may be after a receipt, in nats."""
     probe_share: float = Field(0.25, gt=0, le=0.5)

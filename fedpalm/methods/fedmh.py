@@ -33,7 +33,7 @@ from ..plan import Plan, TrainingSettings
 from .base import RoundContext, SiteUpdate, Tensors
 from .fedmh_template import backbones_shared_by, fedmh_template
 from .guided import GuidedSteps
-from .pareto import ProbeLosses, Receipt, receive
+from .pareto import ProbeLosses, Receipt, distance, receive
 from .training import (
     TEMPLATE_BATCH,
     check_names,
@@ -175,9 +175,12 @@ class FedMHSite:
         self.layout.unflatten(shared)
         aggregate = np.concatenate([shared[self._places[name]] for name in self._groups])
         own = aggregate if self._own is None else self._own
-        if self.settings.receipt == "replace":
-            etas = dict.fromkeys(self._groups, 1.0)
-            return Receipt(aggregate, etas, self._judge(own), self._judge(aggregate))
+        if self.settings.receipt != "pareto":
+            replaced = self.settings.receipt == "replace"
+            model, eta = (aggregate, 1.0) if replaced else (own, 0.0)
+            etas = dict.fromkeys(self._groups, eta)
+            distances = {n: distance(own[at], aggregate[at]) for n, at in self._groups.items()}
+            return Receipt(model, etas, distances, self._judge(own), self._judge(model))
         return receive(
             own, aggregate, self._groups, self._judge,
             tolerance=self.settings.probe_tolerance,
@@ -235,9 +238,11 @@ class FedMHSite:
 
 
 def _receipt_metrics(receipt: Receipt) -> dict[str, float]:
-    return {
+    found = {
         "probe.user_before": receipt.before.user,
         "probe.user_after": receipt.after.user,
         "probe.forged_before": receipt.before.forged,
         "probe.forged_after": receipt.after.forged,
-    } | {f"eta.{name}": eta for name, eta in receipt.etas.items()}
+    }
+    found |= {f"eta.{name}": eta for name, eta in receipt.etas.items()}
+    return found | {f"distance.{name}": one for name, one in receipt.distances.items()}

@@ -5,6 +5,11 @@ ETAS. A step counts as a Pareto improvement if neither probe loss is more than t
 was **before the receipt**, for all groups together, and one is below what it is now. Of those the
 one with the largest scalarised gain is taken; without a gain, eta = 0 and the group stays as it is.
 
+Before any look at losses, an aggregate is refused that is farther from the group's values than zero is:
+|aggregate - w| >= |w|. Whatever is at a right angle to w or points away from it is, and so is what is twice
+as long. The probe alone would go a tenth of the way to a negated model, because where a network
+normalises, shrinking its values changes nothing.
+
 So whatever arrives, after a receipt neither probe loss exceeds its value before by more than the tolerance,
 and their weighted sum is not above what it was. Nothing is said of data that the probe does not hold.
 """
@@ -35,10 +40,14 @@ class ProbeLosses(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """``model`` (P,) to go on with; eta of each group; both losses before and after."""
+    """``model`` (P,) to go on with; both losses before and after.
+
+    By group, ``etas`` and ``distances``, |aggregate - w| / |w|.
+    """
 
     model: FloatVector
     etas: dict[str, float]
+    distances: dict[str, float]
     before: ProbeLosses
     after: ProbeLosses
 
@@ -67,7 +76,10 @@ def receive(
     before = now = probe(own)
     limit = ProbeLosses(before.user + tolerance, before.forged + tolerance)
     model, etas = own.copy(), dict.fromkeys(groups, 0.0)
+    distances = {name: distance(own[part], aggregate[part]) for name, part in groups.items()}
     for name, part in groups.items():
+        if not distances[name] < 1:
+            continue
         start, way = model[part].copy(), aggregate[part] - model[part]
         best, best_losses = start, now
         for eta in ETAS:
@@ -78,7 +90,14 @@ def receive(
             ):
                 best, best_losses, etas[name] = model[part].copy(), losses, eta
         model[part], now = best, best_losses
-    return Receipt(model, etas, before, now)
+    return Receipt(model, etas, distances, before, now)
+
+
+def distance(own: FloatVector, aggregate: FloatVector) -> float:
+    """|aggregate - own| / |own|; infinite from nothing, and NaN if a value is."""
+    length = float(np.linalg.norm(own.astype(np.float64)))
+    way = float(np.linalg.norm(aggregate.astype(np.float64) - own))
+    return way / length if length else math.inf
 
 
 def _improves(losses: ProbeLosses, now: ProbeLosses, limit: ProbeLosses) -> bool:

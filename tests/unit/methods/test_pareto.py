@@ -35,7 +35,7 @@ def landscape(seed, odd):
     st.integers(0, 2**32 - 1),
     st.floats(0, 1),
     st.floats(0.05, 0.95),
-    st.floats(0.01, 100),
+    st.floats(0.01, 3),
     st.booleans(),
 )
 @settings(max_examples=300, deadline=None)
@@ -68,10 +68,10 @@ def test_the_tolerance_is_of_the_receipt_and_not_of_each_group():
     """Every group would make one loss worse by 0.9 of what is allowed, for a gain in the other."""
 
     def probe(model):
-        steps = float(model[[0, 3, 5]].sum())
+        steps = float(model[[0, 3, 5]].sum()) - 6
         return ProbeLosses(10 - steps, 0.09 * steps)
 
-    own, aggregate = np.zeros(SIZE, np.float32), np.ones(SIZE, np.float32)
+    own, aggregate = np.full(SIZE, 2, np.float32), np.full(SIZE, 3, np.float32)
     receipt = receive(own, aggregate, GROUPS, probe, tolerance=0.1, detection_weight=0.5)
     assert receipt.etas == {"trunk.signet": 1.0, "projection": 0.1, "task": 0.0}
     assert receipt.after.forged <= 0.1
@@ -79,9 +79,9 @@ def test_the_tolerance_is_of_the_receipt_and_not_of_each_group():
 
 def test_the_largest_scalarised_gain_is_taken():
     def probe(model):
-        return ProbeLosses((model[0] - 0.5) ** 2, (model[0] - 0.7) ** 2)
+        return ProbeLosses((model[0] - 2.5) ** 2, (model[0] - 2.7) ** 2)
 
-    own, aggregate = np.zeros(SIZE, np.float32), np.ones(SIZE, np.float32)
+    own, aggregate = np.full(SIZE, 2, np.float32), np.full(SIZE, 3, np.float32)
     for weight, eta in ((0.01, 0.5), (0.99, 0.75)):
         receipt = receive(own, aggregate, GROUPS, probe, tolerance=0.1, detection_weight=weight)
         assert receipt.etas == {"trunk.signet": eta, "projection": 0.0, "task": 0.0}
@@ -103,3 +103,33 @@ def test_a_model_of_another_length_is_refused():
     own, aggregate = np.zeros(SIZE, np.float32), np.zeros(SIZE + 1, np.float32)
     with pytest.raises(LayoutMismatchError):
         receive(own, aggregate, GROUPS, landscape(0, False), tolerance=0, detection_weight=0.5)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["negated", "scaled", "orthogonal", "nothing"]))
+@settings(max_examples=100, deadline=None)
+def test_an_aggregate_that_is_farther_than_zero_is_refused_whatever_the_probe_says(seed, kind):
+    own, other = np.random.default_rng(seed).standard_normal((2, SIZE)).astype(np.float32)
+    aggregate = own.copy()
+    for part in GROUPS.values():
+        if kind == "orthogonal":
+            direction = own[part] / np.linalg.norm(own[part])
+            aggregate[part] = other[part] - (other[part] @ direction + 1e-3) * direction
+        else:
+            aggregate[part] *= {"negated": -1, "scaled": 100, "nothing": 0}[kind]
+    way = aggregate - own
+
+    def probe(model):
+        return ProbeLosses(-float((model - own) @ way), 0.0)
+
+    receipt = receive(own, aggregate, GROUPS, probe, tolerance=1.0, detection_weight=0.5)
+    assert receipt.model.tobytes() == own.tobytes()
+    assert set(receipt.etas.values()) == {0.0}
+    assert min(receipt.distances.values()) >= 1
+
+
+def test_an_own_group_of_zeros_stays_as_it_is():
+    own, aggregate = np.zeros(SIZE, np.float32), np.ones(SIZE, np.float32)
+    receipt = receive(
+        own, aggregate, GROUPS, landscape(0, False), tolerance=1, detection_weight=0.5
+    )
+    assert not receipt.model.any()
