@@ -15,6 +15,7 @@ from ..data.roi import preflight
 from ..data.splits import partition_sites
 from ..errors import DataError
 from .console import command_errors, emit, json_option
+from .data_signatures import commands as signatures
 
 SYNTHETIC = "synthetic-palm"
 
@@ -30,6 +31,9 @@ _kind_option = click.option(
 @click.group()
 def commands() -> None:
     """Look at image folders before they are trained on."""
+
+
+commands.add_command(signatures)
 
 
 @commands.command("preflight")

@@ -25,7 +25,7 @@ MAX_TURN_RAD = 0.18
 MAX_STRETCH = 0.12
 MAX_SHEAR = 0.18
 MAX_ELASTIC_PX = 5.0
-MAX_THICKER_PX = 1.6
+MAX_THICKER_PX = 1.2
 MAX_THINNER_PX = 0.5
 """Bounds of a copy's changes at strength 1; at strength s each is s times as large."""
 

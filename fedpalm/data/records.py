@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ..canonical import domain_hash
 from ..errors import DataError
@@ -34,9 +35,12 @@ class ImageRecord:
         return self.identity if self.person is None else f"{PERSON_FIELD}{self.person}"
 
 
-def by_identity(records: Iterable[ImageRecord]) -> dict[str, list[ImageRecord]]:
+Record = TypeVar("Record", bound=ImageRecord)
+
+
+def by_identity(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Group records; identities and, within one, paths in sorted order."""
-    groups: dict[str, list[ImageRecord]] = {}
+    groups: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: (r.identity, r.path.as_posix())):
         groups.setdefault(record.identity, []).append(record)
     return groups
@@ -51,9 +55,7 @@ def order_key(purpose: str, seed: int, *names: str) -> bytes:
     return domain_hash(f"data/{purpose}/v1", str(seed).encode(), *(n.encode() for n in names))
 
 
-def seeded_order(
-    purpose: str, seed: int, records: Iterable[ImageRecord], *scope: str
-) -> list[ImageRecord]:
+def seeded_order(purpose: str, seed: int, records: Iterable[Record], *scope: str) -> list[Record]:
     """Records of one identity by :func:`order_key` of identity and file name, ties by path."""
     return sorted(
         records,

@@ -35,7 +35,7 @@ NEXT_STEP = (
     "16 px or more a side; or take these files out"
 )
 
-_RULES = ImageRules(
+RULES = ImageRules(
     min_side_px=16,
     max_aspect=20.0,
     too_small="is too small for a signature",
@@ -74,7 +74,7 @@ def read_signature(source: Path | bytes | npt.NDArray[Any]) -> Signature:
     Raises:
         DataError: unreadable, damaged, too large to decode safely, blank, or not ink on paper.
     """
-    name, grey, size = decode(source, _RULES)
+    name, grey, size = decode(source, RULES)
     factor = max(1, max(grey.size) // _WORK_PX)
     darkness = _darkness(np.asarray(grey.reduce(factor) if factor > 1 else grey, dtype=np.float32))
     threshold, levels = _otsu(darkness)

@@ -22,8 +22,8 @@ another writer); ``random``: another writer's own signature, given as this one's
 class SignatureRecord(ImageRecord):
     """An image and the writer whose signature it is, or claims to be.
 
-    ``identity`` is that writer. ``text`` says which name was written, where a data set says so;
-    ``author`` who held the pen, where that is known (for a genuine signature it is the writer).
+    ``identity`` is that writer. ``text`` says which of the writer's names is claimed, where a data set has
+    several; ``author`` who held the pen, where that is known (for a genuine signature it is the writer).
     """
 
     kind: SignatureKind = "genuine"

@@ -25,6 +25,7 @@ from ..errors import DataError
 from .records import (
     PERSON_FIELD,
     ImageRecord,
+    Record,
     by_identity,
     order_key,
     problems_error,
@@ -51,8 +52,8 @@ class SiteSplit:
 
 
 def partition_sites(
-    records: Sequence[ImageRecord], sites: int, identities_per_site: int | None, seed: int
-) -> list[list[ImageRecord]]:
+    records: Sequence[Record], sites: int, identities_per_site: int | None, seed: int
+) -> list[list[Record]]:
     """Deal identities to ``sites`` sites; no identity is at two, and no person.
 
     Args:
@@ -78,7 +79,7 @@ def partition_sites(
     return [[record for name in sorted(site) for record in groups[name]] for site in dealt]
 
 
-def _in_order(purpose: str, seed: int, groups: dict[str, list[ImageRecord]]) -> list[list[str]]:
+def _in_order(purpose: str, seed: int, groups: dict[str, list[Record]]) -> list[list[str]]:
     """Everybody's identities, by a hash of the only one's name, or of the person's if there are more."""
     people: dict[str, list[str]] = {}
     for identity, group in groups.items():
