@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from fedpalm.data.readers import SourceKind
 from fedpalm.errors import ConfigError
-from fedpalm.plan import Name
+from fedpalm.plan import FamilyName, Name
 from fedpalm.settings import HostPort, Settings, load_toml, parse_toml
 
 from .files import private_folder, write_durably
@@ -77,6 +77,8 @@ class ParticipantConfig(Settings):
     site: Name
     coordinator: HostPort
     data: DataSettings | None = None
+    backbone: FamilyName | None = None
+    """This site's own, for plans in which each site has the one that it chose; such a plan must agree."""
     keep_models: int = Field(3, ge=1, le=10_000)
     verification: VerificationSettings | None = None
     vault: VaultSettings | None = None

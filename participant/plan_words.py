@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedpalm.groups import TRUNK
 from fedpalm.layout import Layout
 from fedpalm.methods.contribution import masking_terms
 from fedpalm.plan import Plan
+from fedpalm.secagg.terms import group_survivors
 
 _SHARED = "It trains the shared open-set model on its own images"
 
@@ -48,7 +50,14 @@ def behind(plan: Plan) -> str:
     fixed = (
         "numbers that the plan fixes, alike at every site: the weight 1, and of fednova the steps"
     )
-    return fixed if private else _BEHIND[plan.draft.method]
+    said = fixed if private else _BEHIND[plan.draft.method]
+    if not plan.draft.backbones:
+        return said
+    weight = said.partition("the weight of the update")[2]
+    return (
+        f"{len(plan.groups)} numbers more, one for each group: the weight of the update{weight}, and zero "
+        "for a group that this site is not of"
+    )
 
 
 STATISTIC = (
@@ -158,6 +167,25 @@ def budget_words(
         f"WARNING: the budget allows {fit:,} of them. The site refuses the others before it trains them: "
         "ask for a plan with fewer rounds or more noise, or have max_epsilon raised in policy.toml.",
     )
+
+
+def group_words(plan: Plan, site: str) -> tuple[str, ...]:
+    """Which parts of the shared vector a site contributes to, where sites have backbones of their own."""
+    own = plan.draft.backbones[site]
+    lines = [f"This site's backbone is {own}. Everybody can read in the plan who has which."]
+    for group in plan.parameter_groups:
+        said = f"{group.name}: {group.end - group.begin:,} parameters, averaged over "
+        everybody = group.members == plan.roster
+        said += "all sites." if everybody else f"{', '.join(group.members)}."
+        lines.append(said + ("" if site in group.members else " This site sends zeros there."))
+    if f"{TRUNK}{own}" not in plan.groups:
+        lines.append(f"The trunk of {own} is not shared: it stays here.")
+    if plan.draft.masking != "none":
+        lines.append(
+            f"No group is unmasked with fewer than {group_survivors(plan.draft.colluders)} of its sites "
+            "in the sum: the attempt fails, and nothing is opened."
+        )
+    return tuple(lines)
 
 
 NEVER_LEAVES = (

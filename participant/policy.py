@@ -12,6 +12,7 @@ from fedpalm.errors import ConfigError, PolicyError
 from fedpalm.exchange.sealing import max_sealed_bytes
 from fedpalm.methods.contribution import codec_for, masking_terms
 from fedpalm.plan import MAX_SITES, MethodName, Plan
+from fedpalm.secagg.terms import group_survivors
 from fedpalm.settings import Settings, parse_toml
 
 from .config import Home
@@ -99,6 +100,7 @@ def violations(policy: Policy, plan: Plan) -> list[str]:
             f"min_cohort: the plan lets {plan.quorum} sites make a round; this policy asks for "
             f"{policy.min_cohort}"
         )
+    found += _group_violations(policy, plan)
     rounds = total_rounds(plan)
     if rounds > policy.max_rounds:
         found.append(
@@ -136,6 +138,22 @@ def _masking_violations(policy: Policy, plan: Plan) -> list[str]:
     except ConfigError as error:
         found.append(f"masking: {error.what}")
     return found
+
+
+def _group_violations(policy: Policy, plan: Plan) -> list[str]:
+    """Of groups of parameters: the fewest sites that one may be averaged over, of any group."""
+    masked = plan.draft.masking != "none"
+    least = {
+        name: group_survivors(plan.draft.colluders) if masked else len(members)
+        for name, members in plan.groups.items()
+        if members != plan.roster
+    }
+    return [
+        f"min_cohort: group {name} may be averaged over {count} sites; this policy asks for "
+        f"{policy.min_cohort}"
+        for name, count in least.items()
+        if count < policy.min_cohort
+    ]
 
 
 def _privacy_violations(policy: Policy, plan: Plan) -> list[str]:

@@ -27,6 +27,7 @@ from .plan_words import (
     behind,
     budget_words,
     changes,
+    group_words,
     listed,
     masking_words,
     peer_words,
@@ -64,6 +65,7 @@ def review_plan(desk: PlanDesk, stored: StoredPlan) -> Review:
         _parties(stored.plan, site),
         _work(stored.plan),
         _leaves(stored.plan),
+        *_groups(stored.plan, site),
         *_peers(desk, stored, site),
         _exchange(stored.plan, site),
         _privacy(desk, stored),
@@ -156,6 +158,16 @@ def _leaves(plan: Plan) -> _Part:
         "seen_by": list(seen_by),
         "never_leaves": list(NEVER_LEAVES),
     }
+
+
+def _groups(plan: Plan, site: str) -> list[_Part]:
+    """Where sites have backbones of their own: what this one contributes to."""
+    if not plan.draft.backbones:
+        return []
+    lines = group_words(plan, site)
+    groups = {name: list(members) for name, members in plan.groups.items()}
+    data = {"groups": groups, "backbone": plan.draft.backbones[site]}
+    return [(Section("Which parameters it contributes to", lines), data)]
 
 
 def _peers(desk: PlanDesk, stored: StoredPlan, site: str) -> list[_Part]:
@@ -310,12 +322,12 @@ def _changes(desk: PlanDesk, stored: StoredPlan) -> _Part:
 def _verdict(desk: PlanDesk, plan: Plan) -> _Part:
     try:
         policy = desk.policy.current
+        found = [*violations(policy, plan), *desk.backbone_disagreement(plan)]
     except PolicyError as error:
         unusable = ("The policy cannot be used: nothing is approved, trained or sent.", error.what)
         return Section("This site's policy", unusable), {
             "policy": {"verdict": "unreadable", "violations": [], "error": error.what}
         }
-    found = violations(policy, plan)
     lines = (
         ("The plan breaks it and cannot be approved:", *found)
         if found

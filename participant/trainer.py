@@ -16,6 +16,7 @@ from fedpalm.methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdat
 from fedpalm.methods.site import build_site_method
 from fedpalm.plan import Plan
 
+from .backbone import require_agreement
 from .budget import BudgetBook
 from .config import ParticipantConfig
 from .images import training_images
@@ -47,6 +48,7 @@ class Trainer:
 
         Raises:
             LayoutMismatchError: this site's model has another layout than the plan.
+            PolicyError: the plan has another backbone for this site than its settings.
             DataError, ConfigError: the images cannot be used, or are not configured.
         """
         if self._method is not None and self._run == run_id:
@@ -57,6 +59,7 @@ class Trainer:
     def _prepare(self, run_id: str, plan: Plan) -> SiteMethod:
         if self._method is not None and self._run == run_id:
             return self._method
+        require_agreement(plan, self._config.site, self._config.backbone)
         method = self._build(plan, self._config.site, self._images(plan))
         for name, own, agreed in (
             ("model", method.layout, plan.model_layout),

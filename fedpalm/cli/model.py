@@ -13,7 +13,9 @@ import safetensors.numpy
 
 from ..canonical import canonical_json
 from ..errors import ConfigError
+from ..groups import TRUNK
 from ..layout import Layout, TensorSpec
+from ..methods.contribution import shared_backbones
 from ..methods.rehearsal import rehearsal_vector
 from ..methods.template import ModelTemplate, model_template
 from ..plan import PlanDraft
@@ -47,10 +49,15 @@ def init_command(plan: Path, out: Path, parameters: int | None, as_json: bool) -
         raise ConfigError(
             f"--parameters goes with method 'rehearsal'; this plan's is {draft.method!r}"
         )
+    if draft.backbones and draft.method == "rehearsal" and parameters is None:
+        raise ConfigError(
+            "a rehearsal of sites with backbones of their own has no model of its own",
+            next_step="say how long its vector is: --parameters",
+        )
     template = (
         model_template(draft.method, draft.training, draft.seed)
         if parameters is None
-        else _rehearsal_template(parameters, draft.seed)
+        else _rehearsal_template(parameters, draft)
     )
     write_model(template, draft.method, draft.seed, out)
     _emit(template, out, as_json)
@@ -136,6 +143,17 @@ def _sorted_header(data: bytes) -> bytes:
     return len(padded).to_bytes(8, "little") + padded + data[8 + length :]
 
 
-def _rehearsal_template(parameters: int, seed: int) -> ModelTemplate:
-    layout = Layout((TensorSpec("open_set.rehearsal.vector", (parameters,)),))
-    return ModelTemplate(layout, Layout(()), rehearsal_vector(layout, seed), {})
+def _rehearsal_template(parameters: int, draft: PlanDraft) -> ModelTemplate:
+    """One vector; with backbones, one in every group, as even in length as can be."""
+    groups = [f"{TRUNK}{name}" for name in shared_backbones(draft)] + ["projection", "task"]
+    names = groups if draft.backbones else ["rehearsal"]
+    if parameters < len(names):
+        raise ConfigError(f"{len(names)} groups in {parameters} parameters: each needs one")
+    sizes = [(parameters + at) // len(names) for at in range(len(names))]
+    layout = Layout(
+        tuple(
+            TensorSpec(f"open_set.{n}.vector", (size,))
+            for n, size in zip(names, sizes, strict=True)
+        )
+    )
+    return ModelTemplate(layout, Layout(()), rehearsal_vector(layout, draft.seed), {})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 
 from ..canonical import domain_hash
 from ..errors import ConfigError
-from ..plan import Plan
+from ..plan import Plan, PlanDraft
 from ..secagg.codec import FixedPointCodec
-from ..secagg.terms import SecAggTerms
+from ..secagg.terms import SecAggTerms, group_survivors
 from .rules import server_rule
 
 
@@ -40,6 +41,17 @@ def masking_terms(plan: Plan) -> SecAggTerms | None:
             next_step=f"set quorum = {terms.quorum} or more in the plan",
         )
     return terms
+
+
+def shared_backbones(draft: PlanDraft) -> tuple[str, ...]:
+    """Backbones whose trunks a model for this draft shares, by name; any other trunk stays at its sites.
+
+    Under masking those of enough sites for a sum of them to be unmasked; else those of two, since one has
+    nobody to average with.
+    """
+    least = group_survivors(draft.colluders) if draft.masking == "secagg" else 2
+    counts = Counter(draft.backbones.values())
+    return tuple(sorted(name for name, count in counts.items() if count >= least))
 
 
 def _sums_within(plan: Plan) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from ..canonical import domain_hash
 from ..errors import ConfigError, LayoutMismatchError
+from ..groups import foreign_to
 from ..layout import FloatVector, Layout
 from ..plan import Plan
 from .base import RoundContext, SiteUpdate, Tensors
@@ -39,12 +40,15 @@ class RehearsalMethod:
         self._delta_abs = min(_DELTA_ABS, plan.draft.codec.clip_abs)
         self._max_weight = min(_MAX_WEIGHT, plan.draft.codec.max_weight)
         self._site = site
+        self._foreign = foreign_to(site, plan.parameter_groups)
 
     def initial_vector(self) -> FloatVector:
         return rehearsal_vector(self.layout, self._seed)
 
     def train_round(self, context: RoundContext, shared: FloatVector) -> SiteUpdate:
         """Draw a delta, (P,) float32 in [-0.01, 0.01), and a whole weight in 1..16.
+
+        The delta is zero in groups of parameters that the site is not of.
 
         Raises:
             LayoutMismatchError: ``shared`` is not a float32 vector of the layout.
@@ -60,6 +64,8 @@ class RehearsalMethod:
             context.round.to_bytes(4, "big"),
         )
         delta = _uniform(key, self.layout.size, self._delta_abs)
+        for group in self._foreign:
+            delta[group.span] = 0
         return SiteUpdate(delta=delta, weight=float(1 + key[0] % self._max_weight))
 
     def state(self) -> Tensors:

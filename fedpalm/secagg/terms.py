@@ -17,6 +17,11 @@ MAX_MASKED_SITES = 200
 MIN_MASKED_SITES = 3
 
 
+def group_survivors(colluders: int) -> int:
+    """Fewest sites in any sum: with n_c colluders among them it still hides at least two honest ones."""
+    return max(3, colluders + 2)
+
+
 @dataclass(frozen=True)
 class SecAggTerms:
     """Parameters of masking in a run; every site derives them from the plan that it approved.
@@ -24,7 +29,8 @@ class SecAggTerms:
     Args:
         roster: every site of the plan, sorted; a site's share has its position, from 1.
         colluders: n_c, sites that may work together with a lying coordinator.
-        smallest_sum: the least number of sites in a sum that the plan wants, if more than masking itself.
+        smallest_sum: the least number of sites that the plan wants in the sum over everybody, if more than
+            masking itself.
         groups: per group of parameters its name and members, sorted; other sites contribute zeros to it.
             Empty when every site contributes to every parameter.
     Raises:
@@ -76,13 +82,13 @@ class SecAggTerms:
 
     @property
     def min_survivors(self) -> int:
-        """n_min: with n_c colluders in it, a sum still hides at least two honest sites."""
-        return max(3, self.colluders + 2, self.smallest_sum)
+        """n_min of the sum over everybody: the plan may want more than masking itself."""
+        return max(group_survivors(self.colluders), self.smallest_sum)
 
     @property
     def group_survivors(self) -> int:
         """The same of each group's own sum, whatever quorum the plan wants of the whole."""
-        return max(3, self.colluders + 2)
+        return group_survivors(self.colluders)
 
     @property
     def to_spare(self) -> int:

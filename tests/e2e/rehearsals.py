@@ -21,7 +21,7 @@ def encoded_update(plan: Plan, site: str, number: int, shared: FloatVector) -> b
         RoundContext(number, plan.draft.rounds), shared
     )
     encoded = codec_for(plan).encode(
-        update.delta, update.weight, update.stats, rounding_key(plan, site, number)
+        update.delta, update.weight, update.stats, rounding_key(plan, site, number), site
     )
     return encoded.astype("<u4").tobytes()
 
@@ -39,9 +39,8 @@ def expected_model(plan: Plan, survivors: Mapping[int, Sequence[str]] | None = N
         for site in (survivors or {}).get(number, plan.roster):
             total += np.frombuffer(encoded_update(plan, site, number, vector), "<i4")
         modular = (total % 2**32).astype(np.uint32)
-        vector = rule.step(
-            vector,
-            codec.decode_deltas(modular[: codec.parameters]),
-            codec.decode_stats(modular[codec.parameters :]),
-        )
+        stats = codec.decode_stats(modular[codec.parameters :])
+        for group in codec.parts:
+            deltas = codec.decode_deltas(modular[group.span], group)
+            vector[group.span] = rule.step(vector[group.span], deltas, codec.stats_of(stats, group))
     return hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()

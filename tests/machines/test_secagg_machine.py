@@ -116,9 +116,10 @@ class MaskingUnderFire(RuleBasedStateMachine):
 
     # --- the stage --------------------------------------------------------------------------------
 
-    @initialize(count=st.sampled_from([3, 4, 4, 5]))
-    def found(self, count: int) -> None:
-        self.terms = SecAggTerms(names(count))
+    @initialize(count=st.sampled_from([3, 4, 4, 5]), grouped=st.booleans())
+    def found(self, count: int, grouped: bool) -> None:
+        groups = (("left", names(3)), ("right", names(count)[count - 3 :])) if grouped else ()
+        self.terms = SecAggTerms(names(count), groups=groups)
         self.sites = {name: Site(name) for name in names(count)}
         self.honest = [name for name in names(count) if name != CORRUPT]
         self.open_story(AttemptRef("r", 1, 1), "m0", names(count), "")
@@ -545,6 +546,13 @@ class MaskingUnderFire(RuleBasedStateMachine):
                 by_round[story.ref.run, story.ref.round].add((context, opened))
                 by_model[story.model].add((context, opened))
         assert all(len(sums) == 1 for sums in (*by_round.values(), *by_model.values()))
+
+    @invariant()
+    def no_sum_of_a_group_hides_one_site_among_fewer_than_it_must(self) -> None:
+        """Of any view under which a site gave one share."""
+        for _, survivors in self.opened.values():
+            for _, members in self.terms.groups:
+                assert len(set(members) & set(survivors)) >= self.terms.group_survivors
 
     @invariant()
     def a_step_was_taken(self) -> None:

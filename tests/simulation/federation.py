@@ -67,6 +67,12 @@ def rehearsal_plan(
 ) -> Plan:
     """A reproducible rehearsal of small vectors, with these settings of its draft changed."""
     layout = Layout((TensorSpec("open_set.rehearsal.vector", (parameters,)),))
+    if "backbones" in draft:
+        trunks = sorted({f"trunk.{name}" for name in draft["backbones"].values()})
+        names = (*trunks, "projection", "task")
+        layout = Layout(
+            tuple(TensorSpec(f"open_set.{name}.vector", (parameters,)) for name in names)
+        )
     initial = rehearsal_vector(layout, seed=11)
     return Plan.model_validate(
         {
@@ -96,7 +102,7 @@ def encoded_update(plan: Plan, site: str, number: int, shared: FloatVector) -> b
         RoundContext(number, plan.draft.rounds), shared
     )
     encoded = codec_for(plan).encode(
-        update.delta, update.weight, update.stats, rounding_key(plan, site, number)
+        update.delta, update.weight, update.stats, rounding_key(plan, site, number), site
     )
     return encoded.astype("<u4").tobytes()
 
@@ -109,9 +115,13 @@ def oracle_step(
     total = np.zeros(codec.length, dtype=np.int64)
     for site in survivors:
         total += np.frombuffer(encoded_update(plan, site, number, shared), dtype="<i4")
-    deltas = total[: codec.parameters] / codec.delta_scale
-    weight = total[codec.parameters] / codec.stat_scale
-    return (shared + deltas / weight).astype(np.float32)
+    stepped = shared.copy()
+    for at, group in enumerate(plan.parameter_groups):
+        deltas = total[group.span] / codec.scale_of(group)
+        weight = total[codec.parameters + at] / codec.stat_scale
+        if weight:
+            stepped[group.span] = (shared[group.span] + deltas / weight).astype(np.float32)
+    return stepped
 
 
 @dataclass(frozen=True)
