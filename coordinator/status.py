@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedpalm.methods.contribution import sites_to_spare
+from fedpalm.methods.contribution import masking_terms
 from fedpalm.plan import Plan
 from fedpalm.rounds.run import Run
 from fedpalm.wire.v1 import operator_pb2 as pb
@@ -51,12 +51,20 @@ def run_status(run_id: str, conductor: Conductor, exchanges: ExchangeDesk) -> pb
 
 def warnings(plan: Plan) -> list[str]:
     """What an operator should know before a run of this plan fails."""
-    if sites_to_spare(plan) == 0:
+    terms = masking_terms(plan)
+    if terms is None:
+        return []
+    if terms.sites == terms.quorum:
         return [
             f"masking needs all {len(plan.roster)} sites in every round: one that drops out ends the "
             "attempt. A larger roster, or a lower quorum, has sites to spare."
         ]
-    return []
+    return [
+        f"masking needs every site of group {name} in every round ({', '.join(members)}): one that drops "
+        "out ends the attempt. A larger group has sites to spare."
+        for name, members in terms.groups
+        if len(members) == terms.group_survivors
+    ]
 
 
 def _reason(run_id: str, run: Run, exchanges: ExchangeDesk) -> str:

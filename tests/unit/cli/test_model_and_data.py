@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from fedpalm.cli.app import commands
+from fedpalm.errors import ConfigError
 from fedpalm.layout import Layout
 
 
@@ -58,6 +59,37 @@ def test_a_rehearsal_may_have_any_length(tmp_path: Path):
     assert run("model", "init", draft, "--out", out, "--parameters", "1000").exit_code == 0
     with safetensors.safe_open(str(out), framework="numpy") as file:
         assert sum(file.get_tensor(name).size for name in file.keys()) == 1000  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("masking", "trunks"), [("none", ["resnet", "signet"]), ("secagg", ["signet"])]
+)
+def test_a_rehearsal_of_several_backbones_has_a_vector_in_every_group_that_can_be_averaged(
+    tmp_path: Path, masking: str, trunks: list[str]
+):
+    draft, out = tmp_path / "plan.toml", tmp_path / "m.safetensors"
+    backbones = {
+        "a": "signet",
+        "b": "resnet",
+        "c": "signet",
+        "d": "signet",
+        "e": "resnet",
+        "f": "compnet",
+    }
+    draft.write_text(
+        f'name = "p"\nmethod = "rehearsal"\nrounds = 1\nmasking = "{masking}"\n[backbones]\n'
+        + "".join(f'{site} = "{name}"\n' for site, name in backbones.items())
+    )
+    assert run("model", "init", draft, "--out", out).exit_code == ConfigError.exit_code
+    assert run("model", "init", draft, "--out", out, "--parameters", "3").exit_code == (
+        ConfigError.exit_code if masking == "none" else 0
+    )
+    assert run("model", "init", draft, "--out", out, "--parameters", "1001").exit_code == 0
+    with safetensors.safe_open(str(out), framework="numpy") as file:
+        layout = Layout.from_json(json.loads(file.metadata()["layout"]))
+    names = [*(f"trunk.{name}" for name in trunks), "projection", "task"]
+    assert [spec.name for spec in layout.tensors] == [f"open_set.{name}.vector" for name in names]
+    assert layout.size == 1001
 
 
 def test_a_real_model_has_the_length_it_has(tmp_path: Path):
