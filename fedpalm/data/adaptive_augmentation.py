@@ -7,6 +7,7 @@ Hold samples out before, never after: a copy of a held-out sample is that sample
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -167,11 +168,19 @@ def redrawn(image: Image32, strength: float, rng: np.random.Generator) -> Image3
     at = np.indices(image.shape).reshape(2, -1)
     source = (matrix @ (at - centre[:, None])) + centre[:, None]
     knots = rng.uniform(-MAX_ELASTIC_PX, MAX_ELASTIC_PX, (2, _ELASTIC_KNOTS, _ELASTIC_KNOTS))
-    zoom = (height / _ELASTIC_KNOTS, width / _ELASTIC_KNOTS)
+    down, across = _spread(height), _spread(width)
     for axis in range(2):
-        source[axis] += strength * ndimage.zoom(knots[axis], zoom, order=3).ravel()
+        source[axis] += strength * (down @ knots[axis] @ across.T).ravel()
     moved = ndimage.map_coordinates(image, source.reshape(2, height, width), order=1)
     return standardise_ink(frame(_thickened(moved.astype(np.float32), strength, rng)))
+
+
+@functools.cache
+def _spread(side: int) -> npt.NDArray[np.float64]:
+    """(side, knots): values between evenly spaced knots by cubic splines, as a matrix of them."""
+    knots = np.eye(_ELASTIC_KNOTS)
+    columns = [ndimage.zoom(knot, side / _ELASTIC_KNOTS, order=3) for knot in knots]
+    return np.stack(columns, axis=1)
 
 
 def _thickened(image: Image32, strength: float, rng: np.random.Generator) -> Image32:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fedpalm.cli.app import commands
 from fedpalm.errors import ConfigError
+from fedpalm.data.synthetic_signatures import synthetic_signatures
 from fedpalm.layout import Layout
 
 
@@ -158,3 +159,45 @@ def test_preflight_says_of_whole_hands_what_it_expected(tmp_path: Path):
     said = " ".join(done.stderr.split())
     assert done.exit_code == 4 and "whole hands, not segmented palms" in said
     assert "Segmented/Left/" in said
+
+
+@pytest.fixture
+def signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One site's folder of synthetic signatures: four writers, three genuine and two forged each."""
+    monkeypatch.setenv("FEDPALM_CACHE", str(tmp_path / "cache"))
+    site = synthetic_signatures(tmp_path / "cache", 1, 4, 3, 2, seed=0)[0]
+    return site[0].path.parents[2]
+
+
+def test_preflight_of_signatures_counts_the_forged_ones(signatures: Path):
+    report = json.loads(run("data", "signatures", "preflight", signatures, "--json").stdout)
+    assert (report["images"], report["identities"], report["forged"]) == (20, 4, 8)
+
+
+def test_preflight_of_palms_as_signatures_ends_with_4_and_names_the_layouts(folder: Path):
+    done = run("data", "signatures", "preflight", folder)
+    assert done.exit_code == 4 and "full_org/" in " ".join(done.stderr.split())
+
+
+def test_a_page_of_signatures_has_a_writer_a_row_and_forgeries_apart(
+    signatures: Path, tmp_path: Path
+):
+    out = tmp_path / "page.png"
+    size = ["--genuine", "2", "--forged", "2", "--writers", "2", "--tile-px", "32"]
+    for source in ([], [signatures, "--sites", "1"]):
+        done = run("data", "signatures", "sample", *source, "--out", out, *size, "--json")
+        rows = 2 * json.loads(done.stdout)["sites"]
+        page = np.asarray(Image.open(out))
+        assert page.shape == (rows * (16 + 8) - 8, 5 * 32)
+        assert (page[:, 64:96] == 255).all() and page[:16, 96:].min() < 255
+
+
+def test_a_page_of_copies_says_what_each_subset_is_given(signatures: Path, tmp_path: Path):
+    out = tmp_path / "page.png"
+    options = ["--out", out, "--writers", "2", "--copies", "3", "--strength-max", "0.6", "--json"]
+    subsets = json.loads(run("data", "signatures", "augmented", signatures, *options).stdout)
+    given = [(s["samples"], s["copies"], round(s["strength"], 6)) for s in subsets["subsets"]]
+    assert given == [(3, 0, 0), (2, 1, 0.2), (1, 2, 0.4), (1, 2, 0.4)]
+    assert Image.open(out).size == (5 * 128, 4 * 136 - 8)
+    done = run("data", "signatures", "augmented", signatures, *options, "--target", "most")
+    assert done.exit_code == 4
