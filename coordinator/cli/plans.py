@@ -43,7 +43,10 @@ def plan() -> None:
     help="Initial model, from `fedpalm model init`.",
 )
 @click.option(
-    "--site", "chosen", multiple=True, help="On the roster; left out, every admitted site."
+    "--site",
+    "chosen",
+    multiple=True,
+    help="On the roster; left out, those of [backbones] in DRAFT, or every admitted site.",
 )
 @click.option(
     "--changed",
@@ -83,13 +86,14 @@ def submit(
 
     async def work(connection: Connection) -> tuple[Plan, pb.SubmitPlanReply]:
         federation, admitted = await admitted_sites(connection)
-        check_admitted(chosen, admitted)
+        wanted = chosen or tuple(settings.backbones)
+        check_admitted(wanted, admitted)
         bound = parse_settings(
             Plan,
             {
                 "federation": federation,
                 "draft": settings,
-                "roster": sorted(set(chosen or admitted)),
+                "roster": sorted(set(wanted or admitted)),
                 "layout": layout.to_json(),
                 "expert_layout": expert_layout.to_json(),
                 "initial_model": hashlib.sha256(vector.tobytes()).hexdigest(),

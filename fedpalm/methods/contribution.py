@@ -68,16 +68,6 @@ def _sums_within(plan: Plan) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple(trunks.items())
 
 
-def sites_to_spare(plan: Plan) -> int | None:
-    """How many sites of the roster a round can do without under masking; None without masking.
-
-    Raises:
-        ConfigError: as :func:`masking_terms`.
-    """
-    terms = masking_terms(plan)
-    return None if terms is None else terms.to_spare
-
-
 def rounding_key(plan: Plan, site: str, round_number: int) -> bytes:
     """32 bytes for the stochastic rounding of one contribution.
 

@@ -648,6 +648,32 @@ def test_a_group_with_one_survivor_is_refused_by_every_site() -> None:
     federation.assert_nothing_was_revealed()
 
 
+def test_colluders_who_agree_to_one_survivor_of_a_group_get_no_share_of_an_honest_site() -> None:
+    """The coordinator shows the honest sites what they accept, and then signatures over the other view."""
+    federation = grouped()
+    attempt = federation.attempt().until_masked()
+    inputs, context = attempt.collection.inputs, attempt.collection.context
+    shown = [inputs[name] for name in ("s02", "s03", "s04", "s05")]
+    lie = Agreement(
+        "s05", inputs["s05"].masked_with, ("s02", "s03", "s04", "s05"), inputs_hash(context, shown)
+    )
+    forged = signed(lie, context, federation.sites["s05"].key)
+    refused(
+        ContributionReuseError,
+        lambda: federation.sites["s03"].reveal(attempt.facts("s03"), attempt.ref, [forged]),
+        "agreed to no survivors",
+    )
+    attempt.agreements()
+    for name in names(5):
+        refused(
+            SplitViewError,
+            lambda name=name: federation.sites[name].reveal(
+                attempt.facts(name), attempt.ref, [attempt.collection.agreements[name], forged]
+            ),
+        )
+    federation.assert_nothing_was_revealed()
+
+
 @pytest.mark.parametrize("step", ["keys", "boxes", "inputs"])
 def test_a_group_that_lost_a_site_ends_the_attempt_at_an_honest_coordinator(step: str) -> None:
     federation = grouped()

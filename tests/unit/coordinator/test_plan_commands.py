@@ -45,14 +45,14 @@ round_deadline_s = 600
 class Desk:
     """The operator's terminal."""
 
-    def __init__(self, world: World, folder: Path) -> None:
+    def __init__(self, world: World, folder: Path, plan: Plan = PLAN) -> None:
         self.home, self.folder = world.home.root, folder
         live_identity(world.home.operator, world.people["operator"])
-        vector = rehearsal_vector(PLAN.model_layout, PLAN.draft.seed)
+        vector = rehearsal_vector(plan.model_layout, plan.draft.seed)
         self.model = folder / "initial.safetensors"
-        layout = json.dumps(PLAN.model_layout.to_json())
+        layout = json.dumps(plan.model_layout.to_json())
         metadata = {"layout": layout, "expert_layout": "[]"}
-        tensors = PLAN.model_layout.unflatten(vector)
+        tensors = plan.model_layout.unflatten(vector)
         safetensors.numpy.save_file(tensors, self.model, metadata)
 
     def draft(self, rounds: int, quorum: int = 2, masking: str = "none") -> Path:
@@ -116,6 +116,26 @@ async def test_a_plan_is_submitted_started_and_watched_with_one_command(tmp_path
         assert (printed[-2]["state"], printed[-2]["approved"]) == ("aborted", [A])
         assert (printed[-2]["awaited"], printed[-2]["roster"]) == ([B], [A, B])
         assert "enough" in printed[-1]["error"]["what"]
+
+
+@in_loop
+async def test_a_plan_with_backbones_is_for_the_sites_that_it_names_unless_others_are_chosen(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path / "home", A, B, C)
+    backbones = f'[backbones]\n{A} = "signet"\n{B} = "signet"\n'
+    grouped = rehearsal_plan(sites=2, rounds=3, backbones={A: "signet", B: "signet"})
+    async with world.running():
+        desk = Desk(world, tmp_path, grouped)
+        draft = desk.draft(3)
+        draft.write_text(draft.read_text() + backbones)
+        model = ("--model", desk.model)
+        told = await desk.fail(
+            ConfigError, "plan", "submit", draft, *model, "--site", A, "--site", C
+        )
+        assert f"backbones and roster differ in {B}, {C}" in told
+        reply = await desk.ask("plan", "submit", draft, *model)
+        assert reply["roster"] == [A, B]
 
 
 @in_loop

@@ -12,7 +12,7 @@ from fedpalm.cli.demo.settings import SYNTHETIC, DemoSettings, plan_toml
 from fedpalm.cli.demo.tail import Tail
 from fedpalm.cli.demo.workspace import Workspace
 from fedpalm.errors import ConfigError, IntegrityError
-from fedpalm.methods.contribution import sites_to_spare
+from fedpalm.methods.contribution import masking_terms
 from fedpalm.plan import PlanDraft
 from fedpalm.settings import load_toml
 
@@ -64,7 +64,7 @@ def test_a_damaged_journal_is_an_error_that_names_it(tmp_path: Path):
 def test_a_demo_masks_unless_it_is_told_not_to():
     plan = bound_plan(DemoSettings())
     assert plan.draft.masking == "secagg"
-    assert sites_to_spare(plan) == 0  # a sum is over every site
+    assert masking_terms(plan).to_spare == 0  # a sum is over every site
     assert DemoSettings(masking="none").draft().masking == "none"
 
 
