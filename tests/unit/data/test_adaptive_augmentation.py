@@ -15,7 +15,9 @@ from fedpalm.data.adaptive_augmentation import (
     redrawn,
     target_size,
 )
-from fedpalm.data.signature_image import MARGIN_PX, frame, standardise_ink
+from fedpalm.data.signature_capture import capture, draw_desk
+from fedpalm.data.signature_image import MARGIN_PX, frame, read_signature, standardise_ink
+from fedpalm.data.signature_motion import draw_plan, move
 from fedpalm.data.signatures import SignatureImages
 from fedpalm.errors import DataError
 
@@ -39,6 +41,13 @@ def _signature(seed: int) -> np.ndarray:
 SCRIBBLES = [_signature(seed) for seed in range(12)]
 
 
+def _written(seed: int) -> np.ndarray:
+    """A synthetic signature, prepared: strokes as thin as real ones."""
+    rng = np.random.default_rng(seed)
+    pixels = capture(move(draw_plan(rng), rng), draw_desk(rng), rng)
+    return standardise_ink(read_signature(pixels).ink)
+
+
 def _images(sizes: list[tuple[int, int]]) -> SignatureImages:
     rows = [
         (writer, genuine)
@@ -58,7 +67,7 @@ def _count(images: SignatureImages, writer: int, genuine: bool) -> int:
     return int(((images.writers == writer) & (images.genuine == genuine)).sum())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(sizes=sizes_of_subsets, target=targets, seed=st.integers(0, 99))
 def test_every_subset_reaches_the_target_exactly_and_none_is_made_of_nothing(sizes, target, seed):
     images = _images(sizes)
@@ -166,6 +175,24 @@ def test_a_copy_is_framed_and_weighed_as_a_prepared_signature_is(at, seed, stren
     assert (copy[:MARGIN_PX] == 0).all() and (copy[:, -MARGIN_PX:] == 0).all()
     rows, columns = np.flatnonzero(copy.any(axis=1)), np.flatnonzero(copy.any(axis=0))
     assert max(np.ptp(rows), np.ptp(columns)) >= 128 - 2 * MARGIN_PX - 2
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.3, 0.6])
+def test_copies_are_on_average_as_bold_and_as_sharp_as_their_originals(strength):
+    """Else a network would learn that forgeries, being fewer and copied more, have soft strokes."""
+
+    def bold(image: np.ndarray) -> float:
+        return float((image > 0.3).mean())
+
+    def sharp(image: np.ndarray) -> float:
+        return float(np.abs(np.diff(image, axis=0)).sum() / image.sum())
+
+    originals = [_written(seed) for seed in range(24)]
+    rng = np.random.default_rng(0)
+    pairs = [(image, redrawn(image, strength, rng)) for image in originals]
+    for measure in (bold, sharp):
+        ratio = np.mean([measure(copy) / measure(image) for image, copy in pairs])
+        assert 0.9 < ratio < 1.15
 
 
 def test_a_stronger_copy_is_further_from_its_original():
