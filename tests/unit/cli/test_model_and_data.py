@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from fedpalm.cli.app import commands
-from fedpalm.errors import ConfigError
 from fedpalm.data.synthetic_signatures import synthetic_signatures
+from fedpalm.errors import ConfigError
 from fedpalm.layout import Layout
 
 
