@@ -22,6 +22,7 @@ from pydantic import (
 
 from .canonical import canonical_json, domain_hash
 from .errors import ConfigError
+from .fedmh_settings import FedMHSettings
 from .groups import EVERYBODY, Group, groups_of
 from .layout import MAX_TENSORS, Layout, TensorSpec
 from .settings import Settings, parse_settings
@@ -37,6 +38,7 @@ MethodName = Literal[
     "fedavg",
     "fedbn",
     "fedkd",
+    "fedmh",
     "fednova",
     "fedpalm",
     "fedpalm-release",
@@ -161,8 +163,17 @@ class PlanDraft(Settings):
     """A site's no ends the exchange for everybody, or (true) it goes on among those who say yes."""
     backbones: dict[Name, FamilyName] = Field(default_factory=dict, max_length=MAX_SITES)
     """By site, where sites have backbones of their own: which parameters a site contributes to."""
+    fedmh: FedMHSettings | None = None
+    """Of method ``fedmh``, which has them if they are left out, and of no other."""
     training: TrainingSettings = TrainingSettings()
     codec: CodecSettings = CodecSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_fedmh(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("method") == "fedmh":
+            return {"fedmh": {}, **values}
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -197,14 +208,18 @@ class PlanDraft(Settings):
             raise ValueError(
                 f"method {self.method!r} needs the backbone of every site: [backbones] SITE = NAME"
             )
+        if (self.fedmh is None) == (self.method == "fedmh"):
+            raise ValueError("a [fedmh] table goes with method 'fedmh', and with no other")
         return self
 
     @model_serializer(mode="wrap")
     def _without_empty_backbones(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A plan without backbones says nothing of them: its bytes are those that it always had."""
+        """A plan without backbones says nothing of them or of FedMH: its bytes are as they always were."""
         values: dict[str, Any] = handler(self)
         if not self.backbones:
             values.pop("backbones", None)
+        if self.fedmh is None:
+            values.pop("fedmh", None)
         return values
 
     @model_validator(mode="after")
@@ -233,6 +248,11 @@ def refusals(draft: PlanDraft) -> list[str]:
     if draft.reproducible:
         found.append(
             "reproducible: noise that anybody can draw again is no noise. Set reproducible = false"
+        )
+    if draft.method == "fedmh":
+        found.append(
+            "method fedmh: how far a site goes towards a received model follows from its own signatures, "
+            "and that is not noised. Use another method"
         )
     if training.contrast_weight > 0:
         found.append(

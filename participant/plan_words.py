@@ -19,6 +19,8 @@ METHODS = {
     "fedbn": f"{_SHARED} (fedbn). Normalisation layers of the model stay here.",
     "fedkd": f"{_SHARED}, and a teacher model of its own (fedkd). Only the first is shared in rounds, "
     "its update cut to low rank.",
+    "fedmh": f"{_SHARED} (fedmh), its trunk with the sites that have the same backbone, if with any, the "
+    "rest with all. It goes towards a received model only as far as its own held-out signatures allow.",
     "fednova": f"{_SHARED} (fednova), and nothing else. Updates are divided by the number of steps.",
     "fedpalm": f"{_SHARED}, and a closed-set model of its own (fedpalm). Only the first is shared in "
     "rounds.",

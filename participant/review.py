@@ -12,8 +12,8 @@ from typing import Any
 
 from fedpalm.errors import ConfigError, PolicyError
 from fedpalm.layout import Layout
+from fedpalm.methods.plan_template import plan_template
 from fedpalm.methods.rehearsal import rehearsal_vector
-from fedpalm.methods.template import model_template
 from fedpalm.plan import Plan
 
 from .budget import BudgetBook
@@ -361,7 +361,7 @@ def _known_model(store: SiteStore, plan: Plan) -> str:
     if draft.method == "rehearsal":
         vector = rehearsal_vector(layout, draft.seed)
     else:
-        template = model_template(draft.method, draft.training, draft.seed)
+        template = plan_template(draft)
         if template.layout.tensors != layout.tensors:
             return ""
         vector = template.initial

@@ -18,8 +18,8 @@ FALSE_ALARM = 0.02
 """How often an audit may accuse an honest path, all its tests together."""
 REFUTED_EXIT = 27
 """Exit code of an audit that refutes a claim; beside those of ``fedpalm audit verify``."""
-_NOT_PRIVATE: tuple[MethodName, ...] = ("rehearsal", "fedbn")
-"""One trains nothing, the other no plan with differential privacy may name."""
+_NOT_PRIVATE: tuple[MethodName, ...] = ("rehearsal", "fedbn", "fedmh")
+"""The first trains nothing, the others no plan with differential privacy may name."""
 
 Say = Callable[[str], None]
 

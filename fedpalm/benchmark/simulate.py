@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ..canonical import domain_hash
+from ..data.signatures import SignatureImages
 from ..errors import ConfigError
 from ..layout import OPEN_SET, FloatVector
 from ..methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdate, Tensors
@@ -24,6 +25,9 @@ from ..methods.site import build_site, build_site_method
 from ..methods.template import model_template
 from ..plan import Plan, warm_up_rounds
 from ..secagg.codec import add_into
+
+if TYPE_CHECKING:  # it imports torch
+    from ..privacy.randomness import Randomness
 
 LOCAL = "local"
 """The method that no plan can name: every site alone."""
@@ -79,7 +83,7 @@ def plan_for(plan: Plan, method: str) -> Plan:
 def simulate(
     plan: Plan,
     method: str,
-    sites: Mapping[str, SiteImages],
+    sites: Mapping[str, SiteImages] | Mapping[str, SignatureImages],
     on_round: OnRound | None = None,
     *,
     exchange: Exchange | None = None,
@@ -108,13 +112,7 @@ def simulate(
     begin = standing.rounds if standing is not None else 0
     noise = {site: SeededRandom(_noise_seed(plan, site, begin)) for site in plan.roster}
     if method == LOCAL:
-        draft = plan.draft
-        methods = {
-            site: build_site(
-                LOCAL, draft.training, draft.seed, site, sites[site], randomness=noise[site]
-            )
-            for site in plan.roster
-        }
+        methods = {site: _alone(plan, site, sites[site], noise[site]) for site in plan.roster}
         shared, combine, exchange = np.empty(0, np.float32), _keep, exchange or "never"
         if initial is not None:
             own = {f"private.{name.removeprefix(OPEN_SET)}": one for name, one in initial.items()}
@@ -144,6 +142,18 @@ def exchange_experts(sites: Mapping[str, SiteMethod]) -> None:
     for name, site in sites.items():
         for sender in sorted(experts.keys() - {name}):
             site.receive_expert(sender, experts[sender])
+
+
+def _alone(
+    plan: Plan, site: str, images: SiteImages | SignatureImages, noise: Randomness
+) -> SiteMethod:
+    if isinstance(images, SignatureImages):
+        raise ConfigError(
+            "local is a method of palms",
+            next_step="for signatures alone set receipt = 'keep' in the plan's [fedmh] table",
+        )
+    draft = plan.draft
+    return build_site(LOCAL, draft.training, draft.seed, site, images, randomness=noise)
 
 
 def _rounds(

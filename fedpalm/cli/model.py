@@ -16,8 +16,9 @@ from ..errors import ConfigError
 from ..groups import TRUNK
 from ..layout import Layout, TensorSpec
 from ..methods.contribution import shared_backbones
+from ..methods.plan_template import plan_template
 from ..methods.rehearsal import rehearsal_vector
-from ..methods.template import ModelTemplate, model_template
+from ..methods.template import ModelTemplate
 from ..plan import PlanDraft
 from ..settings import load_toml, parse_settings
 from .console import command_errors, emit, err, json_option
@@ -55,9 +56,7 @@ def init_command(plan: Path, out: Path, parameters: int | None, as_json: bool) -
             next_step="say how long its vector is: --parameters",
         )
     template = (
-        model_template(draft.method, draft.training, draft.seed)
-        if parameters is None
-        else _rehearsal_template(parameters, draft)
+        plan_template(draft) if parameters is None else _rehearsal_template(parameters, draft)
     )
     write_model(template, draft.method, draft.seed, out)
     _emit(template, out, as_json)

@@ -87,10 +87,10 @@ class SiteMethod(Protocol):
     ) -> npt.NDArray[np.float32]:
         """(N, D) L2-normalised templates for people this site trained on.
 
-        D is 512; 1024 where the method fuses two models (``closed_set_fusion``).
+        D is 512; 1024 where the method fuses two models (``closed_set_fusion``); 256 of signatures.
         """
 
     def open_templates(
         self, images: npt.NDArray[np.float32], shared: FloatVector
     ) -> npt.NDArray[np.float32]:
-        """(N, 512) L2-normalised templates for people nobody trained on."""
+        """(N, D) L2-normalised templates for people nobody trained on."""

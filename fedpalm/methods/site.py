@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..canonical import domain_hash
+from ..data.signatures import SignatureImages
+from ..errors import ConfigError
 from ..plan import Plan, TrainingSettings
 from .base import SiteImages, SiteMethod
 from .rehearsal import RehearsalMethod
@@ -29,16 +31,34 @@ _SITES = {
 
 
 def build_site_method(
-    plan: Plan, site: str, images: SiteImages, *, randomness: Randomness | None = None
+    plan: Plan,
+    site: str,
+    images: SiteImages | SignatureImages,
+    *,
+    randomness: Randomness | None = None,
 ) -> SiteMethod:
     """The method of ``plan`` for one site.
 
     Args:
+        images: signatures for ``fedmh``, palms for any other method.
         randomness: of training with differential privacy; secret if left out.
+    Raises:
+        ConfigError: images of the wrong kind.
     """
     draft = plan.draft
     if draft.method == "rehearsal":
         return RehearsalMethod(plan, site)
+    if isinstance(images, SignatureImages) != (draft.method == "fedmh"):
+        raise ConfigError(
+            f"method {draft.method!r} trains on "
+            f"{'signatures' if draft.method == 'fedmh' else 'palms'}, and this site has none of them",
+            safe="nothing was trained or sent",
+            next_step="name the right images in participant.toml, or take no part in this plan",
+        )
+    if isinstance(images, SignatureImages):
+        from .fedmh import FedMHSite
+
+        return FedMHSite(plan, site, images, training_seed(plan))
     return build_site(
         draft.method, draft.training, draft.seed, site, images,
         rounds_seed=training_seed(plan), randomness=randomness,

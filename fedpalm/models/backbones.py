@@ -91,10 +91,14 @@ def initial_tensors(
         if name in constants:
             tensors[name] = np.full(shape, constants[name], dtype=np.float32)
             continue
-        fan_in = math.prod(shapes[name.rsplit(".", 1)[0] + ".weight"][1:])
-        digest = domain_hash("initial-tensor/v1", seed.to_bytes(8, "big"), name.encode())
-        rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
-        tensors[name] = (
-            (rng.random(shape, dtype=np.float32) * 2 - 1) / np.float32(math.sqrt(fan_in))
-        ).astype(np.float32)
+        tensors[name] = drawn_tensor(name, shapes, seed)
     return tensors
+
+
+def drawn_tensor(name: str, shapes: Shapes, seed: int) -> npt.NDArray[np.float32]:
+    """Uniform in +-1/sqrt(fan-in) of the weight that ``name`` goes with, from the seed and the name."""
+    fan_in = math.prod(shapes[name.rsplit(".", 1)[0] + ".weight"][1:])
+    digest = domain_hash("initial-tensor/v1", seed.to_bytes(8, "big"), name.encode())
+    rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+    drawn = (rng.random(shapes[name], dtype=np.float32) * 2 - 1) / np.float32(math.sqrt(fan_in))
+    return drawn.astype(np.float32)

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from fedpalm.errors import ConfigError
+from fedpalm.methods.plan_template import plan_template
 from fedpalm.methods.template import model_template
-from fedpalm.plan import TrainingSettings
+from fedpalm.plan import PlanDraft, TrainingSettings
 
 
 def test_a_fedpalm_round_shares_expert_embedding_and_teim_of_the_open_set_model():
@@ -59,3 +60,35 @@ def test_writing_a_plan_needs_no_torch():
         "import fedpalm.methods.site; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_draft_of_fedmh_shares_the_trunks_that_enough_sites_have_and_needs_no_torch():
+    code = """
+import sys
+from fedpalm.methods.plan_template import plan_template
+from fedpalm.plan import PlanDraft
+names = dict(zip("abcdef", ["signet"] * 3 + ["resnet"] * 2 + ["compnet"], strict=True))
+for masking in ("none", "secagg"):
+    draft = PlanDraft(name="x", method="fedmh", rounds=1, backbones=names, masking=masking)
+    layout = plan_template(draft).layout
+    print(*dict.fromkeys(one.name.split(".")[2] for one in layout.tensors if "trunk" in one.name))
+assert "torch" not in sys.modules
+"""
+    run = [sys.executable, "-P", "-c", code]
+    found = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    assert found.split("\n")[:2] == ["resnet signet", "signet"]
+
+
+def test_any_other_draft_has_the_template_of_its_method():
+    draft = PlanDraft(name="x", method="fedper", rounds=1, seed=4)
+    assert plan_template(draft).layout == model_template("fedper", draft.training, 4).layout
+
+
+def test_fedmh_settings_go_with_fedmh_alone_and_with_no_differential_privacy():
+    draft = {"name": "x", "method": "fedmh", "rounds": 1, "backbones": {"a": "signet"}}
+    assert PlanDraft(**draft).model_dump()["fedmh"]["receipt"] == "pareto"
+    assert "fedmh" not in PlanDraft(name="x", method="fedavg", rounds=1).model_dump()
+    with pytest.raises(ValueError, match="no other"):
+        PlanDraft(name="x", method="fedavg", rounds=1, fedmh={})
+    with pytest.raises(ValueError, match="not noised"):
+        PlanDraft(**draft, training={"privacy": {"unit": "subject"}})

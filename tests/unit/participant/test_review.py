@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from fedpalm.errors import NotFoundError, PolicyError
 from fedpalm.methods.contribution import codec_for
-from fedpalm.methods.template import model_template
+from fedpalm.methods.plan_template import plan_template
 from fedpalm.plan import Continues, MethodName, Plan, PlanDraft, TrainingSettings
 from participant.cli import main
 from participant.peers import PeerBook
@@ -48,8 +48,9 @@ def _text(review):
 
 
 def _real_plan(method: str, **changes) -> Plan:
-    draft = PlanDraft(name="real", method=method, rounds=2, seed=3)
-    template = model_template(method, draft.training, draft.seed)
+    backbones = {"east": "signet", "north": "signet"} if method == "fedmh" else {}
+    draft = PlanDraft(name="real", method=method, rounds=2, seed=3, backbones=backbones)
+    template = plan_template(draft)
     values = {
         "federation": FEDERATION,
         "draft": draft,
@@ -155,6 +156,8 @@ def test_a_plan_of_any_method_says_what_is_trained_and_what_rides_behind(world, 
     text = _text(_review(world, site, plan))
     assert METHODS[method] in text
     numbers = {1: "one number more", 2: "two numbers more"}[len(codec_for(plan).stats)]
+    if method == "fedmh":
+        numbers = "3 numbers more, one for each group"
     assert f"bytes with {numbers}" in text
     assert ("training images are behind it" in text) == (
         method not in ("rehearsal", "fedpalm-release")
@@ -169,7 +172,7 @@ def test_a_statistic_that_leaves_with_the_model_is_named(world, site, kind):
     assert said == (kind == "federation")
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedpalm", "rehearsal"])
+@pytest.mark.parametrize("method", ["fedavg", "fedmh", "fedpalm", "rehearsal"])
 def test_the_model_that_follows_from_the_seed_is_known_and_any_other_is_not(world, site, method):
     known = _review(world, site, _real_plan(method)).data["initial_model"]
     assert known["known"]

@@ -1,0 +1,128 @@
+"""The two tasks of a signature model on one batch, and on what a site keeps aside to judge models by.
+
+Telling writers: the cross-entropy of an ArcFace head over genuine signatures alone; that head names
+people and stays at the site. Telling forgeries: the binary cross-entropy of the shared detection head,
+where genuine and forged count alike, however many there are of each.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.signatures import SignatureImages
+from ..errors import DataError
+from ..models.arcface import ArcFace
+from ..models.signature import SignatureModel
+from .pareto import ProbeLosses
+from .training import TEMPLATE_BATCH
+
+Rows = npt.NDArray[np.int64]
+
+
+class TaskLosses(NamedTuple):
+    """None where a batch has nothing for the task."""
+
+    user: Tensor | None
+    forged: Tensor | None
+
+
+class Balance(NamedTuple):
+    """What a genuine and a forged signature count in the detection loss, 1 on average."""
+
+    genuine: float
+    forged: float
+
+    @classmethod
+    def of(cls, genuine: npt.NDArray[np.bool_]) -> Balance | None:
+        """None if one of the two is missing: then there is nothing to tell apart."""
+        count, real = len(genuine), int(genuine.sum())
+        if real in (0, count):
+            return None
+        return cls(count / (2 * real), count / (2 * (count - real)))
+
+
+class Signatures:
+    """Signatures as a model takes them; prepared once, they serve every epoch and every probe."""
+
+    def __init__(self, images: SignatureImages, model: SignatureModel) -> None:
+        self.size = len(images.writers)
+        self.balance = Balance.of(images.genuine)
+        self.writers = torch.from_numpy(images.writers)
+        self.genuine = torch.from_numpy(images.genuine)
+        self._model = model
+        self._prepared = model.prepare(torch.from_numpy(images.images))
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Those at (n,) rows, prepared."""
+        return self._model.take(self._prepared, rows)
+
+
+def task_losses(
+    model: SignatureModel,
+    head: ArcFace,
+    signatures: Signatures,
+    rows: Tensor,
+    keep: Tensor | None = None,
+) -> TaskLosses:
+    """Both losses of the signatures at (n,) rows.
+
+    Args:
+        keep: (n, D) factors of dropout before the writers' head.
+    """
+    embeddings = model(signatures.inputs(rows))
+    real = signatures.genuine[rows]
+    user = forged = None
+    if real.any():
+        writers = signatures.writers[rows][real]
+        seen = embeddings[real] if keep is None else (embeddings * keep)[real]
+        user = F.cross_entropy(head(seen, writers), writers)
+    if (balance := signatures.balance) is not None:
+        weights = torch.where(real, balance.genuine, balance.forged)
+        logits = model.task(embeddings)
+        forged = F.binary_cross_entropy_with_logits(logits, real.float(), weights)
+    return TaskLosses(user, forged)
+
+
+def probe_losses(model: SignatureModel, head: ArcFace, probe: Signatures) -> ProbeLosses:
+    """Means over all that is kept aside; a task that it holds nothing of has loss 0."""
+    user = forged = 0.0
+    genuine = int(probe.genuine.sum())
+    with torch.no_grad():
+        for rows in torch.split(torch.arange(probe.size), TEMPLATE_BATCH):
+            losses = task_losses(model, head, probe, rows)
+            if losses.user is not None:
+                user += losses.user.item() * int(probe.genuine[rows].sum()) / genuine
+            if losses.forged is not None:
+                forged += losses.forged.item() * len(rows) / probe.size
+    return ProbeLosses(user, forged)
+
+
+def held_out(images: SignatureImages, share: float, seed: int) -> tuple[Rows, Rows]:
+    """Rows to train on and rows to probe with: of each writer's genuine and forged ones ``share``.
+
+    Of two or more at least one is kept aside and at least one is left; a single one is trained on.
+
+    Raises:
+        DataError: no writer has two genuine signatures, so nothing could judge what is received.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    aside = np.zeros(len(images.writers), dtype=np.bool_)
+    for writer in range(images.classes):
+        for kind in (True, False):
+            rows = np.flatnonzero((images.writers == writer) & (images.genuine == kind))
+            if len(rows) > 1:
+                aside[rng.permutation(rows)[: max(1, int(share * len(rows)))]] = True
+    if not (aside & images.genuine).any():
+        raise DataError(
+            "no writer of this site has two genuine signatures: none can be kept aside to judge a "
+            "received model by",
+            safe="nothing was trained",
+            next_step="add signatures of the same writers",
+        )
+    return np.flatnonzero(~aside), np.flatnonzero(aside)
