@@ -16,7 +16,7 @@ MAX_REASON_BYTES = 500
 
 
 def clip(reason: str) -> str:
-    """A reason that fits its field."""
+    """A reason or a warning that fits its field."""
     return reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
 
 

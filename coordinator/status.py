@@ -34,9 +34,12 @@ def run_status(run_id: str, conductor: Conductor, exchanges: ExchangeDesk) -> pb
         exchange=_exchange_status(run_id, exchanges),
         masking=plan.draft.masking,
         warnings=[
-            *([] if run.over else warnings(plan)),
-            *_exchange_warnings(plan, exchanges),
-            *_certificate_warnings(run_id, exchanges),
+            clip(one)
+            for one in (
+                *([] if run.over else warnings(plan)),
+                *_exchange_warnings(plan, exchanges),
+                *_certificate_warnings(run_id, exchanges),
+            )
         ],
         lost_rounds=run.lost_rounds,
         caught=sorted(run.caught),

@@ -133,7 +133,7 @@ class Home:
 
     @property
     def vault_lock(self) -> Path:
-        """Held while the mark changes."""
+        """Held while header or mark change; shared while records are read."""
         return self.path / "vault.lock"
 
     @property

@@ -92,7 +92,7 @@ class Desk:
         plan = run.plan
         if not plan.expert_layout:
             raise RefusedError("the plan releases no experts", safe="nothing was sealed")
-        if terms.run != run.run_id or not terms.are_of(plan, run.run_id):
+        if not terms.are_of(plan, run.run_id):
             raise RefusedError(
                 f"exchange {terms.exchange_id} is about another plan than this site agreed to",
                 safe="nothing was approved or sealed",

@@ -1,4 +1,4 @@
-"""The agent's half of the deployment exchange: what needs the coordinator and the trained model.
+"""The agent's half of the exchange of experts: what needs the coordinator and the trained model.
 
 What the site's person decided (``desk.py``) comes first; every step is stored, with its log entry and
 the bytes that go with it, before its effect is carried out, and may be repeated after a crash.

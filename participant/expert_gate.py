@@ -1,4 +1,4 @@
-"""The egress gate's part for the deployment exchange: this site's answer, its sealed expert, its keys.
+"""The egress gate's part for the exchange of experts: this site's answer, its sealed expert, its keys.
 
 Whatever leaves here stands under an exchange that this site's person approved, a plan that is approved with
 the hash that was offered, and the policy of this moment.

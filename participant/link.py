@@ -280,7 +280,7 @@ class Link:
         reply = await self._unary(self._connection.membership.Renew, payload)
         return membership.issued_from_wire(reply)
 
-    # --- the deployment exchange ------------------------------------------------------------------
+    # --- the exchange of experts ------------------------------------------------------------------
 
     async def send_answer(self, payload: OutgoingPayload) -> None:
         """Send this site's yes or no."""

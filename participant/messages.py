@@ -212,7 +212,7 @@ class MessageGate(Releaser):
     def release_fetch_trust(self) -> OutgoingPayload:
         return self._release(PayloadKind.FETCH_TRUST, membership.FetchTrustRequest())
 
-    # --- the deployment exchange ------------------------------------------------------------------
+    # --- the exchange of experts ------------------------------------------------------------------
 
     def release_fetch_consents(self, run_id: str, exchange_id: str) -> OutgoingPayload:
         place = Place(run_id, exchange=exchange_id)

@@ -149,7 +149,7 @@ class Vault:
                 "they have the secret that it opened with: rotate the vault once it is mended",
             )
 
-    # --- other keys and other locks (vault_rotation.py, cli/vault.py) -----------------------------
+    # --- other keys and other locks (vault_rotation.py, vault_lock.py) ---------------------------
 
     def begin_generation(self) -> None:
         """Seal under a new data key from now on; the one before opens until :meth:`end_generation`.

@@ -144,7 +144,9 @@ def _generations(store: SiteStore, db: sqlite3.Connection) -> Iterator[int | Non
     for one in sealed_files(store):
         yield file_generation(one.path)
     for table in ("vault_items", "vault_root"):
-        for row in db.execute(f"SELECT substr(sealed, 1, 72) AS start FROM {table}"):  # noqa: S608
+        for row in db.execute(
+            f"SELECT substr(sealed, 1, {BLOB_EXTRA}) AS start FROM {table}"  # noqa: S608
+        ):
             yield sealed_generation(row["start"])
 
 

@@ -137,7 +137,7 @@ def simulate(
 
 
 def exchange_experts(sites: Mapping[str, SiteMethod]) -> None:
-    """Every site's expert to every other site, as after a deployment exchange."""
+    """Every site's expert to every other site, as after an exchange of experts."""
     experts = {name: site.expert() for name, site in sites.items()}
     for name, site in sites.items():
         for sender in sorted(experts.keys() - {name}):

@@ -1,1 +1,1 @@
-"""The deployment exchange: the one sanctioned release of closed-set experts, sealed site to site."""
+"""The exchange of experts: the one sanctioned release of closed-set experts, sealed site to site."""

@@ -62,7 +62,7 @@ class SiteMethod(Protocol):
     """Layout of the shared vector."""
 
     expert_layout: Layout
-    """Layout of the expert that the deployment exchange may release (empty if the method has none)."""
+    """Layout of the expert that the exchange of experts may release (empty if the method has none)."""
 
     def initial_vector(self) -> FloatVector:
         """(P,) float32, the shared vector of round 0, from the plan's seed alone."""

@@ -6,7 +6,7 @@ that are ours are listed in docs/FEDPALM.md.
 Shared: the open-set model M^o = (T^o, TEIM^o, Q^o), averaged with weights n_i (eqs 6 and 7; the sum is
 that of n_i (w_i - w) and of n_i). Stays at the site: the closed-set model M^c = (T^c, TEIM^c, Q^c),
 both ArcFace heads, all templates. The closed-set textural expert T^c is released once, by the
-deployment exchange.
+exchange of experts.
 
 A round at a site (algorithm 1, lines 14 to 27), with L of eq 10 for both models:
 

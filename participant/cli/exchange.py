@@ -30,7 +30,7 @@ _STANDS = {
 
 @click.group()
 def exchange() -> None:
-    """The deployment exchange: nothing is sealed before this site's person has approved.
+    """The exchange of experts: nothing is sealed before this site's person has approved.
 
     Works while the agent runs: it sends the answer within a second.
     """

@@ -1,4 +1,4 @@
-"""The deployment exchange between three sites and a coordinator in memory."""
+"""The exchange of experts between three sites and a coordinator in memory."""
 
 from __future__ import annotations
 
