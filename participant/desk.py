@@ -75,7 +75,8 @@ class Desk:
         if not asked:
             raise NotFoundError(
                 "no exchange waits for this site's answer",
-                next_step="the operator starts one with: fedpalm-coordinator exchange propose",
+                next_step="fedpalm-participant exchange status shows those before; the operator starts "
+                "one with: fedpalm-coordinator exchange propose",
             )
         return asked[-1]
 

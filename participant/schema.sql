@@ -223,7 +223,8 @@ CREATE TABLE verification_attempts (
   kind TEXT NOT NULL CHECK (kind IN ('verify', 'identify')),
   subject BLOB,                    -- HMAC of the name that was claimed; NULL: none was
   caller TEXT NOT NULL,            -- the application; empty: this machine's command line or Python
-  outcome TEXT NOT NULL CHECK (outcome IN ('open', 'match', 'non_match', 'not_acquired', 'failed'))
+  outcome TEXT NOT NULL CHECK (outcome IN ('open', 'match', 'non_match', 'not_acquired', 'failed')),
+  excused INTEGER NOT NULL DEFAULT 0  -- 1: the subject was unlocked since; not counted in their own rate
 ) STRICT;
 CREATE INDEX verification_attempts_by_time ON verification_attempts (at_ms);
 

@@ -107,6 +107,22 @@ def verify_command(
 def verdict(audit: Audit) -> Group:
     """What an audit found, for a person."""
     said = audit.to_json()
+    lines = _contents(audit, said) if audit.site else []
+    holds = audit.exit is Exit.OK
+    result = Text(
+        "holds" if holds else audit.exit.name.lower().replace("_", " "),
+        style="bold green" if holds else "bold red",
+    )
+    return Group(
+        result,
+        *(Text(line) for line in lines),
+        *(Text(f"note: {note}") for note in audit.notes),
+        *(Text(f"{one.exit.name.lower()}: {one}", style="red") for one in audit.findings[:50]),
+    )
+
+
+def _contents(audit: Audit, said: dict[str, Any]) -> list[str]:
+    """What a bundle holds; a file that is none has no site, and nothing to tell."""
     lines = [
         f"site {audit.site} of {audit.federation}, signing key {audit.key_id[:16]}",
         f"log: {said['entries']} entries, root {said['root'][:16]}, "
@@ -119,17 +135,7 @@ def verdict(audit: Audit) -> Group:
     ]
     released = said["released"]
     lines.append(f"left: {released['update']} updates, {released['sealed_expert']} sealed experts")
-    holds = audit.exit is Exit.OK
-    result = Text(
-        "holds" if holds else audit.exit.name.lower().replace("_", " "),
-        style="bold green" if holds else "bold red",
-    )
-    return Group(
-        result,
-        *(Text(line) for line in lines),
-        *(Text(f"note: {note}") for note in audit.notes),
-        *(Text(f"{one.exit.name.lower()}: {one}", style="red") for one in audit.findings[:50]),
-    )
+    return lines
 
 
 @commands.command("report")

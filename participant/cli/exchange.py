@@ -95,16 +95,17 @@ def refuse(name: str | None, reason: str, give_up: bool, home: Path, as_json: bo
 def status(home: Path, as_json: bool) -> None:
     """Show every exchange that this site was ever asked for, and how far it has come."""
     with open_site(home) as (_, desk):
-        known = desk.book.all()
+        known = [(one, _describe(desk, one)) for one in desk.book.all()]
         lines = [
             f"{one.terms.exchange_id}  run {one.terms.run}  {one.state.value}: {_STANDS[one.state]}"
             + (f" ({one.reason})" if one.reason else "")
-            for one in known
+            + f"\n  purpose     {said['purpose']}\n  recipients  {', '.join(said['recipients'])}"
+            for one, said in known
         ]
         emit(
-            {"exchanges": [_describe(desk, one) for one in known]},
+            {"exchanges": [said for _, said in known]},
             as_json,
-            "\n".join(lines) or "this site was asked for no exchange",
+            Text("\n".join(lines) or "this site was asked for no exchange"),
         )
 
 

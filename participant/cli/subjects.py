@@ -61,10 +61,10 @@ def forget(subject: str, home: Path, as_json: bool) -> None:
 def unlock(subject: str, home: Path, as_json: bool) -> None:
     """Let SUBJECT be verified again who was locked out after failed attempts."""
     from ..verification.attempts import Attempts
-    from ..verification.gallery import subject_name
+    from ..verification.gallery import Gallery, subject_name
 
     with open_site(home) as (config, desk):
-        name = subject_name(subject)
+        name = Gallery(desk.store).get(subject_name(subject)).subject
         Attempts(desk.store, config.verification or VerificationSettings()).unlock(name)
     emit({"subject": name, "locked": False}, as_json, f"{name} may be verified again")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Group
 from rich.table import Table
 
 from fedpalm.cli.console import command_errors, emit, err, home_option, json_option
@@ -123,6 +124,7 @@ def renew_references(
 
 @click.command()
 @click.option("--fmr", type=float, default=1e-3, show_default=True, help="Target false match rate.")
+@click.option("--accept-weak", is_flag=True, help="Allow a rate above 0.1.")
 @click.option(
     "--mode",
     type=click.Choice(["both", "closed", "open"]),
@@ -136,20 +138,33 @@ def renew_references(
 @json_option
 @command_errors
 def calibrate(
-    fmr: float, mode: Any, seed: int, run_id: str | None, home: Path, as_json: bool
+    fmr: float,
+    accept_weak: bool,
+    mode: Any,
+    seed: int,
+    run_id: str | None,
+    home: Path,
+    as_json: bool,
 ) -> None:
     """Set the thresholds, at a false match rate, on the site's own images.
 
     They stay until the next calibration. A rate that the images cannot show is refused.
     """
+    modes: tuple[Any, ...] = ("closed", "open") if mode == "both" else (mode,)
     with _verifier(home, run_id) as verifier, Narrator(err()) as narrator:
+        replaced = [one for one in verifier.thresholds.all() if one.mode in modes]
         found = verifier.calibrate(
-            fmr,
-            modes=("closed", "open") if mode == "both" else (mode,),
-            seed=seed,
-            tick=ticker(narrator),
+            fmr, modes=modes, accept_weak=accept_weak, seed=seed, tick=ticker(narrator)
         )
-    emit({"thresholds": [one.to_json() for one in found]}, as_json, _table(found))
+    said = {
+        "thresholds": [one.to_json() for one in found],
+        "replaced": [one.to_json() for one in replaced],
+    }
+    lines = [
+        f"{one.mode}: replaces the threshold {one.value:.4f} at FMR {one.target_fmr:g}, now {fmr:g}"
+        for one in replaced
+    ]
+    emit(said, as_json, Group(_table(found), *lines))
 
 
 @contextmanager

@@ -64,8 +64,8 @@ class Attempts:
         """Let an attempt in, and store how it ends; what ends with an error is no one's failure.
 
         Raises:
-            TooManyAttemptsError: within this minute there were as many as the site allows.
             LockedOutError: too many for this person have failed.
+            TooManyAttemptsError: within this minute there were as many as the site allows.
         """
         mark = None if subject is None else self._mark(subject)
         attempt = self._begin(kind, mark, caller)
@@ -90,16 +90,22 @@ class Attempts:
         return until if until > self._store.now_ms() else None
 
     def unlock(self, subject: str) -> None:
-        """Forget the failures of a person. Raises NotFoundError: there are none."""
+        """Forget the failures of a person; what was tried before does not count in their rate.
+
+        Raises:
+            NotFoundError: no attempt has failed.
+        """
+        mark = self._mark(subject)
         with self._store.transaction() as db:
-            done = db.execute(
-                "DELETE FROM verification_locks WHERE subject = ?", (self._mark(subject),)
-            )
+            done = db.execute("DELETE FROM verification_locks WHERE subject = ?", (mark,))
             if not done.rowcount:
                 raise NotFoundError(
                     f"no attempt for {subject!r} has failed since the last match",
-                    next_step="fedpalm-participant subjects lists who is locked out",
+                    safe="nothing was changed",
+                    next_step="fedpalm-participant subjects lists who is locked out; after too many "
+                    "attempts, try again in a minute",
                 )
+            db.execute("UPDATE verification_attempts SET excused = 1 WHERE subject = ?", (mark,))
 
     def erase(self, db: sqlite3.Connection, subject: str) -> int:
         """Delete every row about a person; how many attempts there were."""
@@ -159,32 +165,37 @@ class Attempts:
         self, db: sqlite3.Connection, subject: bytes | None, caller: str, now: int
     ) -> TooManyAttemptsError | LockedOutError | None:
         limits = self._settings
-        # A clock that was set back makes this stricter, never looser.
-        recent = "SELECT COUNT(*) AS n FROM verification_attempts WHERE at_ms > ?"
-        asked: list[tuple[str, tuple[object, ...], int]] = [("", (), limits.attempts_per_minute)]
-        if subject is not None:
-            asked.append((" AND subject = ?", (subject,), limits.subject_attempts_per_minute))
-        if caller:
-            asked.append((" AND caller = ?", (caller,), limits.application_attempts_per_minute))
-        for where, values, most in asked:
-            if db.execute(recent + where, (now - MINUTE_MS, *values)).fetchone()["n"] >= most:
-                return TooManyAttemptsError(
-                    "there were too many attempts within the last minute",
-                    safe="the image was not looked at",
-                    next_step="try again in a minute",
-                )
+        # A lock first: it lasts, and a person can lift it, which waiting for a rate does not tell.
         locked = db.execute(
             "SELECT 1 FROM verification_locks WHERE subject = ? AND locked_until_ms > ?",
             (subject, now),
         ).fetchone()
-        if locked is None:
-            return None
-        return LockedOutError(
-            "too many attempts for this person have failed",
-            safe="the image was not looked at",
-            next_step="wait, or have somebody at the site look into it: fedpalm-participant unlock "
-            "SUBJECT",
-        )
+        if locked is not None:
+            return LockedOutError(
+                "too many attempts for this person have failed",
+                safe="the image was not looked at",
+                next_step="wait, or have somebody at the site look into it: fedpalm-participant unlock "
+                "SUBJECT",
+            )
+        # A clock that was set back makes this stricter, never looser.
+        recent = "SELECT COUNT(*) AS n FROM verification_attempts WHERE at_ms > ?"
+        asked: list[tuple[str, str, tuple[object, ...], int]] = [
+            ("at this site", "", (), limits.attempts_per_minute)
+        ]
+        if subject is not None:
+            where, most = " AND subject = ? AND excused = 0", limits.subject_attempts_per_minute
+            asked.append(("for this person", where, (subject,), most))
+        if caller:
+            where, most = " AND caller = ?", limits.application_attempts_per_minute
+            asked.append(("by this application", where, (caller,), most))
+        for whose, where, values, most in asked:
+            if db.execute(recent + where, (now - MINUTE_MS, *values)).fetchone()["n"] >= most:
+                return TooManyAttemptsError(
+                    f"there were too many attempts {whose} within the last minute",
+                    safe="the image was not looked at",
+                    next_step="try again in a minute",
+                )
+        return None
 
     def _charge(self, db: sqlite3.Connection, subject: bytes, now: int) -> None:
         row = db.execute(

@@ -36,6 +36,8 @@ RESAMPLES = 500
 _LEAST_ERRORS = 3.0
 """Rule of three: no false match in n comparisons bounds the rate (95 %) at 3 / n."""
 _BATCH = 32
+WEAK_FMR = 0.1
+"""Above it every tenth stranger passes: a rate that is asked for on purpose, or by a slip."""
 
 Tick = Callable[[str, int, int], None]
 """What, how many are done, of how many."""
@@ -75,24 +77,56 @@ def development_pairs(
     return DevelopmentPairs(mode, split.open_gallery, split.open_probe)
 
 
-def require_enough(pairs: DevelopmentPairs, target_fmr: float) -> None:
-    """Refuse a target that the comparisons cannot support.
+def require_rate(target_fmr: float, *, accept_weak: bool, safe: str) -> None:
+    """Raises ConfigError: not in (0, 1), or above :data:`WEAK_FMR` without ``accept_weak``."""
+    if not 0.0 < target_fmr < 1.0:
+        raise ConfigError(
+            f"a false match rate of {target_fmr:g} is no target: between 0 and 1",
+            safe=safe,
+            next_step="ask for a rate that you can live with, such as --fmr 1e-3",
+        )
+    if target_fmr > WEAK_FMR and not accept_weak:
+        raise ConfigError(
+            f"a false match rate of {target_fmr:g} lets {target_fmr:.0%} of strangers pass",
+            safe=safe,
+            next_step=f"ask for --fmr {WEAK_FMR:g} or less, or say that it is meant: --accept-weak",
+        )
+
+
+def require_enough(wanted: Sequence[DevelopmentPairs], target_fmr: float, *, safe: str) -> None:
+    """Refuse a target that the comparisons of one of these modes cannot support.
 
     Raises:
-        ConfigError: ``target_fmr`` is not in (0, 1).
-        DataError: there are fewer than 3 / target impostor comparisons; says how many are needed.
+        DataError: there are fewer than 3 / target impostor comparisons; says how many are needed, which
+            rate all modes can show, and which mode can show this one.
     """
-    if not 0.0 < target_fmr < 1.0:
-        raise ConfigError(f"a false match rate of {target_fmr:g} is no target: between 0 and 1")
     needed = math.ceil(_LEAST_ERRORS / target_fmr - 1e-9)
-    if pairs.impostors < needed:
-        least = _LEAST_ERRORS / pairs.impostors if pairs.impostors else 1.0
-        raise DataError(
+    few = [pairs for pairs in wanted if pairs.impostors < needed]
+    if not few:
+        return
+    steps = ["add people to the site's data"]
+    fewest = min(pairs.impostors for pairs in few)
+    if fewest and (least := _up(_LEAST_ERRORS / fewest)) <= WEAK_FMR:
+        steps.append(f"ask for --fmr {least:g} at the least")
+    steps += [
+        f"set {one.mode} alone, which can: --mode {one.mode}" for one in wanted if one not in few
+    ]
+    raise DataError(
+        "; ".join(
             f"{pairs.mode}: a false match rate of {target_fmr:g} cannot be told from "
-            f"{pairs.impostors:,} comparisons of two people: {needed:,} are needed",
-            safe="the threshold that is in force stays",
-            next_step=f"add people to the site's data, or ask for --fmr {_up(least):g} at the least",
-        )
+            f"{pairs.impostors:,} comparisons of two people: {needed:,} are needed"
+            for pairs in few
+        ),
+        safe=safe,
+        next_step=", or ".join(steps),
+    )
+
+
+def stays(in_force: Sequence[Mode]) -> str:
+    """What is so as long as no threshold has been set, given the modes that have one."""
+    if not in_force:
+        return "no threshold is in force: nobody is verified"
+    return f"what is in force stays: {', '.join(in_force)}"
 
 
 def calibrate(
@@ -111,9 +145,8 @@ def calibrate(
         images: of a reference, at most.
         seed: of the subjects' keys and of the intervals.
     Raises:
-        DataError: as :func:`require_enough`, or an image cannot be used.
+        DataError: an image cannot be used.
     """
-    require_enough(pairs, target_fmr)
     found = _scores(model, pairs, images, seed, tick)
     curve = roc(found.genuine, found.impostor)
     value, fmr, fnmr = least_threshold(curve, target_fmr)

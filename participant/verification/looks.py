@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpalm.data.roi import Grey, read_roi
-from fedpalm.errors import DataError
+from fedpalm.errors import DataError, NotFoundError
 from fedpalm.protection import score
 
 from ..config import ParticipantConfig
@@ -19,7 +20,7 @@ from ..store import SiteStore
 from .attempts import Attempts
 from .gallery import Gallery, Mode, Reference, fuse
 from .model import ModelId, StoredModel, Templates, VerificationModel, find_model
-from .quality import Quality, assess
+from .quality import NEXT_STEP, Quality, assess
 from .thresholds import Threshold
 
 ImageSource = Path | str | bytes | npt.NDArray[Any]
@@ -34,6 +35,26 @@ class Candidate(NamedTuple):
     above: float
     score: float
     reference: Reference
+
+
+def require_files(images: Sequence[ImageSource], *, safe: str) -> None:
+    """Refuse paths without an image behind them, before anything is counted: a slip of the keyboard.
+
+    Raises:
+        NotFoundError: there is no such file.
+        DataError: a folder, not a file.
+    """
+    for path in images:
+        if not isinstance(path, Path | str):
+            continue
+        if os.path.isdir(path):  # noqa: PTH112 - False, not an error, for a name that no file can have
+            raise DataError(
+                f"{path}: a folder, not an image", safe=safe, next_step="name the files in it"
+            )
+        if not os.path.exists(path):  # noqa: PTH110 - as above
+            raise NotFoundError(
+                f"{path}: no such file", safe=safe, next_step="look at the path: is it spelt right?"
+            )
 
 
 class Looks:
@@ -75,9 +96,13 @@ class Looks:
                 self._built = self.stored.build(self._store)
             return self._built
 
-    def acquire(self, images: Sequence[ImageSource]) -> tuple[Grey, tuple[Quality, ...]]:
+    def acquire(
+        self, images: Sequence[ImageSource], *, safe: str
+    ) -> tuple[Grey, tuple[Quality, ...]]:
         """(k, 128, 128) and what each is worth; a failure to acquire is counted.
 
+        Args:
+            safe: what an error says of that for which the images were.
         Raises:
             DataError, QualityError: an image cannot be used.
         """
@@ -87,9 +112,9 @@ class Looks:
             try:
                 roi = read_roi(Path(source) if isinstance(source, str) else source)
                 qualities.append(assess(roi, name))
-            except DataError:
+            except DataError as error:
                 self._attempts.tell(FAILURES_TO_ACQUIRE)
-                raise
+                raise type(error)(error.what, safe=safe, next_step=NEXT_STEP) from error
             greys.append(roi.grey)
         return np.stack(greys), tuple(qualities)
 

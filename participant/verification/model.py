@@ -145,7 +145,11 @@ def _find_run(store: SiteStore, run_id: str | None) -> StoredRun:
         run_id = str(row["run_id"])
     run = store.run(run_id)
     if run is None:
-        raise NotFoundError(f"this site has not joined run {run_id!r}")
+        raise NotFoundError(
+            f"this site has not joined run {run_id!r}",
+            next_step="fedpalm-participant status lists its runs; without --run the one completed last "
+            "is taken",
+        )
     return run
 
 

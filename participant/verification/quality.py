@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpalm.data.roi import NEXT_STEP, Grey, Roi, contrast_of
+from fedpalm.data.roi import MAX_ASPECT, MIN_SIDE_PX, Grey, Roi, contrast_of
 from fedpalm.errors import QualityError
 
 # Beyond the first limit an image is refused, beyond the second it is used with a warning.
@@ -24,6 +24,10 @@ GOOD_CONTRAST = 8.0
 """Grey levels; below 4 reading the image refuses it."""
 GOOD_SIDE_PX = 128
 """Below, the image is enlarged; below 64 reading it refuses it."""
+NEXT_STEP = (
+    f"take another image, cropped to the palm's region of interest: {MIN_SIDE_PX} px or more a side, near "
+    f"square (at most 1:{MAX_ASPECT}), with visible creases"
+)
 
 
 @dataclass(frozen=True)

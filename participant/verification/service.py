@@ -164,13 +164,14 @@ async def serve(
     Args:
         ready: told the port once calls are taken.
     """
-    # The model first: whoever dials finds it there, and what is wrong with it shows at once.
-    await asyncio.to_thread(verifier.load)
+    # The address first, which may be taken: the model takes a while. Then the model, which whoever
+    # dials is to find there.
     gated = build_service(config, store, verifier, address)
-    await gated.start()
-    ready(gated.port)
     renewing = asyncio.create_task(_keep_renewing(Applications(config, store)))
     try:
+        await asyncio.to_thread(verifier.load)
+        await gated.start()
+        ready(gated.port)
         await stop.wait()
     finally:
         renewing.cancel()

@@ -25,15 +25,16 @@ from fedpalm.protection import KEY_BYTES, Transform, score
 from ..config import ParticipantConfig, VerificationSettings
 from ..store import SiteStore
 from .attempts import Attempts, Outcome
-from .calibrate import Tick, calibrate, development_pairs, require_enough
-from .gallery import Gallery, Mode, Reference, fuse, subject_name
-from .looks import ImageSource, Looks
+from .calibrate import Tick, calibrate, development_pairs, require_enough, require_rate, stays
+from .gallery import MODES, Gallery, Mode, Reference, fuse, subject_name
+from .looks import ImageSource, Looks, require_files
 from .model import ModelId, StoredModel, Templates, training_identities
 from .results import Enrolment, Identification, Renewal, Verification
 from .thresholds import Threshold, Thresholds
 
 MAX_IMAGES = 20
 FAILURES_TO_ENROL = "failures_to_enrol"
+_UNDECIDED = "nothing was decided"
 
 
 class Verifier:
@@ -80,6 +81,7 @@ class Verifier:
             replace: of somebody who is enrolled: make key and reference anew.
         Raises:
             EnrolledError: they are enrolled, and ``replace`` is not set.
+            NotFoundError: there is no such file.
             DataError, QualityError: an image cannot be used; nothing is stored.
         """
         name = subject_name(subject)
@@ -92,9 +94,11 @@ class Verifier:
             )
         if not 1 <= len(images) <= MAX_IMAGES:
             raise DataError(f"{len(images)} images: 1 to {MAX_IMAGES} are needed to enrol")
+        safe = "nobody was enrolled" if known is None else "their reference stays as it is"
+        require_files(images, safe=safe)
         chosen = self._mode_of(name) if mode == "auto" else mode
         try:
-            greys, qualities = self.looks.acquire(images)
+            greys, qualities = self.looks.acquire(images, safe=safe)
         except DataError:
             self.attempts.tell(FAILURES_TO_ENROL)
             raise
@@ -127,16 +131,17 @@ class Verifier:
         Args:
             caller: the application that asks; its attempts have a limit of their own.
         Raises:
-            TooManyAttemptsError, LockedOutError: the image was not looked at.
+            LockedOutError, TooManyAttemptsError: the image was not looked at.
             NotFoundError, StaleReferenceError, NotCalibratedError: nothing can be decided.
             DataError, QualityError: the image cannot be used.
         """
         name = subject_name(subject)
+        require_files([image], safe=_UNDECIDED)
         with self.attempts.attempt("verify", name, caller) as attempt:
             reference = self.gallery.get(name)
             self._require_current(reference)
             threshold = self.thresholds.require(reference.mode, reference.model)
-            greys, (quality,) = self.looks.acquire([image])
+            greys, (quality,) = self.looks.acquire([image], safe=_UNDECIDED)
             probe = self.gallery.transform(reference).apply(
                 self.looks.templates(reference.mode, greys)
             )
@@ -162,14 +167,16 @@ class Verifier:
 
         Raises:
             TooManyAttemptsError: the image was not looked at.
+            NotFoundError: there is no such file.
             NotCalibratedError: no mode has a threshold.
             DataError, QualityError: the image cannot be used.
         """
+        require_files([image], safe=_UNDECIDED)
         with self.attempts.attempt("identify", None, caller) as attempt:
             references = list(self.gallery.all())
             limits = self._limits({one.mode for one in references} or {"open"})
             able = [one for one in references if self._can_be_identified(one, limits)]
-            greys, (quality,) = self.looks.acquire([image])
+            greys, (quality,) = self.looks.acquire([image], safe=_UNDECIDED)
             found = self.looks.ranked(greys, able, limits)
             matches = [one for one in found if one.above >= 0]
             attempt.outcome = Outcome.MATCH if matches else Outcome.NON_MATCH
@@ -197,7 +204,8 @@ class Verifier:
             subjects: None means everybody.
             images: of the one subject that is named, where none are kept.
         Raises:
-            NotFoundError: somebody is not enrolled, or one is named of whom there are no images.
+            NotFoundError: somebody is not enrolled, one is named of whom there are no images, or there
+                is no such file.
             DataError, QualityError: an image cannot be used; that person stays as they were.
         """
         named = None if subjects is None else [subject_name(one) for one in subjects]
@@ -206,10 +214,14 @@ class Verifier:
         known = (
             list(self.gallery.all()) if named is None else [self.gallery.get(one) for one in named]
         )
+        safe = "their reference and key stay as they are"
+        require_files(images or (), safe=safe)
         done, without = [], []
         for reference in known:
             greys = (
-                self.looks.acquire(images)[0] if images else self.gallery.images(reference.subject)
+                self.looks.acquire(images, safe=safe)[0]
+                if images
+                else self.gallery.images(reference.subject)
             )
             if greys is None:
                 without.append(reference.subject)
@@ -221,7 +233,7 @@ class Verifier:
         if without and named is not None and len(named) == 1:
             raise NotFoundError(
                 f"no images of {without[0]!r} are kept here",
-                safe="their reference and key stay as they are",
+                safe=safe,
                 next_step="give images: fedpalm-participant renew SUBJECT IMAGES",
             )
         return Renewal(tuple(done), tuple(without), self.model_id)
@@ -231,18 +243,23 @@ class Verifier:
         target_fmr: float,
         *,
         modes: Sequence[Mode] = ("closed", "open"),
+        accept_weak: bool = False,
         seed: int = 0,
         tick: Tick = lambda what, done, total: None,
     ) -> list[Threshold]:
         """Set the thresholds of these modes, all or none, on the site's own development pairs.
 
+        Args:
+            accept_weak: allow a target above :data:`.calibrate.WEAK_FMR`.
         Raises:
-            ConfigError: no data are configured, or the target is no rate.
+            ConfigError: no data are configured, or the target is no rate, or weak.
             DataError: there are too few pairs for the target, or an image cannot be used.
         """
+        in_force = [one for one in MODES if self.thresholds.current(one, self.model_id.hash)]
+        safe = stays(in_force)
+        require_rate(target_fmr, accept_weak=accept_weak, safe=safe)
         wanted = [development_pairs(self._config, self.stored_model, mode) for mode in modes]
-        for pairs in wanted:
-            require_enough(pairs, target_fmr)
+        require_enough(wanted, target_fmr, safe=safe)
         model, images, now = (
             self.looks.model(),
             self.settings.images_per_reference,

@@ -9,6 +9,7 @@ from fedpalm.audit.findings import SEVERITY, Exit, Finding, exit_of
 from fedpalm.audit.releases import CONTROL_BYTES
 from fedpalm.audit.trust import Trust, read_trust
 from fedpalm.audit.verify import NO_PRIVACY
+from fedpalm.cli.audit import verdict
 from fedpalm.errors import ConfigError
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.ledger.checkpoint import Checkpoint
@@ -632,6 +633,16 @@ def test_the_worst_finding_is_the_exit_code():
     assert exit_of(every[:2]) is Exit.EPSILON
     assert exit_of([]) is Exit.OK
     assert set(SEVERITY) == set(Exit) - {Exit.OK}
+
+
+def test_a_file_that_is_no_bundle_has_a_verdict_without_empty_lines(audited, world: World):
+    def shown(audit):
+        return [str(line) for line in verdict(audit).renderables]
+
+    assert any(line.startswith("site ") for line in shown(audited(world)))
+    lines = shown(audited(world, b"\x89PNG\r\n", alone=True))
+    assert lines[0] == "malformed"
+    assert not any(line.startswith(("site ", "log: ", "left: ")) for line in lines)
 
 
 def test_the_key_of_the_log_is_in_the_verdict(audited, world: World):

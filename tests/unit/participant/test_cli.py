@@ -340,6 +340,8 @@ def test_status_tells_the_run_and_whether_an_agent_runs(trained):
 
 def test_a_person_reviews_approves_and_takes_back(trained, world):
     _json("exchange", "approve", "--home", trained.path, code=NotFoundError.exit_code)
+    none = _json("exchange", "review", "--home", trained.path, code=NotFoundError.exit_code)
+    assert "exchange status" in none["error"]["next_step"]
     _json("exchange", "review", "toy-1", "--home", trained.path, code=NotFoundError.exit_code)
     site = Site(trained)
     run = site.store.run("toy-1")
@@ -358,6 +360,8 @@ def test_a_person_reviews_approves_and_takes_back(trained, world):
     assert (refused["state"], refused["reason"]) == ("declined", "no")
     (listed,) = _json("exchange", "status", "--home", trained.path)["exchanges"]
     assert listed["state"] == "declined"
+    words = _call("exchange", "status", "--home", trained.path)
+    assert "to verify at all sites" in words and "east, west" in words
     _json("exchange", "approve", "exchange-1", "--home", trained.path, code=StateError.exit_code)
 
 

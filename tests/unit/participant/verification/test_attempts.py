@@ -135,6 +135,44 @@ def test_somebody_at_the_site_can_unlock(site: VerifyingSite):
         attempts.unlock("anna")
 
 
+def test_who_is_locked_out_is_told_so_whatever_the_rates(site: VerifyingSite):
+    attempts = Attempts(
+        site.store,
+        VerificationSettings(max_failures=2, subject_attempts_per_minute=2, attempts_per_minute=2),
+    )
+    failed(attempts, 2)
+    with pytest.raises(LockedOutError):
+        tried(attempts, Outcome.MATCH)
+
+
+def test_an_unlock_lets_a_person_be_tried_at_once_and_as_often_as_anybody(site: VerifyingSite):
+    attempts = Attempts(site.store, VerificationSettings())
+    tried(attempts, Outcome.MATCH)
+    failed(attempts, 5)
+    with pytest.raises(LockedOutError):
+        tried(attempts, Outcome.MATCH)
+    attempts.unlock("anna")
+    for _ in range(6):
+        tried(attempts, Outcome.MATCH)
+    with pytest.raises(TooManyAttemptsError, match="for this person"):
+        tried(attempts, Outcome.MATCH)
+    tried(attempts, Outcome.MATCH, "bert")
+
+
+def test_an_unlock_lifts_no_limit_but_the_persons_own(site: VerifyingSite):
+    attempts = Attempts(
+        site.store, VerificationSettings(application_attempts_per_minute=5, attempts_per_minute=6)
+    )
+    for _ in range(5):
+        tried(attempts, Outcome.NON_MATCH, "anna", "door")
+    attempts.unlock("anna")
+    with pytest.raises(TooManyAttemptsError, match="by this application"):
+        tried(attempts, Outcome.MATCH, "anna", "door")
+    tried(attempts, Outcome.MATCH)
+    with pytest.raises(TooManyAttemptsError, match="at this site"):
+        tried(attempts, Outcome.MATCH)
+
+
 def test_attempts_have_a_rate_each_for_a_person_an_application_and_in_all(site: VerifyingSite):
     def limited(**settings):
         return of(site, max_failures=100, **settings)
@@ -179,7 +217,8 @@ def test_the_log_names_nobody_and_has_no_score(ready: VerifyingSite):
     rows = ready.store.rows("SELECT * FROM verification_attempts")
     assert [row["outcome"] for row in rows] == ["match", "non_match"]
     assert {row["caller"] for row in rows} == {"door"}
-    assert set(rows[0].keys()) == {"seq", "at_ms", "kind", "subject", "caller", "outcome"}
+    told = {"seq", "at_ms", "kind", "subject", "caller", "outcome", "excused"}
+    assert set(rows[0].keys()) == told
     (mark,) = {bytes(row["subject"]) for row in rows}
     assert len(mark) == 32 and b"anna" not in mark
 

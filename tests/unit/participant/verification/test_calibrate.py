@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedpalm.errors import ConfigError, DataError, NotCalibratedError
-from participant.verification.calibrate import development_pairs, require_enough
+from participant.verification.calibrate import development_pairs
 from participant.verification.thresholds import Threshold
 from participant.verification.verifier import Verifier
 from tests.support.verification import VerifyingSite, palm
@@ -50,6 +50,7 @@ def test_a_target_that_the_pairs_cannot_show_is_refused(ready: VerifyingSite):
     with pytest.raises(DataError, match=r"264 comparisons.*3,000 are needed") as refused:
         ready.verifier.calibrate(1e-3)
     assert "--fmr 0.012" in refused.value.next_step
+    assert refused.value.safe == "what is in force stays: closed, open"
     assert ready.verifier.thresholds.all() == before
     ready.verifier.calibrate(0.012)
 
@@ -58,6 +59,39 @@ def test_a_target_that_the_pairs_cannot_show_is_refused(ready: VerifyingSite):
 def test_a_target_that_is_no_rate_is_refused(site: VerifyingSite, fmr):
     with pytest.raises(ConfigError):
         site.verifier.calibrate(fmr)
+
+
+def test_a_weak_rate_has_to_be_meant(ready: VerifyingSite):
+    before = ready.verifier.thresholds.all()
+    with pytest.raises(ConfigError, match="90% of strangers") as refused:
+        ready.verifier.calibrate(0.9)
+    assert "--accept-weak" in refused.value.next_step
+    assert ready.verifier.thresholds.all() == before
+    ready.verifier.calibrate(0.1)
+    found = ready.verifier.calibrate(0.9, accept_weak=True)
+    assert ready.verifier.thresholds.all() == found and found[0].target_fmr == 0.9
+
+
+def test_the_mode_that_can_show_a_rate_is_named_and_the_rate_is_one_that_both_can(
+    site: VerifyingSite, monkeypatch
+):
+    def fewer_open(config, model, mode):
+        pairs = development_pairs(config, model, mode)
+        return pairs if mode == "closed" else replace(pairs, probes=pairs.probes[:3])
+
+    monkeypatch.setattr("participant.verification.verifier.development_pairs", fewer_open)
+    with pytest.raises(DataError, match=r"open: .* 33 comparisons") as refused:
+        site.verifier.calibrate(0.02)
+    assert "closed" not in refused.value.what
+    assert "--fmr 0.091 at the least" in refused.value.next_step
+    assert "--mode closed" in refused.value.next_step
+    assert refused.value.safe == "no threshold is in force: nobody is verified"
+    with pytest.raises(DataError) as refused:
+        site.verifier.calibrate(0.002)
+    assert "closed: " in refused.value.what and "open: " in refused.value.what
+    assert "--fmr 0.091" in refused.value.next_step and "--mode" not in refused.value.next_step
+    site.verifier.calibrate(0.091)
+    site.verifier.calibrate(0.02, modes=["closed"])
 
 
 def test_a_site_without_images_cannot_calibrate(site: VerifyingSite):
@@ -71,7 +105,7 @@ def test_nobody_is_probed_and_enrolled_with_one_image(site: VerifyingSite):
         pairs = development_pairs(site.config, site.verifier.stored_model, mode)
         assert not set(pairs.gallery) & set(pairs.probes)
         assert {one.identity for one in pairs.gallery} == {one.identity for one in pairs.probes}
-        require_enough(pairs, 0.02)
+        assert pairs.impostors * 0.02 >= 3
 
 
 def test_the_two_modes_share_nobody(site: VerifyingSite):

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from fedpalm.errors import (
+    ConfigError,
     DataError,
     LockedOutError,
     NotCalibratedError,
@@ -88,7 +89,8 @@ def test_an_answer_of_no_is_no_error_and_no_error_is_an_answer(
     assert NO_MATCH not in codes and NO_MATCH > 16
     ask("verify", "anna", good, code=NotFoundError.exit_code)
     ask("enrol", "anna", good)
-    ask("verify", "anna", tmp_path / "nothing.png", code=DataError.exit_code)
+    ask("verify", "anna", tmp_path / "nothing.png", code=NotFoundError.exit_code)
+    ask("verify", "anna", tmp_path, code=DataError.exit_code)
     error = ask("enrol", "anna", good, code=StateError.exit_code)["error"]
     assert error["code"] == "enrolled" and "--replace" in error["next_step"]
     ask("enrol", "anna", good, "--replace")
@@ -97,7 +99,11 @@ def test_an_answer_of_no_is_no_error_and_no_error_is_an_answer(
     locked = ask("verify", "anna", good, code=LockedOutError.exit_code)
     assert locked["error"]["code"] == "locked_out" and "score" not in json.dumps(locked)
     ask("unlock", "anna")
-    ask("unlock", "anna", code=NotFoundError.exit_code)
+    ask("verify", "anna", good)
+    error = ask("unlock", "anna", code=NotFoundError.exit_code)["error"]
+    assert "has failed since" in error["what"]
+    error = ask("unlock", "zoe", code=NotFoundError.exit_code)["error"]
+    assert "'zoe' is not enrolled" in error["what"]
 
 
 def test_a_warning_goes_to_stderr_and_json_stays_one_object(ready: VerifyingSite, tmp_path: Path):
@@ -117,6 +123,19 @@ def test_a_calibration_tells_both_modes(ask, call):
     assert "FNMR" in call("calibrate", "--fmr", "0.05", "--mode", "open")
     error = ask("calibrate", code=DataError.exit_code)["error"]
     assert "3,000 are needed" in error["what"]
+    for wrong in (("--fmr", 0), ("--fmr", -1), ("--fmr", 2), ("--fmr", 0.9)):
+        error = ask("calibrate", *wrong, code=ConfigError.exit_code)["error"]
+        assert error["next_step"] and error["safe"]
+    assert ask("calibrate", "--run", "nope", code=NotFoundError.exit_code)["error"]["next_step"]
+
+
+def test_a_calibration_says_what_it_replaces(ask, call):
+    said = ask("calibrate", "--fmr", "0.05", "--mode", "open")
+    assert [one["mode"] for one in said["thresholds"]] == ["open"]
+    assert [(one["mode"], one["target_fmr"]) for one in said["replaced"]] == [("open", 0.02)]
+    text = call("calibrate", "--fmr", "0.9", "--accept-weak")
+    assert "open: replaces the threshold" in text
+    assert "at FMR 0.05, now 0.9" in text and "at FMR 0.02, now 0.9" in text
 
 
 def test_applications_are_allowed_listed_and_revoked(ask, call, tmp_path: Path):

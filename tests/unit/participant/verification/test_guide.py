@@ -9,10 +9,18 @@ from pathlib import Path
 import pytest
 
 from fedpalm.data.roi import MIN_CONTRAST, MIN_SIDE_PX
+from fedpalm.errors import (
+    EnrolledError,
+    LockedOutError,
+    NotFoundError,
+    TooManyAttemptsError,
+    VaultError,
+)
 from fedpalm.settings import parse_toml
 from participant.cli.verification import NO_MATCH
 from participant.config import VerificationSettings
 from participant.verification import quality
+from participant.verification.calibrate import WEAK_FMR
 
 GUIDE = Path(__file__).parents[4].joinpath("docs/guides/VERIFICATION.md").read_text("utf-8")
 
@@ -43,6 +51,12 @@ def test_limits_and_exit_code_are_those_in_force():
         f"below {quality.MIN_SHARPNESS:g} | below {quality.GOOD_SHARPNESS:g}",
         f"below {quality.MIN_COVERAGE * 100:g} % | below {quality.GOOD_COVERAGE * 100:g} %",
         f"| {NO_MATCH} | no match",
+        f"A rate above {WEAK_FMR:g} has to be meant",
+        f"| {LockedOutError.exit_code} | locked out",
+        f"| {EnrolledError.exit_code} | enrolled already",
+        f"| {TooManyAttemptsError.exit_code} | too many attempts",
+        f"| {NotFoundError.exit_code} | not enrolled",
+        f"| {VaultError.exit_code} | the vault",
     )
     for limit in limits:
         assert limit in GUIDE

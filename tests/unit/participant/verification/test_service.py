@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from fedpalm.errors import (
     DataError,
     FedPalmError,
     IdentityError,
+    IntegrityError,
     LockedOutError,
     MessageTooLargeError,
     NotFoundError,
@@ -277,6 +279,29 @@ async def test_it_serves_until_it_is_told_to_stop(ready: VerifyingSite):
     await task
     with pytest.raises(UnavailableError):
         await described(f"127.0.0.1:{port}", tls)
+
+
+@in_loop
+async def test_a_taken_port_is_found_before_the_model_is_loaded(ready: VerifyingSite, monkeypatch):
+    monkeypatch.setattr(ready.verifier, "load", lambda: pytest.fail("the model was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UnavailableError, match="cannot listen"):
+            await serve(
+                *(ready.config, ready.store, ready.verifier, address, asyncio.Event()), print
+            )
+
+
+@in_loop
+async def test_a_model_that_cannot_be_loaded_ends_the_service(ready: VerifyingSite, monkeypatch):
+    def damaged():
+        raise IntegrityError("the model is damaged")
+
+    monkeypatch.setattr(ready.verifier, "load", damaged)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(IntegrityError):
+        await serve(*(ready.config, ready.store, ready.verifier, address, asyncio.Event()), print)
 
 
 def test_a_service_listens_on_this_machine_alone_unless_it_is_told_otherwise(site: VerifyingSite):

@@ -183,6 +183,46 @@ def test_a_poor_image_is_a_failure_to_acquire_and_nothing_is_kept(ready: Verifyi
     assert (counts["failures_to_acquire"], counts["verify_not_acquired"]) == (2, 1)
 
 
+def test_a_path_without_an_image_is_nobodys_failure(ready: VerifyingSite, tmp_path):
+    use = ready.verifier
+    use.enrol("anna", touches(ANNA, 0))
+    before = use.attempts.counts()
+    wrong = (
+        (tmp_path / "nothing.png", NotFoundError, "no such file"),
+        ("x" * 5000, NotFoundError, "no such file"),
+        (tmp_path, DataError, "a folder"),
+    )
+    for path, kind, why in wrong:
+        for safe, call in (
+            ("nobody was enrolled", lambda path=path: use.enrol("bert", [palm(BERT), path])),
+            ("nothing was decided", lambda path=path: use.verify("anna", path)),
+            ("nothing was decided", lambda path=path: use.identify(path)),
+            ("their reference", lambda path=path: use.renew(["anna"], [path])),
+        ):
+            with pytest.raises(kind, match=why) as refused:
+                call()
+            assert safe in refused.value.safe and refused.value.next_step
+            assert "region of interest" not in refused.value.next_step
+    assert use.attempts.counts() == before
+    assert ready.store.rows("SELECT * FROM verification_attempts") == []
+
+
+def test_a_refused_image_says_what_that_means_for_the_person(ready: VerifyingSite, tmp_path):
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    flat = np.tile(np.linspace(1, 254, 128).astype(np.uint8), (128, 1))
+    for poor in (text, flat):
+        with pytest.raises(DataError) as refused:
+            ready.verifier.enrol("anna", [poor])
+        assert refused.value.safe == "nobody was enrolled"
+        assert "another image" in refused.value.next_step
+    ready.verifier.enrol("anna", touches(ANNA, 0))
+    for call in (ready.verifier.identify, lambda image: ready.verifier.verify("anna", image)):
+        with pytest.raises(DataError) as refused:
+            call(text)
+        assert refused.value.safe == "nothing was decided"
+
+
 def test_nothing_about_a_person_lies_in_the_clear(ready: VerifyingSite):
     images = touches(ANNA, 0, 1)
     ready.verifier.enrol("Anna Åkesson", images)
