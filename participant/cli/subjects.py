@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
+from fedpalm.text import local_time
 
 from ..config import VerificationSettings
 from .site import open_site
@@ -74,10 +74,14 @@ def _tables(found: dict[str, Any]) -> Group:
     for one in found["subjects"]:
         state = "stale: renew" if one["stale"] else "ready"
         if one["locked_until_ms"] is not None:
-            state += f", locked until {_day(one['locked_until_ms'])}"
+            state += f", locked until {local_time(one['locked_until_ms'])}"
         kept = "" if one["images_kept"] else ", none kept"
         people.add_row(
-            one["subject"], one["mode"], f"{one['images']}{kept}", state, _day(one["renewed_ms"])
+            one["subject"],
+            one["mode"],
+            f"{one['images']}{kept}",
+            state,
+            local_time(one["renewed_ms"]),
         )
     lines = [f"model  run {found['run_id']}" if found["run_id"] else f"model  {found['problem']}"]
     lines += [
@@ -87,7 +91,3 @@ def _tables(found: dict[str, Any]) -> Group:
     ]
     lines += [f"{n:>7}  {what.replace('_', ' ')}" for what, n in found["counts"].items()]
     return Group(people, *lines)
-
-
-def _day(time_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ms / 1000))

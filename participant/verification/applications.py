@@ -35,7 +35,7 @@ from ..config import ParticipantConfig
 from ..store import SiteStore
 
 SERVER_NAME = "verifier"
-DEFAULT_DAYS, MAX_DAYS = 365, 398
+DEFAULT_DAYS = 365
 _SERVER_DAYS, _RENEW_DAYS = 90, 30
 _DAY_MS = 86_400_000
 _DOMAIN_ENDS = "-verification"
