@@ -7,6 +7,7 @@ import re
 import shutil
 import sqlite3
 import stat
+import time
 from contextlib import closing
 
 import numpy as np
@@ -28,7 +29,7 @@ from fedpalm.errors import (
     SwappedExpertError,
     VaultRolledBackError,
 )
-from fedpalm.exchange.consent import SALT_BYTES, Consent, Coverage
+from fedpalm.exchange.consent import SALT_BYTES, Consent, Coverage, Sanction
 from fedpalm.exchange.site import AllVerified, SiteState
 from fedpalm.exchange.terms import ExchangeTerms
 from fedpalm.ledger.bodies import EntryKind
@@ -38,6 +39,7 @@ from fedpalm.pki.statement import SignedStatement
 from participant.budget import BudgetBook
 from participant.config import Home
 from participant.ending import ExitAfter
+from participant.exchange import ExchangeAgent
 from participant.files import private_folder
 from participant.outgoing import PayloadKind
 from participant.release import refused
@@ -419,6 +421,29 @@ def test_an_exchange_that_ended_without_this_site_can_no_more_be_approved(asked)
     assert (closed.state, closed.reason) == (SiteState.CANCELLED, "it went on without this site")
     with pytest.raises(IllegalTransitionError):
         site.desk.approve(exchange)
+
+
+def test_a_site_that_was_away_when_the_experts_froze_can_still_answer(world):
+    site, _ = world.site("north")
+    draft = make_plan(rounds=3).draft.model_copy(update={"expert_exchange": "freeze"})
+    plan = make_plan(rounds=3, draft=draft)
+    site.store.add_run("toy-1", plan)
+    exchange = site.desk.propose(site.store.run("toy-1"), exchange_terms(world, plan))
+    assert site.desk.refuse(exchange, "we were away").state is SiteState.DECLINED
+
+
+def test_what_was_sealed_outlives_the_certificates_of_the_consents(asked, world, monkeypatch):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    consents = _all_consents(site, world)
+    site.gate.release_sealed_expert(EXCHANGE, consents)
+    sealed = site.desk.book.get(EXCHANGE)
+    agent = ExchangeAgent(site.desk, site.gate, site.trainer, site, ExitAfter.NEVER)
+    later = time.time() + 200 * 86400
+    monkeypatch.setattr(type(site.store.clock), "now", lambda clock: later)
+    with pytest.raises(ConsentError):
+        Sanction(consents, sealed.terms, site.identity.anchors, now=later)
+    assert agent._sanction(sealed).hash == sealed.sanction
 
 
 def test_keys_do_not_leave_after_a_refusal(asked, world):
