@@ -30,8 +30,16 @@ from fedpalm.pki.hybrid import HybridKey
 from fedpalm.pki.identity import COORDINATOR_NAME, Role
 from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
-from fedpalm.rounds.events import Aggregate, RoundRef, TimerKind
-from fedpalm.rounds.run import Run, RunState, RunTerms
+from fedpalm.rounds.events import (
+    Aggregate,
+    Aggregated,
+    CohortPersisted,
+    RoundRef,
+    SiteJoined,
+    TimerKind,
+    UpdateAccepted,
+)
+from fedpalm.rounds.run import InRound, Run, RunInput, RunState, RunTerms, Start, advance
 from fedpalm.wire.statements import from_wire
 from fedpalm.wire.v1 import federation_pb2 as pb
 from tests.simulation.federation import rehearsal_plan
@@ -319,3 +327,19 @@ def altered(data: bytes, at: int = -100) -> bytes:
     changed = bytearray(data)
     changed[at] ^= 1
     return bytes(changed)
+
+
+def after_round_1(plan: Plan) -> Run:
+    """A run of this plan that has just committed its first round."""
+    ref = RoundRef(1, 1)
+    inputs: list[RunInput] = [
+        Start(0),
+        *(SiteJoined(site) for site in SITES),
+        InRound(ref, CohortPersisted(1), 1),
+        *(InRound(ref, UpdateAccepted(site, "ab"), 1) for site in SITES),
+        InRound(ref, Aggregated(plan.initial_model), 1),
+    ]
+    run = Run(RunTerms.of(plan), plan.initial_model)
+    for one in inputs:
+        run, _ = advance(run, one)
+    return run

@@ -7,7 +7,7 @@ from .figures import LABELS, Claim, Egress, Estimate, Report
 KINDS = {
     "update": "Round updates",
     "sealed_expert": "Sealed experts",
-    "expert_keys": "Keys to them, wrapped",
+    "expert_keys": "Expert keys",
     "consent": "Signed consents",
     "refusal": "Refusals",
     "answer_plan": "Signed answers to plans",

@@ -484,6 +484,24 @@ def test_a_home_restored_from_before_the_exchange_approves_and_seals_nothing(ask
     restored.store.close()
 
 
+@pytest.mark.parametrize("mark", ["gone", "newer"])
+def test_a_home_restored_from_between_yes_and_sealing_seals_nothing(asked, world, mark):
+    site, exchange = asked
+    site.desk.approve(exchange)
+    consents = _all_consents(site, world)
+    backup = site.home.path.with_name("backup")
+    shutil.copytree(site.home.path, backup, ignore=shutil.ignore_patterns("masking"))
+    site.gate.release_sealed_expert(EXCHANGE, consents)
+    if mark == "newer":
+        shutil.copytree(site.home.masking, backup / "masking")
+    restored = Site(Home(backup))
+    private_folder(restored.home.masking)
+    with pytest.raises(BudgetError, match="came from a backup"):
+        restored.gate.release_sealed_expert(EXCHANGE, consents)
+    assert not list(restored.home.state.glob("*.sealed"))
+    restored.store.close()
+
+
 def test_a_database_from_before_the_sealing_seals_no_second_time(asked, world):
     site, exchange = asked
     site.desk.approve(exchange)
