@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from .records import ImageRecord, problems_error
-from .roi import NEXT_STEP, SIDE_PX, load_roi
+from .records import SIDE_PX, ImageRecord, problems_error
+from .roi import NEXT_STEP, load_roi
 
 
 @dataclass(frozen=True)

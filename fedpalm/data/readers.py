@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from urllib.parse import unquote
 
 from ..errors import DataError
-from .listing import IMAGE_SUFFIXES, entries, is_image
+from .listing import IMAGE_SUFFIXES, entries, is_image, status, unusable_file
 from .palmprint_sets import PalmprintSet, looks_like, read_set
 from .records import (
     PERSON_FIELD,
@@ -60,7 +60,7 @@ def open_source(
             f"at most {cap_per_identity} images of an identity leave nothing to compare",
             next_step="cap at 2 or more",
         )
-    if not path.exists():
+    if status(path) is None:
         raise DataError(f"{path}: no such file or folder", next_step="check the path")
     chosen = _detect(path) if kind == "auto" else kind
     if chosen == "list":
@@ -184,22 +184,27 @@ def _spread(
     return [record for _, _, record in sorted(ranked, key=lambda item: item[:2])]
 
 
-def _read_list(path: Path) -> list[ImageRecord]:
+def list_text(path: Path, line: str) -> str:
+    """The text of a list file. Raises DataError: it is none; ``line`` says what one holds."""
     if not path.is_file():
-        raise DataError(f"{path}: not a file", next_step="name a text file of `path label` lines")
+        raise DataError(f"{path}: not a file", next_step=f"name a text file of {line} lines")
     try:
         if path.stat().st_size > MAX_LIST_BYTES:
             raise DataError(
                 f"{path}: a list of more than {MAX_LIST_BYTES} bytes",
                 next_step="name the list, not an image or archive",
             )
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: cannot be read as UTF-8 text ({error})",
             safe=UNTOUCHED,
-            next_step="a list file holds one `path label` line for each image",
+            next_step=f"a list file holds one {line} line for each image",
         ) from error
+
+
+def _read_list(path: Path) -> list[ImageRecord]:
+    text = list_text(path, "`path label`")
     base = path.resolve().parent
     records: list[ImageRecord] = []
     problems: list[str] = []
@@ -224,11 +229,11 @@ def _read_list(path: Path) -> list[ImageRecord]:
         if "\0" in name:
             problems.append(f"line {number}: a path cannot hold a zero byte")
         elif key in seen:
-            problems.append(f"line {number}: {name} is listed already, on line {seen[key]}")
-        elif not image.is_file():
-            problems.append(f"line {number}: no such file {name}")
+            problems.append(f"line {number}: {name!r} is listed already, on line {seen[key]}")
+        elif why := unusable_file(image):
+            problems.append(f"line {number}: {name!r}: {why}")
         elif image.suffix.lower() not in IMAGE_SUFFIXES:
-            problems.append(f"line {number}: {name} is not a png, jpg, bmp or tif file")
+            problems.append(f"line {number}: {name!r} is not a png, jpg, bmp or tif file")
         else:
             records.append(ImageRecord(image, label, person=person))
         if person == "":

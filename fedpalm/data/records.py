@@ -13,6 +13,9 @@ from ..errors import DataError
 PERSON_FIELD = "person="
 """Begins the field behind the label, in a line of a list, that says whose palm the label is."""
 
+SIDE_PX = 128
+"""Of the square that every image becomes as network input."""
+
 UNTOUCHED = "nothing was read beyond this folder, changed or sent"
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from ..errors import DataError
 from .decoding import ImageRules, decode, refuse
+from .records import SIDE_PX as SIDE_PX
 from .records import ImageRecord, by_identity, problems_error
 
-SIDE_PX = 128
 MIN_SIDE_PX = 64
 MAX_ASPECT = 1.25
 MIN_CONTRAST = 4.0

@@ -18,9 +18,9 @@ from scipy import ndimage
 
 from ..errors import DataError
 from .decoding import ImageRules, decode, refuse
-from .records import by_identity, problems_error
-from .roi import SIDE_PX, PreflightReport
-from .signatures import SignatureImages, SignatureRecord, writers_of
+from .records import SIDE_PX, by_identity, problems_error
+from .roi import PreflightReport
+from .signatures import SignatureImages, SignatureRecord, by_claim
 
 MARGIN_PX = 8
 """Paper on all sides of the ink: what a training view turns and moves stays inside."""
@@ -55,10 +55,12 @@ Image32 = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class Signature:
     """A checked signature: ``ink`` (128, 128) uint8, 0 paper to 255 full ink; (width, height) of the
-    image it was found in; ``levels``, grey levels between its ink and its paper there."""
+    image it was found in, and there of the box around its ink; ``levels``, grey levels between its ink and
+    its paper."""
 
     ink: npt.NDArray[np.uint8]
     size_px: tuple[int, int]
+    box_px: tuple[int, int]
     levels: float
 
 
@@ -85,13 +87,14 @@ def read_signature(source: Path | bytes | npt.NDArray[Any]) -> Signature:
         raise refuse(name, f"{int(mask.sum())} pixels of ink: blank?", NEXT_STEP)
     if mask.mean() > MAX_INK_SHARE:
         raise refuse(name, f"{mask.mean():.0%} of it is ink: not a signature on paper", NEXT_STEP)
-    return Signature(frame(np.where(mask, darkness, np.float32(0.0))), size, levels)
+    height, width = (factor * (side.stop - side.start) for side in box_of(mask))
+    ink = frame(np.where(mask, darkness, np.float32(0.0)))
+    return Signature(ink, size, (width, height), levels)
 
 
 def frame(ink: Image32) -> npt.NDArray[np.uint8]:
     """(H, W) ink, not all 0 -> its box, as large as fits, in the middle of 128x128; full ink is 255."""
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
-    box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    box = ink[box_of(ink)]
     full = np.percentile(box[box > 0], _FULL_INK_QUANTILE)
     scale = (SIDE_PX - 2 * MARGIN_PX) / max(box.shape)
     height, width = (max(1, round(side * scale)) for side in box.shape)
@@ -118,25 +121,15 @@ def load_signature(path: Path) -> Image32:
     return standardise_ink(read_signature(path).ink)[None]
 
 
-def load_signatures(
-    records: Sequence[SignatureRecord], writers: Sequence[str] | None = None
-) -> SignatureImages:
-    """Read records in their order.
+def load_signatures(records: Sequence[SignatureRecord]) -> SignatureImages:
+    """Read records in their order; what is claimed is numbered in sorted order.
 
-    Args:
-        writers: names in the order of their numbers; None takes those of the records, sorted.
     Raises:
-        DataError: no records, a writer that ``writers`` does not name or names twice, or one message for
-            all images that cannot be used.
+        DataError: no records, or one message for all images that cannot be used.
     """
     if not records:
         raise DataError("there are no signatures to load")
-    names = tuple(writers) if writers is not None else writers_of(records)
-    index = {name: number for number, name in enumerate(names)}
-    if len(index) != len(names):
-        raise DataError("a writer occurs twice in the order of writers")
-    if unknown := sorted({r.writer for r in records} - set(index)):
-        raise DataError(f"writers outside the order of writers: {', '.join(unknown[:5])}")
+    index = {claimed: number for number, claimed in enumerate(by_claim(records))}
     images = np.empty((len(records), 1, SIDE_PX, SIDE_PX), dtype=np.float32)
     problems: list[str] = []
     for at, record in enumerate(records):
@@ -147,9 +140,9 @@ def load_signatures(
     _raise_all(problems, len(records))
     return SignatureImages(
         images,
-        np.asarray([index[r.writer] for r in records], dtype=np.int64),
+        np.asarray([index[r.claimed] for r in records], dtype=np.int64),
         np.asarray([r.genuine for r in records], dtype=np.bool_),
-        len(names),
+        len(index),
     )
 
 
@@ -187,6 +180,12 @@ def _raise_all(problems: Sequence[str], images: int) -> None:
         raise problems_error(
             f"{len(problems)} of {images} images cannot be used", problems, NEXT_STEP
         )
+
+
+def box_of(ink: npt.NDArray[Any]) -> tuple[slice, slice]:
+    """Rows and columns around what is not 0 in (H, W), of which something is not."""
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def _darkness(grey: Image32) -> Image32:

@@ -10,6 +10,7 @@ kind                      layout                                               w
 ``bhsig260``              ``{Bengali,Hindi}/<w>/{B,H}-S-<w>-{G,F}-<n>.tif``,   ``bengali-001``
                           or one of the two folders
 ``signature-folder``      ``<writer>/genuine/*``, ``<writer>/forged/*``        the folder
+``signature-list``        a text file (:mod:`.signature_list`)                 its second field
 ========================  ===================================================  ================
 
 Any image type is taken in place of png and tif, other files are left out, other images and folders refused.
@@ -26,18 +27,22 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import DataError
-from .listing import entries, is_image
+from .listing import entries, is_image, status
 from .readers import open_source
 from .records import UNTOUCHED, problems_error
+from .signature_list import LIST_LINE, read_signature_list
 from .signatures import SignatureRecord
 
-SignatureSet = Literal["cross-media-signatures", "cedar", "bhsig260", "signature-folder"]
+SignatureSet = Literal[
+    "cross-media-signatures", "cedar", "bhsig260", "signature-folder", "signature-list"
+]
 
 EXPECTED: dict[SignatureSet, str] = {
     "cross-media-signatures": "bin/<writer>/<1..40>.png",
     "cedar": "full_org/ with original_<w>_<n>.png and full_forg/ with forgeries_<w>_<n>.png",
     "bhsig260": "Bengali/<w>/ with B-S-<w>-G-<n>.tif and B-S-<w>-F-<n>.tif, or Hindi/<w>/ with H-S-...",
     "signature-folder": "<writer>/genuine/ and, if there are any, <writer>/forged/",
+    "signature-list": f"{LIST_LINE} lines, in a text file",
 }
 
 NAMES = 10
@@ -66,36 +71,39 @@ def open_signatures(
             signatures, or forgeries only. Says what to do next.
     """
     path = Path(source).expanduser()
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder", next_step="check the path")
+    if status(path) is None:
+        raise DataError(f"{path}: no such file or folder", next_step="check the path")
     chosen = signature_layout(path) if kind == "auto" else kind
     readers: dict[SignatureSet, Callable[[Path], list[SignatureRecord]]] = {
         "cross-media-signatures": _read_cross_media,
         "cedar": _read_cedar,
         "bhsig260": _read_bhsig,
         "signature-folder": _read_own,
+        "signature-list": read_signature_list,
     }
     if chosen is None:
         layouts = "; ".join(EXPECTED.values())
         raise DataError(
             f"{path}: not laid out as a set of signatures",
             safe=UNTOUCHED,
-            next_step=f"point to the folder that holds one of: {layouts}",
+            next_step=f"point to the folder (or list file) that holds one of: {layouts}",
         )
     if chosen not in readers:
         raise DataError(
             f"{chosen!r} is not a kind of signature set",
             next_step=f"use one of {', '.join(get_args(SignatureSet))}",
         )
+    if path.is_file() and chosen != "signature-list":
+        raise _wrong(chosen, path, "a file, not a folder")
     records = readers[chosen](path)
     _require_references(path, records)
     return sorted(records, key=lambda r: (r.writer, not r.genuine, r.path.as_posix()))
 
 
 def signature_layout(path: Path) -> SignatureSet | None:
-    """Which set a folder is laid out as, or seems meant to be; None if none."""
+    """Which set a folder is laid out as, or seems meant to be; None if none. A file is a list."""
     if not path.is_dir():
-        return None
+        return "signature-list" if path.is_file() else None
     folders = _folders(path)
     if "bin" in folders:
         return "cross-media-signatures"

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from .records import ImageRecord
-from .roi import SIDE_PX
+from .records import SIDE_PX, ImageRecord
 
 SignatureKind = Literal["genuine", "skilled", "simple", "random"]
 """``skilled``: practised on the original; ``simple``: the name, without its shape (the same name by
 another writer); ``random``: another writer's own signature, given as this one's."""
+
+
+class Claimed(NamedTuple):
+    """Whose signature; ``text``: which of the writer's names, empty where there is one signature only."""
+
+    writer: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.writer}/{self.text}" if self.text else self.writer
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,11 @@ class SignatureRecord(ImageRecord):
         return self.identity
 
     @property
+    def claimed(self) -> Claimed:
+        """What is enrolled and claimed: the writer's signature or, of a writer with several names, one."""
+        return Claimed(self.writer, self.text or "")
+
+    @property
     def genuine(self) -> bool:
         return self.kind == "genuine"
 
@@ -49,7 +63,8 @@ class SignatureImages:
     """Prepared signatures with what a site trains on.
 
     ``images`` (N, 1, 128, 128) float32: paper 0, ink above it; ``writers`` (N,) int64 in
-    0..``classes``-1, who each claims to be; ``genuine`` (N,) bool, False for a forgery of that writer.
+    0..``classes``-1, what each claims to be (:attr:`SignatureRecord.claimed`); ``genuine`` (N,) bool, False
+    for a forgery of that.
     """
 
     images: npt.NDArray[np.float32]
@@ -78,6 +93,9 @@ class SignatureImages:
         )
 
 
-def writers_of(records: Iterable[SignatureRecord]) -> tuple[str, ...]:
-    """Who is claimed, in sorted order."""
-    return tuple(sorted({record.writer for record in records}))
+def by_claim(records: Iterable[SignatureRecord]) -> dict[Claimed, list[SignatureRecord]]:
+    """Group by what is claimed, in sorted order."""
+    groups: dict[Claimed, list[SignatureRecord]] = {}
+    for record in records:
+        groups.setdefault(record.claimed, []).append(record)
+    return dict(sorted(groups.items()))

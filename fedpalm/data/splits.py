@@ -31,6 +31,7 @@ from .records import (
     problems_error,
     seeded_order,
 )
+from .signatures import SignatureRecord
 
 Unit = Literal["none", "subject", "record"]
 """Whom a plan protects (``training.privacy.unit``), and so on what a split may depend."""
@@ -238,6 +239,40 @@ def write_list(records: Sequence[ImageRecord], path: Path) -> None:
             )
         whose = "" if record.person is None else f" {PERSON_FIELD}{_field(record.person)}"
         lines.append(f"{image} {label}{whose}\n")
+    _replace(path, lines)
+
+
+def write_signature_list(records: Sequence[SignatureRecord], path: Path) -> None:
+    """Write a ``signature-list`` that ``open_signatures`` reads back to the same records.
+
+    Tab-separated: absolute path, writer, ``genuine`` or ``skilled``, and the name where one is known.
+
+    Raises:
+        DataError: no records, a forgery that was found and not made, or a field that a line cannot hold.
+    """
+    if not records:
+        raise DataError("a list needs at least one image")
+    lines: list[str] = []
+    for record in records:
+        fields = [str(record.path.absolute()), record.writer, record.kind]
+        fields += [] if record.text is None else [record.text]
+        if record.kind not in ("genuine", "skilled"):
+            raise DataError(
+                f"{record.path}: a {record.kind} forgery is another writer's own signature",
+                next_step="list it once, as genuine, under its author",
+            )
+        whole = all(f == f.strip() and len(f.splitlines()) == 1 and "\t" not in f for f in fields)
+        if not whole or not all(f.isprintable() for f in fields[1:]):
+            raise DataError(
+                f"{fields}: a list line cannot hold these",
+                next_step="rename the file, folder or writer: no tab, line break or space at an end, and "
+                "printable text for writers and their names",
+            )
+        lines.append("\t".join(fields) + "\n")
+    _replace(path, lines)
+
+
+def _replace(path: Path, lines: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(lines), encoding="utf-8")

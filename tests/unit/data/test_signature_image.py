@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,10 +139,12 @@ def test_records_are_loaded_in_their_order_with_writer_and_truth(tmp_path: Path)
     loaded = load_signatures(records)
     assert loaded.writers.tolist() == [1, 0, 1] and loaded.classes == 2
     assert loaded.genuine.tolist() == [True, False, False]
-    assert load_signatures(records, ["c", "b", "a"]).writers.tolist() == [1, 2, 1]
-    for names in (["a"], ["a", "b", "b"]):
-        with pytest.raises(DataError):
-            load_signatures(records, names)
+
+
+def test_a_slash_in_a_name_makes_no_two_signatures_one(tmp_path: Path):
+    records = [_record(tmp_path / "1.png", "a/b"), _record(tmp_path / "2.png", "a")]
+    records[1] = replace(records[1], text="b")
+    assert load_signatures(records).classes == 2
 
 
 def test_all_unusable_files_are_named_at_once(tmp_path: Path):

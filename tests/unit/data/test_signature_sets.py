@@ -222,7 +222,7 @@ def test_no_folder_an_empty_one_and_one_of_something_else_are_refused(tmp_path: 
     _write(tmp_path / "palms" / "a" / "1.png")
     (tmp_path / "empty").mkdir()
     for name, message in (
-        ("none", "no such folder"),
+        ("none", "no such file or folder"),
         ("palms", "not laid out"),
         ("empty", "not laid out"),
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from fedpalm.data.signature_splits import (
     found_forgeries,
     split_signatures,
 )
-from fedpalm.data.signatures import SignatureRecord
+from fedpalm.data.signatures import SignatureRecord, by_claim
 from fedpalm.data.splits import partition_sites
 from fedpalm.errors import DataError
 
@@ -114,21 +114,30 @@ def test_a_simple_forgery_is_the_claimed_name_and_a_random_one_another():
         assert len(trial.simple) <= CLAIMS_PER_WRITER * 4
 
 
-def test_a_site_of_names_trains_on_simple_forgeries_of_its_training_images_alone():
+def test_no_image_trains_as_genuine_and_as_a_forgery():
     split = split_signatures(_named(), 3, "a")
-    genuine = {r.path for r in split.train if r.genuine}
-    forged = [r for r in split.train if not r.genuine]
-    assert {r.kind for r in forged} == {"simple"}
-    assert {r.path for r in forged} <= genuine
-    assert {r.writer for r in forged} == set(split.writers)
+    assert all(r.genuine for r in split.train)
+    assert split.train == split.closed.references
 
 
-def test_every_name_is_enrolled_and_the_first_references_show_them_all():
+def test_every_name_of_a_writer_is_a_signature_of_its_own():
     split = split_signatures(_named(), 3, "a")
+    trained = [(w, f"n{n}") for w in split.writers for n in range(3)]
+    assert list(by_claim(split.train)) == list(by_claim(split.closed.references)) == trained
     for writer in split.open_writers:
-        first = [r for r in split.open.first_references(3) if r.writer == writer]
-        assert {r.text for r in first} == {"n0", "n1", "n2"}
+        first = [r for r in split.open.first_references(2) if r.writer == writer]
+        assert [r.text for r in first] == ["n0", "n0", "n1", "n1", "n2", "n2"]
         assert sum(r.writer == writer for r in split.open.references) == 6
+
+
+def test_a_forgery_has_to_say_which_of_a_writers_names_is_forged():
+    forged = SignatureRecord(Path("/s/forged.png"), "w0", kind="skilled")
+    with pytest.raises(DataError, match="no genuine one") as caught:
+        split_signatures([*_named(), forged], 3, "a")
+    assert "forged.png: w0" in str(caught.value)
+    named = replace(forged, text="n1")
+    split = split_signatures([*_named(), named], 3, "a")
+    assert named in (*split.train, *split.closed.skilled, *split.open.skilled)
 
 
 def test_fewer_references_are_the_first_of_more():
