@@ -11,6 +11,14 @@ from pydantic import Field
 
 from .settings import Settings
 
+SIGNATURE_TRAINING: dict[str, float] = {
+    "learning_rate": 3e-4,
+    "arcface_scale": 16.0,
+    "arcface_margin": 0.2,
+}
+"""What a plan of signatures trains with where it says nothing. The defaults of palms make templates of
+writers whom nobody trained on worse than those of an untrained model: docs/FEDMH.md has the figures."""
+
 
 class FedMHSettings(Settings):
     """The keys of a plan's ``[fedmh]`` table (docs/FEDMH.md)."""
@@ -25,9 +33,10 @@ class FedMHSettings(Settings):
     probe_tolerance: float = Field(0.01, ge=0, le=10)
     """eps: how much higher a probe loss may be after a receipt, in nats."""
     probe_share: float = Field(0.25, gt=0, le=0.5)
-    """Of a site's signatures, writer by writer: kept from training, to judge what is received."""
+    """Of a site's signatures of each (writer, name): kept from training, to judge what is received."""
     augmentation: Literal["off", "uniform", "adaptive"] = "adaptive"
     augmentation_quantile: float = Field(1.0, ge=0, le=1)
-    """Of the sizes of a site's (writer, genuine or forged) subsets: the size that all are filled up to."""
+    """Of the sizes of a site's subsets, the genuine or the forged ones of a (writer, name): the size that
+    all are filled up to."""
     augmentation_strength: float = Field(1.0, ge=0, le=1)
     """Of the copies that a subset without any sample would get."""

@@ -22,7 +22,7 @@ from pydantic import (
 
 from .canonical import canonical_json, domain_hash
 from .errors import ConfigError
-from .fedmh_settings import FedMHSettings
+from .fedmh_settings import SIGNATURE_TRAINING, FedMHSettings
 from .groups import EVERYBODY, Group, groups_of
 from .layout import MAX_TENSORS, Layout, TensorSpec
 from .settings import Settings, parse_settings
@@ -171,8 +171,11 @@ class PlanDraft(Settings):
     @model_validator(mode="before")
     @classmethod
     def _settings_of_fedmh(cls, values: Any) -> Any:
+        """Defaults of a plan of FedMH: its table, and what it trains with."""
         if isinstance(values, dict) and values.get("method") == "fedmh":
-            return {"fedmh": {}, **values}
+            values = {"fedmh": {}, "training": {}, **values}
+            if isinstance(values["training"], dict):
+                values["training"] = SIGNATURE_TRAINING | values["training"]
         return values
 
     @model_validator(mode="before")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,24 @@ class SiteUpdate:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-class SiteMethod(Protocol):
+class TemplateMaker(Protocol):
+    """What makes templates of images, (N, 1, 128, 128) float32 as the network takes them."""
+
+    def closed_templates(
+        self, images: npt.NDArray[np.float32], shared: FloatVector
+    ) -> npt.NDArray[np.float32]:
+        """(N, D) L2-normalised templates for people this site trained on.
+
+        D is 512; 1024 where the method fuses two models (``closed_set_fusion``); 256 of signatures.
+        """
+
+    def open_templates(
+        self, images: npt.NDArray[np.float32], shared: FloatVector
+    ) -> npt.NDArray[np.float32]:
+        """(N, D) L2-normalised templates for people nobody trained on."""
+
+
+class SiteMethod(TemplateMaker, Protocol):
     """One site's half of a method: private state inside, shared vector in, update out.
 
     Everything is deterministic in (plan seed, site, round, state) with a fixed thread count, so a
@@ -82,15 +99,10 @@ class SiteMethod(Protocol):
     def receive_expert(self, site: str, tensors: Tensors) -> None:
         """Take another site's expert into the pool (part of the private state from then on)."""
 
-    def closed_templates(
-        self, images: npt.NDArray[np.float32], shared: FloatVector
-    ) -> npt.NDArray[np.float32]:
-        """(N, D) L2-normalised templates for people this site trained on.
 
-        D is 512; 1024 where the method fuses two models (``closed_set_fusion``); 256 of signatures.
-        """
+@runtime_checkable
+class SettlingMethod(Protocol):
+    """A method in whose templates the site's own images have a say, beside model and state."""
 
-    def open_templates(
-        self, images: npt.NDArray[np.float32], shared: FloatVector
-    ) -> npt.NDArray[np.float32]:
-        """(N, D) L2-normalised templates for people nobody trained on."""
+    def settled(self, shared: FloatVector) -> Tensors:
+        """The site's whole model after it has received ``shared``: it makes templates without images."""

@@ -5,7 +5,8 @@ Signature Verification" (OpenReview, 2025); what it leaves open is our reading, 
 
 A round at a site: go towards the shared groups that it has as far as both probe losses allow
 (:mod:`.pareto`); fill small subsets with augmented copies; train both tasks, guided where they oppose each
-other (:mod:`.guided`); give n_i (w_i - w) of its groups and zeros elsewhere.
+other (:mod:`.guided`); give n_i (w_i - w) of its groups and zeros elsewhere. A site without forgeries to
+train on can neither judge nor train the detection head: it takes that as it comes, and gives zeros there.
 
 Shared: the trunk, with the sites that have the same one, if the layout names it; projection and detection
 head, with all. Stays at the site: the head of writers, and how far it went towards what it received. The
@@ -14,12 +15,9 @@ sites' weights and those of the groups are the codec's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from ..data.adaptive_augmentation import adaptive_augmentation
 from ..data.signatures import SignatureImages
@@ -31,22 +29,17 @@ from ..models.signature import SignatureModel
 from ..models.signature_spec import TEMPLATE_LENGTH, initial_model
 from ..plan import Plan, TrainingSettings
 from .base import RoundContext, SiteUpdate, Tensors
+from .fedmh_settled import settled_tensors, templates
 from .fedmh_template import backbones_shared_by, fedmh_template
 from .guided import GuidedSteps
+from .linear_probe import LinearProbe
 from .pareto import ProbeLosses, Receipt, distance, receive
-from .training import (
-    TEMPLATE_BATCH,
-    check_names,
-    derive_seed,
-    drawn_head,
-    import_into,
-    named_tensors,
-    stack,
-    unit,
-)
-from .two_tasks import Signatures, held_out, probe_losses, task_losses
+from .training import check_names, derive_seed, drawn_head, import_into, named_tensors
+from .two_tasks import Signatures, held_out, task_losses
 
 HEAD, PRIVATE, _OWN = "head.user.", "private.", "own.model"
+_DETECTION = "task"
+"""The group of the detection head."""
 
 
 class FedMHSite:
@@ -100,7 +93,11 @@ class FedMHSite:
         rows = held_out(
             images, self.settings.probe_share, derive_seed(draft.seed, site, 0, "probe")
         )
-        self._fit, self._probe = images.of(rows[0]), Signatures(images.of(rows[1]), self.model)
+        self._fit = images.of(rows[0])
+        self._knows_forgeries = not self._fit.genuine.all()
+        self._probe = LinearProbe(
+            self.model, self.head, *(Signatures(images.of(one), self.model) for one in rows)
+        )
         self._own: FloatVector | None = None
         self._last: tuple[bytes, Receipt] | None = None
 
@@ -110,7 +107,7 @@ class FedMHSite:
     def train_round(self, context: RoundContext, shared: FloatVector) -> SiteUpdate:
         torch.set_num_threads(self.training.threads)
         receipt = self.receipt(shared)
-        self._load(receipt.model)
+        self._judge(receipt.model)  # and with the model, the head that suits it
         metrics = _receipt_metrics(receipt) | self._train(context)
         self._own, self._last = self._vector(), None
         delta = np.zeros_like(shared)
@@ -130,8 +127,8 @@ class FedMHSite:
         self, images: npt.NDArray[np.float32], shared: FloatVector
     ) -> npt.NDArray[np.float32]:
         """(N, 256) L2-normalised templates, by the model that the site has after receiving ``shared``."""
-        parts = [unit(embeddings) for embeddings in self._embeddings(images, shared)]
-        return stack(parts, TEMPLATE_LENGTH)
+        self._load_received(shared)
+        return templates(self.model, images)
 
     def open_templates(
         self, images: npt.NDArray[np.float32], shared: FloatVector
@@ -139,12 +136,10 @@ class FedMHSite:
         """The same: the common space names nobody."""
         return self.closed_templates(images, shared)
 
-    def genuineness(
-        self, images: npt.NDArray[np.float32], shared: FloatVector
-    ) -> npt.NDArray[np.float32]:
-        """(N,) logits of the detection head, above 0 for genuine."""
-        found = [self.model.task(one).numpy() for one in self._embeddings(images, shared)]
-        return np.concatenate([np.empty(0, np.float32), *found])
+    def settled(self, shared: FloatVector) -> Tensors:
+        """The whole model that the site has after receiving ``shared``, for :class:`.SettledModel`."""
+        self._load_received(shared)
+        return settled_tensors(self.model)
 
     def state(self) -> Tensors:
         named = {HEAD + name: one for name, one in named_tensors(self.head).items()}
@@ -181,18 +176,27 @@ class FedMHSite:
             etas = dict.fromkeys(self._groups, eta)
             distances = {n: distance(own[at], aggregate[at]) for n, at in self._groups.items()}
             return Receipt(model, etas, distances, self._judge(own), self._judge(model))
-        return receive(
-            own, aggregate, self._groups, self._judge,
+        begin, detection = own.copy(), self._groups[_DETECTION]
+        if not self._knows_forgeries:
+            begin[detection] = aggregate[detection]
+        found = receive(
+            begin, aggregate, self._groups, self._judge,
             tolerance=self.settings.probe_tolerance,
             detection_weight=self.settings.detection_weight,
         )  # fmt: skip
+        if self._knows_forgeries:
+            return found
+        way = distance(own[detection], aggregate[detection])
+        return found._replace(
+            etas=found.etas | {_DETECTION: 1.0}, distances=found.distances | {_DETECTION: way}
+        )
 
     def _judge(self, vector: FloatVector) -> ProbeLosses:
-        """Both probe losses of an own (P_own,) model."""
+        """Both probe losses of an own (P_own,) model, which is loaded, and the head fitted to it."""
         if not np.isfinite(vector).all():
             return ProbeLosses(float("nan"), float("nan"))
         self._load(vector)
-        return probe_losses(self.model, self.head, self._probe)
+        return self._probe.losses()
 
     def _load(self, vector: FloatVector) -> None:
         import_into(self._shared, "", self._own_layout.unflatten(vector))
@@ -228,13 +232,9 @@ class FedMHSite:
     def _seed(self, context: RoundContext, purpose: str) -> int:
         return derive_seed(self.seed, self.site, context.round, purpose)
 
-    def _embeddings(self, images: npt.NDArray[np.float32], shared: FloatVector) -> Iterator[Tensor]:
+    def _load_received(self, shared: FloatVector) -> None:
         torch.set_num_threads(self.training.threads)
         self._load(self.receipt(shared).model)
-        with torch.no_grad():
-            for begin in range(0, len(images), TEMPLATE_BATCH):
-                part = torch.tensor(images[begin : begin + TEMPLATE_BATCH])
-                yield self.model(self.model.prepare(part))
 
 
 def _receipt_metrics(receipt: Receipt) -> dict[str, float]:

@@ -1,11 +1,13 @@
 """What a site does with an averaged model: it goes towards it as far as its own held-out data allow.
 
-For one group of parameters after the other the line w + eta (aggregate - w) is tried at every eta of
-ETAS. A step counts as a Pareto improvement if neither probe loss is more than the tolerance above what it
-was **before the receipt**, for all groups together, and one is below what it is now. Of those the
-one with the largest scalarised gain is taken; without a gain, eta = 0 and the group stays as it is.
+The line w + eta (aggregate - w) is tried at every eta of ETAS: first for all groups of parameters at once,
+then, from where that led, for one group after the other. Jointly first, because the groups of a model
+fit each other: a trunk that moves without its projection looks bad though both together are better.
+A step counts as a Pareto improvement if neither probe loss is more than the tolerance above what it
+was **before the receipt**, for all steps together, and one is below what it is now. Of those the
+one with the largest scalarised gain is taken; without a gain, eta = 0 and the groups stay as they are.
 
-Before any look at losses, an aggregate is refused that is farther from the group's values than zero is:
+Before any look at losses, a group's aggregate is refused that is farther from its values than zero is:
 |aggregate - w| >= |w|. Whatever is at a right angle to w or points away from it is, and so is what is twice
 as long. The probe alone would go a tenth of the way to a negated model, because where a network
 normalises, shrinking its values changes nothing.
@@ -42,7 +44,7 @@ class ProbeLosses(NamedTuple):
 class Receipt(NamedTuple):
     """``model`` (P,) to go on with; both losses before and after.
 
-    By group, ``etas`` and ``distances``, |aggregate - w| / |w|.
+    By group, ``etas``, the part of the way that was gone (0..1), and ``distances``, |aggregate - w| / |w|.
     """
 
     model: FloatVector
@@ -61,7 +63,7 @@ def receive(
     tolerance: float,
     detection_weight: float,
 ) -> Receipt:
-    """Search the line to the aggregate in each group, in their order.
+    """Search the line to the aggregate in all groups at once, then in each, in their order.
 
     Args:
         own, aggregate: (P,) float32.
@@ -77,19 +79,24 @@ def receive(
     limit = ProbeLosses(before.user + tolerance, before.forged + tolerance)
     model, etas = own.copy(), dict.fromkeys(groups, 0.0)
     distances = {name: distance(own[part], aggregate[part]) for name, part in groups.items()}
-    for name, part in groups.items():
-        if not distances[name] < 1:
+    near = [name for name in groups if 0 < distances[name] < 1]
+    lines = [[name] for name in near]
+    for names in lines if len(near) < 2 else [near, *lines]:
+        if all(etas[name] == 1 for name in names):
             continue
-        start, way = model[part].copy(), aggregate[part] - model[part]
-        best, best_losses = start, now
+        start, best, best_losses, gone = model, model, now, 0.0
         for eta in ETAS:
-            model[part] = start + np.float32(eta) * way
-            losses = probe(model)
+            tried = start.copy()
+            for name in names:
+                part = groups[name]
+                tried[part] += np.float32(eta) * (aggregate[part] - start[part])
+            losses = probe(tried)
             if _improves(losses, now, limit) and (
                 losses.scalarised(detection_weight) < best_losses.scalarised(detection_weight)
             ):
-                best, best_losses, etas[name] = model[part].copy(), losses, eta
-        model[part], now = best, best_losses
+                best, best_losses, gone = tried, losses, eta
+        model, now = best, best_losses
+        etas |= {name: etas[name] + gone * (1 - etas[name]) for name in names}
     return Receipt(model, etas, distances, before, now)
 
 

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..canonical import domain_hash
+from ..data.modality import modality_of
 from ..data.signatures import SignatureImages
 from ..errors import ConfigError
 from ..plan import Plan, TrainingSettings
@@ -48,10 +49,10 @@ def build_site_method(
     draft = plan.draft
     if draft.method == "rehearsal":
         return RehearsalMethod(plan, site)
-    if isinstance(images, SignatureImages) != (draft.method == "fedmh"):
+    wanted = modality_of(draft.method)
+    if isinstance(images, SignatureImages) != (wanted == "signature"):
         raise ConfigError(
-            f"method {draft.method!r} trains on "
-            f"{'signatures' if draft.method == 'fedmh' else 'palms'}, and this site has none of them",
+            f"method {draft.method!r} trains on {wanted}s, and this site has none of them",
             safe="nothing was trained or sent",
             next_step="name the right images in participant.toml, or take no part in this plan",
         )

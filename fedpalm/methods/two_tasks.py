@@ -19,8 +19,6 @@ from ..data.signatures import SignatureImages
 from ..errors import DataError
 from ..models.arcface import ArcFace
 from ..models.signature import SignatureModel
-from .pareto import ProbeLosses
-from .training import TEMPLATE_BATCH
 
 Rows = npt.NDArray[np.int64]
 
@@ -75,7 +73,18 @@ def task_losses(
     Args:
         keep: (n, D) factors of dropout before the writers' head.
     """
-    embeddings = model(signatures.inputs(rows))
+    return losses_of(model, head, signatures, rows, model(signatures.inputs(rows)), keep)
+
+
+def losses_of(
+    model: SignatureModel,
+    head: ArcFace,
+    signatures: Signatures,
+    rows: Tensor,
+    embeddings: Tensor,
+    keep: Tensor | None = None,
+) -> TaskLosses:
+    """The same from the (n, D) embeddings of these signatures."""
     real = signatures.genuine[rows]
     user = forged = None
     if real.any():
@@ -89,33 +98,20 @@ def task_losses(
     return TaskLosses(user, forged)
 
 
-def probe_losses(model: SignatureModel, head: ArcFace, probe: Signatures) -> ProbeLosses:
-    """Means over all that is kept aside; a task that it holds nothing of has loss 0."""
-    user = forged = 0.0
-    genuine = int(probe.genuine.sum())
-    with torch.no_grad():
-        for rows in torch.split(torch.arange(probe.size), TEMPLATE_BATCH):
-            losses = task_losses(model, head, probe, rows)
-            if losses.user is not None:
-                user += losses.user.item() * int(probe.genuine[rows].sum()) / genuine
-            if losses.forged is not None:
-                forged += losses.forged.item() * len(rows) / probe.size
-    return ProbeLosses(user, forged)
-
-
 def held_out(images: SignatureImages, share: float, seed: int) -> tuple[Rows, Rows]:
-    """Rows to train on and rows to probe with: of each writer's genuine and forged ones ``share``.
+    """Rows to train on and rows to probe with: of the genuine and the forged ones of each
+    (writer, name), which is what is claimed, ``share``.
 
     Of two or more at least one is kept aside and at least one is left; a single one is trained on.
 
     Raises:
-        DataError: no writer has two genuine signatures, so nothing could judge what is received.
+        DataError: no (writer, name) has two genuine signatures, so nothing could judge what is received.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     aside = np.zeros(len(images.writers), dtype=np.bool_)
-    for writer in range(images.classes):
+    for claimed in range(images.classes):
         for kind in (True, False):
-            rows = np.flatnonzero((images.writers == writer) & (images.genuine == kind))
+            rows = np.flatnonzero((images.writers == claimed) & (images.genuine == kind))
             if len(rows) > 1:
                 aside[rng.permutation(rows)[: max(1, int(share * len(rows)))]] = True
     if not (aside & images.genuine).any():

@@ -148,8 +148,13 @@ class SignatureModel(nn.Module):
 
     def forward(self, prepared: Tensor) -> Tensor:
         """Prepared images -> (B, TEMPLATE_LENGTH) embeddings, not normalised."""
-        embeddings: Tensor = self.projection(self.trunk[self.backbone](prepared))
+        embeddings: Tensor = self.projection(self.features(prepared))
         return embeddings
+
+    def features(self, prepared: Tensor) -> Tensor:
+        """Prepared images -> (B, FEATURE_LENGTH), what the trunk says of them."""
+        found: Tensor = self.trunk[self.backbone](prepared)
+        return found
 
     def representation(self) -> list[nn.Parameter]:
         """What both tasks move: trunk and projection, as far as it is trained."""

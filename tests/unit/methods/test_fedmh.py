@@ -8,13 +8,14 @@ import safetensors.numpy
 import torch
 
 from fedpalm.benchmark.simulate import simulate
-from fedpalm.errors import ConfigError, DataError, LayoutMismatchError
+from fedpalm.errors import ConfigError, DataError, EgressRefusedError, LayoutMismatchError
 from fedpalm.evaluation.metrics import eer
 from fedpalm.losses.guidance import guide
 from fedpalm.methods.base import RoundContext
 from fedpalm.methods.guided import GuidedSteps
+from fedpalm.methods.linear_probe import LinearProbe
 from fedpalm.methods.site import build_site_method
-from fedpalm.methods.two_tasks import Signatures, held_out, probe_losses, task_losses
+from fedpalm.methods.two_tasks import Signatures, held_out, task_losses
 from fedpalm.plan import Plan
 from participant.private_content import refuse_private_content
 
@@ -139,7 +140,7 @@ def test_a_poisoned_aggregate_costs_nothing_with_the_search_and_a_task_without(t
     poisoned = far_off(shared, kind)
     assert error_rate(site, unseen, poisoned) == before
     probed = trusting.receipt(poisoned)
-    assert probed.after.scalarised(0.5) > probed.before.scalarised(0.5) + 1
+    assert probed.after.scalarised(0.5) > probed.before.scalarised(0.5) + 0.3
     if kind == "random":
         # Negated or scaled, a network that normalises tells nearly the same signatures apart.
         assert error_rate(trusting, unseen, poisoned) > before + 0.05
@@ -165,7 +166,6 @@ def test_a_stored_state_gives_the_same_next_round_bit_for_bit():
     assert one.tobytes() == other.tobytes()
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5)
     assert one.shape == (3, 256)
-    assert first.genuineness(images, shared).shape == (3,)
     assert first.open_templates(images[:0], shared).shape == (0, 256)
 
 
@@ -190,6 +190,23 @@ def test_the_egress_gate_finds_nothing_private_and_no_layout_names_a_writer():
         refuse_private_content(site.layout, update.delta, shared, site.state())
         shared = shared + update.delta
     assert not [one.name for one in site.layout.tensors if "prototypes" in one.name]
+
+
+@pytest.mark.parametrize("as_model", [True, False], ids=["as the model", "as the delta"])
+@pytest.mark.parametrize("writer", [0, 2])
+def test_the_egress_gate_finds_one_writer_of_the_head(writer, as_model):
+    site = build("birch", images=tiny_signatures(0))
+    shared = site.initial_vector()
+    delta = site.train_round(RoundContext(1, 2), shared).delta
+    direction = site.state()["head.user.prototypes"][writer]
+    ends = np.cumsum([one.size for one in site.layout.tensors])
+    names = [one.name for one in site.layout.tensors]
+    # In the midst of a row of another tensor, so at no place where a row would begin.
+    begin = ends[names.index("open_set.projection.weight") - 1] + 1000
+    part = slice(begin, begin + direction.size)
+    delta[part] = direction - shared[part] if as_model else direction
+    with pytest.raises(EgressRefusedError, match=r"projection\.weight .* head\.user\.prototypes"):
+        refuse_private_content(site.layout, delta, shared, site.state())
 
 
 def test_a_trunk_that_is_not_shared_stays_and_learns_at_its_site():
@@ -247,11 +264,39 @@ def test_without_forgeries_a_site_trains_writers_alone_and_leaves_the_detection_
     assert update.delta.any()
 
 
-def test_the_two_losses_are_those_of_a_plain_loop():
+def test_a_site_without_forgeries_takes_the_detection_head_as_it_comes_and_gives_zeros():
+    plan = fedmh_plan(probe_tolerance=EPS)
+    images = tiny_signatures(0, forged=0)
+    blind, seeing = build("amber", plan, images), build("delta", plan, tiny_signatures(3))
+    spans = {group.name: slice(group.begin, group.end) for group in plan.parameter_groups}
+    shared = blind.initial_vector()
+    for number in (1, 2, 3):
+        context = RoundContext(number, 3)
+        own, other = (site.train_round(context, shared) for site in (blind, seeing))
+        assert not own.delta[spans["task"]].any()
+        assert own.delta[spans["projection"]].any()
+        assert other.delta[spans["task"]].any()
+        metrics = own.metrics
+        assert metrics["eta.task"] == 1
+        assert metrics["probe.user_after"] <= metrics["probe.user_before"] + EPS
+        shared = shared + (own.delta + other.delta) / 2
+    assert metrics["distance.task"] > 0, "the head never moved: the test would say nothing"
+    # What it can judge is still refused, and what it cannot is what was sent.
+    before = blind.state()["own.model"]
+    receipt = blind.receipt(-shared)
+    assert receipt.etas == {"trunk.signet": 0, "projection": 0, "task": 1}
+    task = slice(-(spans["task"].stop - spans["task"].start), None)
+    assert receipt.model[: task.start].tobytes() == before[: task.start].tobytes()
+    assert receipt.model[task].tobytes() == (-shared[spans["task"]]).tobytes()
+
+
+def test_the_two_probe_losses_are_those_of_a_plain_loop_with_the_head_that_was_fitted():
     site = build("ebony", images=tiny_signatures(3, writers=2, genuine=5, forged=3))
     images = tiny_signatures(4, writers=2, genuine=3, forged=1)
     site._load(site.receipt(site.initial_vector()).model)
     model, head = site.model, site.head
+    aside = Signatures(images, model)
+    found = LinearProbe(model, head, Signatures(site.images, model), aside).losses()
     user, forged = [], []
     for image, writer, genuine in zip(images.images, images.writers, images.genuine, strict=True):
         with torch.no_grad():
@@ -261,10 +306,32 @@ def test_the_two_losses_are_those_of_a_plain_loop():
             if genuine:
                 own = torch.tensor([writer])
                 user.append(-torch.log_softmax(head(z, own), dim=1)[0, writer].item())
-    found = probe_losses(model, head, Signatures(images, model))
     assert found.user == pytest.approx(np.mean(user), rel=1e-4)
     halves = [np.mean([loss for loss, real in forged if real == kind]) for kind in (True, False)]
     assert found.forged == pytest.approx(np.mean(halves), rel=1e-4)
+    together = task_losses(model, head, aside, torch.arange(aside.size))
+    assert [one.item() for one in together] == pytest.approx(list(found), rel=1e-4)
+
+
+def test_a_judged_model_gets_the_head_that_suits_it_whatever_was_judged_before(trained):
+    _, site, _, shared = trained
+    own = site.receipt(shared).model
+    model = site._own_layout.unflatten(own)
+    turned, rows = dict(model), np.random.default_rng(0).permutation(256)
+    for name in ("open_set.projection.weight", "open_set.projection.bias"):
+        turned[name] = model[name][rows]
+    same = site._own_layout.flatten(turned | {
+        "open_set.task.hidden.weight": model["open_set.task.hidden.weight"][:, rows]
+    })  # fmt: skip
+    before = site._judge(own)
+    head = site.head.prototypes.detach().clone()
+    # Templates in another order of their values: to a head that stays it would be noise.
+    assert list(site._judge(same)) == pytest.approx(list(before), rel=1e-3)
+    torch.testing.assert_close(site.head.prototypes.detach(), head[:, rows], atol=1e-3, rtol=0)
+    random = np.random.default_rng(1).standard_normal(own.shape).astype(np.float32)
+    assert site._judge(random).user > before.user
+    assert site._judge(own) == before
+    assert torch.equal(site.head.prototypes, head)
 
 
 @pytest.mark.parametrize("guided", ["off", "minimum-norm"])
