@@ -27,7 +27,8 @@ KEY_BYTES = 32
 SIZE_BYTES = 512
 """m of a protected template, eight signs each; chosen by measurement (docs/results/templates.md)."""
 MAX_LENGTH = 1 << 16
-"""Features of an unprotected template (ours have 512, fused ones 1,024), and bytes of a protected one."""
+"""Features of an unprotected template (palms have 512, fused ones 1,024, signatures 256), and bytes of a
+protected one."""
 
 _ROUNDS = 3
 _MIN_SIZE = 512

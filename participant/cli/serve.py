@@ -40,7 +40,7 @@ def serve(
     """Serve Verify, Identify and, where the site allows it, Enrol over mutual TLS, until stopped.
 
     On 127.0.0.1:7445 unless another address is named. With a model for all calls: start it again
-    after `renew --all`. Whether a living hand was before the sensor is not looked at.
+    after `renew --all`. Whether a living hand was before the sensor, or ink on the paper, is not looked at.
     """
     if context.invoked_subcommand is not None:
         return

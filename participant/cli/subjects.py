@@ -86,8 +86,18 @@ def _tables(found: dict[str, Any]) -> Group:
     lines = [f"model  run {found['run_id']}" if found["run_id"] else f"model  {found['problem']}"]
     lines += [
         f"threshold  {one['mode']}: {one['threshold']:.4f} at FMR {one['target_fmr']:g}"
+        + "".join(f", {part}" for part in _passing(one))
         + (", of another model: calibrate" if one["stale"] else "")
         for one in found["thresholds"]
     ]
     lines += [f"{n:>7}  {what.replace('_', ' ')}" for what, n in found["counts"].items()]
     return Group(people, *lines)
+
+
+def _passing(threshold: dict[str, Any]) -> list[str]:
+    """What part of each kind of forgery would pass, a phrase each."""
+    return [
+        f"{one['rate']:.2g} of {one['kind']} forgeries pass ({one['interval'][0]:.2g} to "
+        f"{one['interval'][1]:.2g})"
+        for one in threshold["passing"]
+    ]

@@ -31,7 +31,7 @@ run_option = click.option(
 )
 _LIVENESS = (
     "Whether a living hand was before the sensor is not looked at: a good picture of a palm may pass "
-    "for the palm."
+    "for the palm, and a printed signature for a written one."
 )
 
 
@@ -59,8 +59,9 @@ def enrol(
     home: Path,
     as_json: bool,
 ) -> None:
-    """Enrol SUBJECT from one or several IMAGES (regions of interest: PNG, JPEG, BMP, TIFF).
+    """Enrol SUBJECT from one or several IMAGES (PNG, JPEG, BMP, TIFF).
 
+    Images are what the run trained on: palms as regions of interest, or signatures, one to an image.
     A protected template is kept, under a random key of SUBJECT's own, and the images sealed, so that
     `renew` can make another one. Give as many as `images_per_reference` in participant.toml.
     """
@@ -124,6 +125,14 @@ def renew_references(
 
 @click.command()
 @click.option("--fmr", type=float, default=1e-3, show_default=True, help="Target false match rate.")
+@click.option(
+    "--against",
+    type=click.Choice(["random", "simple", "skilled"]),
+    default="random",
+    show_default=True,
+    help="Of signatures: whose claims the rate is of. random: another writer with what is theirs; simple: "
+    "the same name by another writer; skilled: a practised forgery.",
+)
 @click.option("--accept-weak", is_flag=True, help="Allow a rate above 0.1.")
 @click.option(
     "--mode",
@@ -139,6 +148,7 @@ def renew_references(
 @command_errors
 def calibrate(
     fmr: float,
+    against: Any,
     accept_weak: bool,
     mode: Any,
     seed: int,
@@ -148,13 +158,19 @@ def calibrate(
 ) -> None:
     """Set the thresholds, at a false match rate, on the site's own images.
 
-    They stay until the next calibration. A rate that the images cannot show is refused.
+    They stay until the next calibration. A rate that the images cannot show is refused. Of signatures it
+    says, too, what part of each kind of forgery would pass.
     """
     modes: tuple[Any, ...] = ("closed", "open") if mode == "both" else (mode,)
     with _verifier(home, run_id) as verifier, Narrator(err()) as narrator:
         replaced = [one for one in verifier.thresholds.all() if one.mode in modes]
         found = verifier.calibrate(
-            fmr, modes=modes, accept_weak=accept_weak, seed=seed, tick=ticker(narrator)
+            fmr,
+            against=against,
+            modes=modes,
+            accept_weak=accept_weak,
+            seed=seed,
+            tick=ticker(narrator),
         )
     said = {
         "thresholds": [one.to_json() for one in found],
@@ -164,7 +180,8 @@ def calibrate(
         f"{one.mode}: replaces the threshold {one.value:.4f} at FMR {one.target_fmr:g}, now {fmr:g}"
         for one in replaced
     ]
-    emit(said, as_json, Group(_table(found), *lines))
+    tables = [_table(found), *([_forgeries(found)] if any(one.passing for one in found) else [])]
+    emit(said, as_json, Group(*tables, *lines))
 
 
 @contextmanager
@@ -185,7 +202,7 @@ def _verdict(found: Verification) -> str:
     word = "match" if found.match else "NO MATCH"
     return (
         f"{word}: score {found.score:.3f}, threshold {found.threshold:.3f} (false match rate "
-        f"{found.target_fmr:g}), {found.mode} mode, run {found.model.run_id}"
+        f"{found.target_fmr:g} of {found.against} claims), {found.mode} mode, run {found.model.run_id}"
     )
 
 
@@ -212,6 +229,21 @@ def _table(found: list[Threshold]) -> Table:
             _interval(one.fnmr_interval),
             f"{one.genuine_pairs:,} genuine, {one.impostor_pairs:,} impostor",
         )
+    return table
+
+
+def _forgeries(found: list[Threshold]) -> Table:
+    table = Table("mode", "forgeries", "would pass", "95 % interval", "claims")
+    for one in found:
+        for kind in one.passing:
+            of = (
+                f"{kind.kind} (set for {one.target_fmr:g})"
+                if kind.kind == one.against
+                else kind.kind
+            )
+            table.add_row(
+                one.mode, of, f"{kind.rate:.2g}", _interval(kind.interval), f"{kind.claims:,}"
+            )
     return table
 
 

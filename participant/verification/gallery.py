@@ -5,7 +5,7 @@ kind                     content
 =======================  =======================================================================
 ``verification-ref``     the protected template, the mode and model that it was made with
 ``verification-key``     32 random bytes, the key of the subject's transform
-``verification-images``  enrolment images, (k, 128, 128) grey levels as the network's input is made of
+``verification-images``  enrolment images, (k, 128, 128) grey levels that the network's input is made of
 =======================  =======================================================================
 
 No unprotected template is ever stored. Torch-free.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import json
 import sqlite3
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -24,6 +23,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fedpalm.data.names import one_spelling
 from fedpalm.data.roi import SIDE_PX, Grey
 from fedpalm.errors import DataError, NotFoundError
 from fedpalm.protection import Transform
@@ -143,7 +143,7 @@ def subject_name(text: str) -> str:
     Raises:
         DataError: empty, too long, or with characters that cannot be seen.
     """
-    name = unicodedata.normalize("NFC", text).strip()
+    name = one_spelling(text)
     if not name or len(name.encode()) > MAX_NAME_BYTES or not name.isprintable():
         raise DataError(
             f"{text[:40]!r} is no name for a subject: 1 to {MAX_NAME_BYTES} bytes of printable text"

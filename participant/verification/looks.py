@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedpalm.data.roi import Grey, read_roi
+from fedpalm.data.roi import Grey
 from fedpalm.errors import DataError, NotFoundError
 from fedpalm.protection import score
 
@@ -20,7 +20,7 @@ from ..store import SiteStore
 from .attempts import Attempts
 from .gallery import Gallery, Mode, Reference, fuse
 from .model import ModelId, StoredModel, Templates, VerificationModel, find_model
-from .quality import NEXT_STEP, Quality, assess
+from .quality import Quality
 from .thresholds import Threshold
 
 ImageSource = Path | str | bytes | npt.NDArray[Any]
@@ -106,16 +106,19 @@ class Looks:
         Raises:
             DataError, QualityError: an image cannot be used.
         """
+        sensor = self.stored.sensor
         greys, qualities = [], []
         for number, source in enumerate(images, 1):
             name = str(source) if isinstance(source, Path | str) else f"image {number}"
             try:
-                roi = read_roi(Path(source) if isinstance(source, str) else source)
-                qualities.append(assess(roi, name))
+                grey, quality = sensor.look(
+                    Path(source) if isinstance(source, str) else source, name
+                )
             except DataError as error:
                 self._attempts.tell(FAILURES_TO_ACQUIRE)
-                raise type(error)(error.what, safe=safe, next_step=NEXT_STEP) from error
-            greys.append(roi.grey)
+                raise type(error)(error.what, safe=safe, next_step=sensor.next_step) from error
+            greys.append(grey)
+            qualities.append(quality)
         return np.stack(greys), tuple(qualities)
 
     def templates(self, mode: Mode, greys: Grey) -> Templates:

@@ -1,7 +1,8 @@
 """The model that people are verified with: which one it is (torch-free), and what it makes of images.
 
 It is a run's last global model together with this site's private state of that run, received experts
-included. Templates of one :class:`ModelId` compare with each other and with no others.
+included; of signatures, what the site's last receipt made of the two (:mod:`.settled`). Templates of one
+:class:`ModelId` compare with each other and with no others.
 """
 
 from __future__ import annotations
@@ -9,24 +10,38 @@ from __future__ import annotations
 import hashlib
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpalm.canonical import domain_hash
-from fedpalm.data.roi import SIDE_PX, Grey, standardise
+from fedpalm.data.modality import modality_of
+from fedpalm.data.roi import SIDE_PX, Grey
+from fedpalm.data.signatures import SignatureImages
+from fedpalm.data.trained_signatures import TrainedSignatures
 from fedpalm.errors import ConfigError, DataError, NotFoundError, StateError
 from fedpalm.layout import FloatVector
-from fedpalm.methods.base import SiteImages, SiteMethod, Tensors
+from fedpalm.methods.base import (
+    SettlingMethod,
+    SiteImages,
+    SiteMethod,
+    TemplateMaker,
+    Tensors,
+)
 
 from ..config import ParticipantConfig
-from ..images import split_records, training_images
+from ..images import split_records, training_images, training_signatures
 from ..store import SiteStore, StoredRun
+from ..trained_on import trained_on
 from .gallery import Mode
+from .sensor import Sensor, sensor_of
+from .settled import keep_settled, load_settled
 
 _HEADS = ("head.open.prototypes", "head.open.places")
-"""One row a training identity, in every method's state."""
+"""One row a training identity, in the state of every method for palms."""
+_WRITERS = "head.user.prototypes"
+"""The same of FedMH."""
 
 Templates = npt.NDArray[np.float32]
 
@@ -49,35 +64,85 @@ class StoredModel:
     shared_hash: bytes
     state: Tensors
     config: ParticipantConfig
+    trained: TrainedSignatures | None = None
+    """The signatures that the run trained on here, where that is kept."""
 
     def build(self, store: SiteStore) -> VerificationModel:
         """Load torch and the networks; takes a second or so.
 
         Raises:
             IntegrityError, LayoutMismatchError: what is stored is damaged, or of another version.
-            ConfigError, DataError: templates need the training images, and they are not there.
+            ConfigError, DataError: templates, or the first use of a model of signatures, need the training
+                images, and they are not there.
         """
-        from fedpalm.methods.site import build_site_method
-
         plan = self.run.plan
         shared = store.load_model(self.shared_hash, plan.model_layout)
-        method = build_site_method(
-            plan, self.config.site, _images(self.config, self.run, self.state)
-        )
+        if modality_of(plan.draft.method) == "signature":
+            from fedpalm.methods.fedmh_settled import SettledModel
+
+            backbone = plan.draft.backbones[self.config.site]
+            tensors = load_settled(store, self.id.hash) or self.settle(store, self._trained())
+            method: TemplateMaker = SettledModel(backbone, tensors, plan.draft.training.threads)
+        else:
+            method = self._loaded(_images(self.config, self.run, self.state))
+        return VerificationModel(self.id, method, shared, self.sensor)
+
+    def settle(self, store: SiteStore, method: SettlingMethod) -> Tensors:
+        """Have ``method``, with this state, receive the last global model, and keep what comes of it.
+
+        Of several processes that do so at once all go on with what was kept first.
+        """
+        shared = store.load_model(self.shared_hash, self.run.plan.model_layout)
+        keep_settled(store, self.id.hash, method.settled(shared))
+        kept = load_settled(store, self.id.hash)
+        assert kept is not None  # nothing deletes them
+        return kept
+
+    @property
+    def sensor(self) -> Sensor:
+        """What its images are, and how they are looked at."""
+        return sensor_of(self.run.plan)
+
+    def _trained(self) -> SettlingMethod:
+        """The method as it trained, images included."""
+        if self.config.data is None:
+            raise ConfigError(
+                f"what this site takes of the last model of run {self.run.run_id} is not settled yet: its "
+                "own signatures judge that, and participant.toml has no [data]",
+                next_step='name them there: [data] modality = "signature", source = "PATH"',
+            )
+        images = training_signatures(self.config.data, self.config.site, self.trained)
+        trained = len(self.state[_WRITERS])
+        if images.classes != trained:
+            raise DataError(
+                f"{images.classes} writers train in the site's data, {trained} did in run "
+                f"{self.run.run_id}: they cannot judge its last model",
+                safe="nothing was settled",
+                next_step="put the writers of that run back into the data folder, once",
+            )
+        return cast(SettlingMethod, self._loaded(images))
+
+    def _loaded(self, images: SiteImages | SignatureImages) -> SiteMethod:
+        from fedpalm.methods.site import build_site_method
+
+        method = build_site_method(self.run.plan, self.config.site, images)
         method.load_state(self.state)
-        return VerificationModel(self.id, method, shared)
+        return method
 
 
 class VerificationModel:
     """A method with its state, that only looks at images; one caller at a time, others wait."""
 
-    def __init__(self, model_id: ModelId, method: SiteMethod, shared: FloatVector) -> None:
-        self.id, self._method, self._shared = model_id, method, shared
+    def __init__(
+        self, model_id: ModelId, method: TemplateMaker, shared: FloatVector, sensor: Sensor
+    ) -> None:
+        self.id, self.sensor = model_id, sensor
+        self._method, self._shared = method, shared
         self._busy = threading.Lock()
 
     def templates(self, mode: Mode, greys: Grey) -> Templates:
         """(N, 128, 128) grey levels -> (N, D) unit templates."""
-        images = np.stack([standardise(grey) for grey in greys])
+        images = np.stack([self.sensor.standardise(grey) for grey in greys])
         make = self._method.closed_templates if mode == "closed" else self._method.open_templates
         with self._busy:
             return make(images, self._shared)
@@ -118,18 +183,36 @@ def find_model(config: ParticipantConfig, store: SiteStore, run_id: str | None) 
         _data_hash(config, run),
     )
     model_id = ModelId(run.run_id, round_number, digest.hex())
-    return StoredModel(model_id, run, models[round_number], state, config)
+    trained = trained_on(store, run.run_id, run.plan)
+    return StoredModel(model_id, run, models[round_number], state, config, trained)
 
 
-def training_identities(config: ParticipantConfig, run: StoredRun) -> tuple[str, ...]:
-    """Whom this site trained on in a run: nobody, where it names no data.
+def settle_model(
+    config: ParticipantConfig, store: SiteStore, run_id: str, method: SiteMethod
+) -> None:
+    """At the end of a run: have the method that trained receive its last model, if that needs its images.
 
     Raises:
-        DataError: the data cannot be listed, so it cannot be told.
+        NotFoundError, StateError: as :func:`find_model`.
     """
+    if isinstance(method, SettlingMethod):
+        find_model(config, store, run_id).settle(store, method)
+
+
+def training_identities(
+    config: ParticipantConfig, store: SiteStore, run: StoredRun
+) -> tuple[str, ...]:
+    """Whom this site trained on in a run: as was kept of it, else by its data; nobody, where it names none.
+
+    Raises:
+        ConfigError, DataError: the data are none of the run's, or cannot be listed, so it cannot be told.
+        VaultError: what was kept cannot be read.
+    """
+    if (kept := trained_on(store, run.run_id, run.plan)) is not None:
+        return kept.writers
     if config.data is None:
         return ()
-    return split_records(config.data, config.site, run.plan.draft.privacy.unit).classes
+    return sensor_of(run.plan).people(config.data, config.site, run.plan)
 
 
 def _find_run(store: SiteStore, run_id: str | None) -> StoredRun:

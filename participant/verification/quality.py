@@ -1,4 +1,4 @@
-"""Whether an image is good enough to make a template from: four plain measures and their limits.
+"""Whether an image is good enough to make a template from: plain measures and their limits; those of palms.
 
 They are our own, for regions of interest of 128x128 grey levels. On synthetic palms (both presets, 64
 images each) sharpness is 0.22 to 1.2; after a Gaussian blur of one pixel 0.07 to 0.29, of two 0.04 to
@@ -8,7 +8,9 @@ images each) sharpness is 0.22 to 1.2; after a Gaussian blur of one pixel 0.07 t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +26,7 @@ GOOD_CONTRAST = 8.0
 """Grey levels; below 4 reading the image refuses it."""
 GOOD_SIDE_PX = 128
 """Below, the image is enlarged; below 64 reading it refuses it."""
-NEXT_STEP = (
+PALM_NEXT_STEP = (
     f"take another image, cropped to the palm's region of interest: {MIN_SIDE_PX} px or more a side, near "
     f"square (at most 1:{MAX_ASPECT}), with visible creases"
 )
@@ -32,49 +34,73 @@ NEXT_STEP = (
 
 @dataclass(frozen=True)
 class Quality:
-    """What was measured, and what to think of it."""
+    """What was measured, each by its name, and what to think of it."""
 
-    side_px: int
-    contrast: float
-    sharpness: float
-    coverage: float
+    measures: Mapping[str, float]
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, object]:
-        return {
-            "side_px": self.side_px,
-            "contrast": round(self.contrast, 2),
-            "sharpness": round(self.sharpness, 3),
-            "coverage": round(self.coverage, 3),
-            "warnings": list(self.warnings),
-        }
+        return {**self.measures, "warnings": list(self.warnings)}
 
 
-def assess(roi: Roi, name: str = "the image") -> Quality:
-    """Measure an image that could be read.
+class Limit(NamedTuple):
+    """A measure that is beyond a limit, and what to say then."""
+
+    beyond: bool
+    words: str
+
+
+def judged(
+    name: str,
+    measures: Mapping[str, float],
+    refused: Iterable[Limit],
+    told: Iterable[Limit],
+    next_step: str,
+) -> Quality:
+    """What the limits make of an image called ``name``.
 
     Raises:
-        QualityError: a measure is beyond its limit; the error names it.
+        QualityError: it is beyond one of ``refused``; the error names the measure.
     """
+    for limit in refused:
+        if limit.beyond:
+            raise QualityError(
+                f"{name}: {limit.words}", safe="nothing was compared or stored", next_step=next_step
+            )
+    return Quality(measures, tuple(f"{name}: {one.words}" for one in told if one.beyond))
+
+
+def assess_palm(roi: Roi, name: str = "the image") -> Quality:
+    """Measure a palm that could be read. Raises QualityError: as :func:`judged`."""
     coverage = float((roi.grey > 0).mean())
     sharpness = sharpness_of(roi.grey)
-    if coverage < MIN_COVERAGE:
-        raise _refused(
-            name, f"only {coverage:.0%} of it shows a palm, {MIN_COVERAGE:.0%} are needed"
-        )
-    if sharpness < MIN_SHARPNESS:
-        raise _refused(
-            name, f"sharpness {sharpness:.3f}, {MIN_SHARPNESS:g} is needed: blurred, or no palm?"
-        )
     side, contrast = min(roi.size_px), contrast_of(roi.grey)
-    looked_at = (
-        (coverage < GOOD_COVERAGE, f"{coverage:.0%} of it shows a palm"),
-        (sharpness < GOOD_SHARPNESS, f"blurred (sharpness {sharpness:.3f})"),
-        (contrast < GOOD_CONTRAST, f"little contrast ({contrast:.1f} grey levels)"),
-        (side < GOOD_SIDE_PX, f"small ({side} px a side)"),
+    return judged(
+        name,
+        {
+            "side_px": side,
+            "contrast": round(contrast, 2),
+            "sharpness": round(sharpness, 3),
+            "coverage": round(coverage, 3),
+        },
+        refused=(
+            Limit(
+                coverage < MIN_COVERAGE,
+                f"only {coverage:.0%} of it shows a palm, {MIN_COVERAGE:.0%} are needed",
+            ),
+            Limit(
+                sharpness < MIN_SHARPNESS,
+                f"sharpness {sharpness:.3f}, {MIN_SHARPNESS:g} is needed: blurred, or no palm?",
+            ),
+        ),
+        told=(
+            Limit(coverage < GOOD_COVERAGE, f"{coverage:.0%} of it shows a palm"),
+            Limit(sharpness < GOOD_SHARPNESS, f"blurred (sharpness {sharpness:.3f})"),
+            Limit(contrast < GOOD_CONTRAST, f"little contrast ({contrast:.1f} grey levels)"),
+            Limit(side < GOOD_SIDE_PX, f"small ({side} px a side)"),
+        ),
+        next_step=PALM_NEXT_STEP,
     )
-    warnings = tuple(f"{name}: {words}" for poor, words in looked_at if poor)
-    return Quality(side, contrast, sharpness, coverage, warnings)
 
 
 def sharpness_of(grey: Grey) -> float:
@@ -86,9 +112,3 @@ def sharpness_of(grey: Grey) -> float:
     )
     spread = float(values.std())
     return float(laplacian.std()) / spread if spread > 0 else 0.0
-
-
-def _refused(name: str, why: str) -> QualityError:
-    return QualityError(
-        f"{name}: {why}", safe="nothing was compared or stored", next_step=NEXT_STEP
-    )

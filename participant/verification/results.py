@@ -8,6 +8,7 @@ from typing import Any
 from .gallery import Mode
 from .model import ModelId
 from .quality import Quality
+from .sensor import ForgeryKind
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,17 @@ class Enrolment:
 
 @dataclass(frozen=True)
 class Verification:
-    """Whether somebody is who they claim to be: ``score`` >= ``threshold``, both 0..1."""
+    """Whether somebody is who they claim to be: ``score`` >= ``threshold``, both 0..1.
+
+    ``target_fmr`` is the rate that the threshold was set for, of claims of the kind ``against``.
+    """
 
     subject: str
     match: bool
     score: float
     threshold: float
     target_fmr: float
+    against: ForgeryKind
     mode: Mode
     model: ModelId
     quality: Quality

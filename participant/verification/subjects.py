@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fedpalm.data.names import one_spelling
 from fedpalm.errors import ConfigError, DataError, NotFoundError, StateError
 from fedpalm.ledger.bodies import MAX_NAMES_CHARS, EntryKind
 
@@ -77,7 +78,8 @@ def forget(config: ParticipantConfig, desk: Desk, subject: str) -> Erasure:
     gallery, trained_on = Gallery(store), _in_training_data(config, store, name)
     if gallery.find(name) is None and not trained_on:
         raise NotFoundError(
-            f"{name!r} is not enrolled here, and not known to be in the training data",
+            f"{name!r} is not enrolled here, and nobody of this name is known to be in the training data; "
+            "whether they are there under another name cannot be told",
             safe="nothing was erased",
             next_step="fedpalm-participant subjects lists who is enrolled",
         )
@@ -110,11 +112,16 @@ def in_words(erasure: Erasure) -> list[str]:
             "Another process has the database open: sealed bytes of the old records stay in its journal "
             "until that ends. Stop the agent and the service once."
         )
-    if erasure.in_training_data is not False:
+    if erasure.in_training_data is False:
+        lines.append(
+            "Nobody of this name is in the site's training data. Whether they are there under another name "
+            "cannot be told: look for their images yourself."
+        )
+    else:
         known = "is" if erasure.in_training_data else "may be"
         lines.append(
             f"This name {known} in the site's training data, whose images this command does not delete: "
-            "take them out of the data folder."
+            "take them out of the data folder, if they are there."
         )
     if erasure.runs:
         lines.append(
@@ -140,8 +147,10 @@ def _in_training_data(config: ParticipantConfig, store: SiteStore, name: str) ->
     """Whether the site's data have somebody of this name among those who train; None: it cannot be told."""
     run = store.latest_run()
     try:
-        return run is not None and name in training_identities(config, run)
-    except (DataError, OSError):
+        if run is None:
+            return False
+        return name in map(one_spelling, training_identities(config, store, run))
+    except (ConfigError, DataError, OSError):
         return None
 
 

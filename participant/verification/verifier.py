@@ -1,7 +1,7 @@
 """Enrol, verify, identify, renew and calibrate, with one model for all calls.
 
 Everything is decided at the site. The model is loaded at the first call that looks at an image. Nothing
-here looks for presentation attacks: a good picture of a palm may pass for the palm.
+here looks for presentation attacks: a good picture of a palm, or of a signature, may pass for it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedpalm.data.names import one_spelling
 from fedpalm.data.roi import Grey
 from fedpalm.errors import (
     DataError,
@@ -25,11 +26,20 @@ from fedpalm.protection import KEY_BYTES, Transform, score
 from ..config import ParticipantConfig, VerificationSettings
 from ..store import SiteStore
 from .attempts import Attempts, Outcome
-from .calibrate import Tick, calibrate, development_pairs, require_enough, require_rate, stays
+from .calibrate import (
+    Tick,
+    calibrate,
+    development_pairs,
+    require_enough,
+    require_kind,
+    require_rate,
+    stays,
+)
 from .gallery import MODES, Gallery, Mode, Reference, fuse, subject_name
 from .looks import ImageSource, Looks, require_files
 from .model import ModelId, StoredModel, Templates, training_identities
 from .results import Enrolment, Identification, Renewal, Verification
+from .sensor import ForgeryKind, sensor_of
 from .thresholds import Threshold, Thresholds
 
 MAX_IMAGES = 20
@@ -154,6 +164,7 @@ class Verifier:
             score=found,
             threshold=threshold.value,
             target_fmr=threshold.target_fmr,
+            against=threshold.against,
             mode=reference.mode,
             model=self.model_id,
             quality=quality,
@@ -219,9 +230,7 @@ class Verifier:
         done, without = [], []
         for reference in known:
             greys = (
-                self.looks.acquire(images, safe=safe)[0]
-                if images
-                else self.gallery.images(reference.subject)
+                self.looks.acquire(images, safe=safe)[0] if images else self._kept_images(reference)
             )
             if greys is None:
                 without.append(reference.subject)
@@ -232,7 +241,8 @@ class Verifier:
             done.append(reference.subject)
         if without and named is not None and len(named) == 1:
             raise NotFoundError(
-                f"no images of {without[0]!r} are kept here",
+                f"no images of {without[0]!r} are kept here that show a "
+                f"{self.looks.stored.sensor.noun}",
                 safe=safe,
                 next_step="give images: fedpalm-participant renew SUBJECT IMAGES",
             )
@@ -242,6 +252,7 @@ class Verifier:
         self,
         target_fmr: float,
         *,
+        against: ForgeryKind = "random",
         modes: Sequence[Mode] = ("closed", "open"),
         accept_weak: bool = False,
         seed: int = 0,
@@ -250,16 +261,18 @@ class Verifier:
         """Set the thresholds of these modes, all or none, on the site's own development pairs.
 
         Args:
+            against: whose claims the rate is of; what all others would get is stored with the threshold.
             accept_weak: allow a target above :data:`.calibrate.WEAK_FMR`.
         Raises:
-            ConfigError: no data are configured, or the target is no rate, or weak.
+            ConfigError: no data are configured, nobody forges so, or the target is no rate, or weak.
             DataError: there are too few pairs for the target, or an image cannot be used.
         """
         in_force = [one for one in MODES if self.thresholds.current(one, self.model_id.hash)]
         safe = stays(in_force)
-        require_rate(target_fmr, accept_weak=accept_weak, safe=safe)
+        require_kind(against, self.stored_model.sensor, safe=safe)
+        require_rate(target_fmr, against, accept_weak=accept_weak, safe=safe)
         wanted = [development_pairs(self._config, self.stored_model, mode) for mode in modes]
-        require_enough(wanted, target_fmr, safe=safe)
+        require_enough(wanted, target_fmr, against, safe=safe)
         model, images, now = (
             self.looks.model(),
             self.settings.images_per_reference,
@@ -270,6 +283,7 @@ class Verifier:
                 model,
                 pairs,
                 target_fmr=target_fmr,
+                against=against,
                 images=images,
                 seed=seed,
                 now_ms=now,
@@ -284,8 +298,8 @@ class Verifier:
     # --- inside -----------------------------------------------------------------------------------
 
     def _mode_of(self, subject: str) -> Mode:
-        trained_on = training_identities(self._config, self.stored_model.run)
-        return "closed" if subject in trained_on else "open"
+        trained_on = training_identities(self._config, self._store, self.stored_model.run)
+        return "closed" if subject in map(one_spelling, trained_on) else "open"
 
     def _keep(
         self,
@@ -322,6 +336,13 @@ class Verifier:
         self._store.erase_freed()
         return reference, self._misfits(transform, templates, mode)
 
+    def _kept_images(self, reference: Reference) -> Grey | None:
+        """What the model in use can look at: of palms it makes no templates of signatures."""
+        run = self._store.run(reference.run_id)
+        if run is not None and sensor_of(run.plan).noun != self.looks.stored.sensor.noun:
+            return None
+        return self.gallery.images(reference.subject)
+
     def _misfits(self, transform: Transform, templates: Templates, mode: Mode) -> list[str]:
         """Images that would not match a reference made from the others of the same person."""
         threshold = self.thresholds.current(mode, self.model_id.hash)
@@ -332,7 +353,8 @@ class Verifier:
         for number in range(len(templates)):
             rest = fuse(np.delete(templates, number, axis=0))
             if score(protected[number], transform.apply(rest)[0]) < threshold.value:
-                found.append(f"image {number + 1} does not match the others: another palm?")
+                stranger = self.looks.stored.sensor.stranger
+                found.append(f"image {number + 1} does not match the others: {stranger}?")
         return found
 
     def _resembling(self, greys: Grey, *, but: str) -> tuple[str, ...]:

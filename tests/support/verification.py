@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 from PIL import Image
 
 from fedpalm.clock import FakeClock
+from fedpalm.methods.base import SiteMethod, Tensors
 from fedpalm.pki.live import LiveIdentity
 from fedpalm.plan import Plan
 from participant.config import DataSettings, VerificationSettings
 from participant.desk import Desk
 from participant.log import SiteLog
 from participant.store import NewUpdate, SiteStore
+from participant.trainer import Trainer
 from participant.verification.verifier import Verifier
 from tests.support.participant import LAYOUT, World, make_plan
 
@@ -107,6 +110,37 @@ class VerifyingSite:
         return b"\n".join(
             path.read_bytes() for path in sorted(self.home.path.rglob("*")) if path.is_file()
         )
+
+
+def train_alone(
+    site: VerifyingSite,
+    run_id: str,
+    plan: Plan,
+    finish: Callable[[SiteMethod], Tensors] = lambda method: method.state(),
+) -> Trainer:
+    """All rounds of a plan at this site alone, and the run over.
+
+    Args:
+        finish: gives the state that is stored after the last round.
+    """
+    store, trainer = site.store, Trainer(site.config, site.store)
+    store.add_run(run_id, plan)
+    shared, digest = trainer.prepare(run_id, plan).initial_vector(), b""
+    for number in range(1, plan.draft.rounds + 1):
+        update, state = trainer.train(run_id, plan, number, shared, budget=None)  # type: ignore[arg-type]
+        if number == plan.draft.rounds:
+            state = finish(trainer.prepare(run_id, plan))
+        update_of = NewUpdate(bytes(32), plan.model_layout.hash, b"encoded")
+        store.commit_round(run_id, number, state, update_of)
+        trainer.forget()
+        shared = shared + update.delta
+        raw = shared.astype("<f4").tobytes()
+        digest = hashlib.sha256(raw).digest()
+        store.model_path(digest).write_bytes(raw)
+        store.add_model(run_id, number, digest, keep=3)
+    store.end_run(run_id, "completed", digest, "")
+    site.verifier = Verifier(site.config, store)
+    return trainer
 
 
 def projecting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class VerificationStub:
-    """On a listener of the site's own, under its own CA. Images are PNG, JPEG, BMP or TIFF files of regions of
-    interest. Nothing here looks for presentation attacks.
+    """On a listener of the site's own, under its own CA. Images are PNG, JPEG, BMP or TIFF files of what the site's
+    run trained on: regions of interest of palms, or signatures, one to an image. Nothing here looks for
+    presentation attacks.
     """
 
     def __init__(self, channel):
@@ -59,8 +60,9 @@ class VerificationStub:
 
 
 class VerificationServicer:
-    """On a listener of the site's own, under its own CA. Images are PNG, JPEG, BMP or TIFF files of regions of
-    interest. Nothing here looks for presentation attacks.
+    """On a listener of the site's own, under its own CA. Images are PNG, JPEG, BMP or TIFF files of what the site's
+    run trained on: regions of interest of palms, or signatures, one to an image. Nothing here looks for
+    presentation attacks.
     """
 
     def Verify(self, request, context):
@@ -122,8 +124,9 @@ def add_VerificationServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Verification:
-    """On a listener of the site's own, under its own CA. Images are PNG, JPEG, BMP or TIFF files of regions of
-    interest. Nothing here looks for presentation attacks.
+    """On a listener of the site's own, under its own CA. Images are PNG, JPEG, BMP or TIFF files of what the site's
+    run trained on: regions of interest of palms, or signatures, one to an image. Nothing here looks for
+    presentation attacks.
     """
 
     @staticmethod

@@ -127,10 +127,11 @@ def test_the_largest_numbers_do_not_overflow():
 # --- what is kept, and what is not ----------------------------------------------------------------
 
 
-def test_one_key_keeps_the_order_of_similarity():
-    base = gaussians(1)[0]
+@pytest.mark.parametrize("length", [LENGTH, 256])
+def test_one_key_keeps_the_order_of_similarity(length):
+    base = gaussians(1, length)[0]
     cosines = np.linspace(-0.2, 0.98, 60)
-    transform = Transform.of(key(3), LENGTH)
+    transform = Transform.of(key(3), length)
     reference = transform.apply(base[None])[0]
     found = scores(transform.apply(at_cosine(base, cosines, seed=1)), reference)
     assert spearmanr(cosines, found).statistic > 0.99
@@ -138,10 +139,11 @@ def test_one_key_keeps_the_order_of_similarity():
     assert scores(reference, reference) == 1.0
 
 
-def test_different_keys_make_unrelated_templates_of_one_person():
+@pytest.mark.parametrize("length", [LENGTH, 256])
+def test_different_keys_make_unrelated_templates_of_one_person(length):
     """50 keys: all pairs within five standard deviations of chance, their mean within four of its own."""
-    template = gaussians(1)
-    made = np.concatenate([Transform.of(key(10 + n), LENGTH).apply(template) for n in range(50)])
+    template = gaussians(1, length)
+    made = np.concatenate([Transform.of(key(10 + n), length).apply(template) for n in range(50)])
     pairs = scores(made[:, None], made[None])[np.triu_indices(50, 1)]
     assert abs(pairs.mean() - 0.5) < 4 * SPREAD / np.sqrt(len(pairs))
     assert np.abs(pairs - 0.5).max() < 5 * SPREAD

@@ -107,7 +107,7 @@ def test_a_locked_out_attempt_tells_nothing_of_the_image(ready: VerifyingSite, m
     ready.verifier.enrol("anna", [palm(100, 0)])
     ready.verifier.verify("anna", palm(101, 0))
     monkeypatch.setattr(
-        "participant.verification.looks.read_roi", lambda source: pytest.fail("it was looked at")
+        "participant.verification.palms.read_roi", lambda source: pytest.fail("it was looked at")
     )
     said = set()
     for image in (palm(100, 1), palm(101, 1), np.zeros((1, 1), np.uint8)):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedpalm.data.roi import MIN_CONTRAST, MIN_SIDE_PX
+from fedpalm.data.signature_image import MIN_INK_LEVELS
 from fedpalm.errors import (
     EnrolledError,
     LockedOutError,
@@ -19,7 +20,7 @@ from fedpalm.errors import (
 from fedpalm.settings import parse_toml
 from participant.cli.verification import NO_MATCH
 from participant.config import VerificationSettings
-from participant.verification import quality
+from participant.verification import quality, signature_quality
 from participant.verification.calibrate import WEAK_FMR
 
 GUIDE = Path(__file__).parents[4].joinpath("docs/guides/VERIFICATION.md").read_text("utf-8")
@@ -50,6 +51,10 @@ def test_limits_and_exit_code_are_those_in_force():
         f"below {MIN_CONTRAST:g} | below {quality.GOOD_CONTRAST:g}",
         f"below {quality.MIN_SHARPNESS:g} | below {quality.GOOD_SHARPNESS:g}",
         f"below {quality.MIN_COVERAGE * 100:g} % | below {quality.GOOD_COVERAGE * 100:g} %",
+        f"below {signature_quality.MIN_SIDE_PX} px | below {signature_quality.GOOD_SIDE_PX}",
+        f"below {MIN_INK_LEVELS:g} | below {signature_quality.GOOD_LEVELS:g}",
+        f"above {signature_quality.MAX_INK * 100:g} % | above {signature_quality.GOOD_INK * 100:g} %",
+        f"below {signature_quality.MIN_SHARPNESS:g} | below {signature_quality.GOOD_SHARPNESS:g}",
         f"| {NO_MATCH} | no match",
         f"A rate above {WEAK_FMR:g} has to be meant",
         f"| {LockedOutError.exit_code} | locked out",

@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 
 from fedpalm.data.roi import read_roi
 from fedpalm.errors import QualityError
-from participant.verification.quality import assess, sharpness_of
+from participant.verification.quality import assess_palm, sharpness_of
 from tests.support.verification import palm
 
 
@@ -17,8 +17,9 @@ def blurred(pixels: np.ndarray, radius: float) -> np.ndarray:
 
 
 def test_a_good_image_passes_without_a_word():
-    quality = assess(read_roi(palm(1)))
-    assert quality.warnings == () and quality.side_px == 128 and quality.coverage == 1.0
+    quality = assess_palm(read_roi(palm(1)))
+    assert quality.warnings == ()
+    assert quality.measures["side_px"] == 128 and quality.measures["coverage"] == 1.0
     assert quality.to_json()["warnings"] == []
 
 
@@ -28,10 +29,10 @@ def test_sharpness_falls_with_every_blur():
 
 
 def test_what_is_blurred_is_told_and_what_is_a_smear_is_refused():
-    assert "blurred" in assess(read_roi(blurred(palm(1), 3)), "a.png").warnings[0]
+    assert "blurred" in assess_palm(read_roi(blurred(palm(1), 3)), "a.png").warnings[0]
     ramp = np.tile(np.linspace(1, 254, 128).astype(np.uint8), (128, 1))
     with pytest.raises(QualityError, match=r"a\.png: sharpness"):
-        assess(read_roi(ramp), "a.png")
+        assess_palm(read_roi(ramp), "a.png")
 
 
 def test_an_image_that_is_mostly_empty_is_refused():
@@ -41,14 +42,14 @@ def test_an_image_that_is_mostly_empty_is_refused():
         roi = read_roi(pixels)
         if outcome == "refused":
             with pytest.raises(QualityError, match="shows a palm"):
-                assess(roi)
+                assess_palm(roi)
         else:
-            told = any("shows a palm" in warning for warning in assess(roi).warnings)
+            told = any("shows a palm" in warning for warning in assess_palm(roi).warnings)
             assert told == (outcome == "told")
 
 
 def test_little_contrast_and_a_small_image_are_told():
     pale = (128 + (palm(1).astype(float) - 128) * 0.13).astype(np.uint8)
-    assert any("contrast" in warning for warning in assess(read_roi(pale)).warnings)
+    assert any("contrast" in warning for warning in assess_palm(read_roi(pale)).warnings)
     small = np.ascontiguousarray(palm(1)[::2, ::2])
-    assert any("small (64 px" in warning for warning in assess(read_roi(small)).warnings)
+    assert any("small (64 px" in warning for warning in assess_palm(read_roi(small)).warnings)

@@ -18,7 +18,7 @@ from fedpalm.data.palms import synthetic_palms
 from fedpalm.data.records import by_identity
 from fedpalm.data.roi import read_roi, standardise
 from fedpalm.data.splits import write_list
-from fedpalm.methods.base import SiteImages
+from fedpalm.methods.base import SiteImages, SiteMethod, Tensors
 from fedpalm.methods.site import build_site_method
 from fedpalm.methods.template import model_template
 from fedpalm.pki.bundle import load_tls_identity
@@ -26,14 +26,14 @@ from fedpalm.plan import Plan, PlanDraft
 from fedpalm.transport.verification import VerificationConnection
 from fedpalm.wire.v1.verification_pb2 import VerifyRequest
 from participant.images import split_records
-from participant.store import NewUpdate, StoredRun
+from participant.store import StoredRun
 from participant.trainer import Trainer
 from participant.verification.applications import Applications
 from participant.verification.model import ModelId, StoredModel
 from participant.verification.verifier import Verifier
 from tests.support.aio import in_loop
 from tests.support.participant import FEDERATION, SITES, World
-from tests.support.verification import VerifyingSite
+from tests.support.verification import VerifyingSite, train_alone
 
 RUN = "palms-1"
 PEOPLE, TOUCHES = 19, 4
@@ -43,11 +43,11 @@ DIFFICULTY = 0.3
 """Of the palms: two short rounds on eight people do not learn to tell hard ones."""
 
 
-def _plan(**training: object) -> Plan:
+def _plan(rounds: int = 2, **training: object) -> Plan:
     draft = PlanDraft(
         name="palms",
         method="fedpalm",
-        rounds=2,
+        rounds=rounds,
         expert_exchange="deployment",
         training={"local_epochs": 6, "batch_size": 8, "learning_rate": 3e-3, **training},
     )
@@ -62,27 +62,10 @@ def _plan(**training: object) -> Plan:
     )
 
 
-def _train(site: VerifyingSite, plan: Plan) -> None:
-    """Two rounds at this site alone, another site's expert received, and the run over."""
-    store, trainer = site.store, Trainer(site.config, site.store)
-    store.add_run(RUN, plan)
-    shared = trainer.prepare(RUN, plan).initial_vector()
-    for number in (1, 2):
-        update, state = trainer.train(RUN, plan, number, shared, budget=None)  # type: ignore[arg-type]
-        if number == 2:
-            method = trainer.prepare(RUN, plan)
-            expert = {name: one * np.float32(1.01) for name, one in method.expert().items()}
-            method.receive_expert("west", expert)
-            state = method.state()
-        update_of = NewUpdate(bytes(32), plan.model_layout.hash, b"encoded")
-        store.commit_round(RUN, number, state, update_of)
-        trainer.forget()
-        shared = shared + update.delta
-    raw = shared.astype("<f4").tobytes()
-    digest = hashlib.sha256(raw).digest()
-    store.model_path(digest).write_bytes(raw)
-    store.add_model(RUN, 2, digest, keep=3)
-    store.end_run(RUN, "completed", digest, "")
+def _with_another_sites_expert(method: SiteMethod) -> Tensors:
+    expert = {name: one * np.float32(1.01) for name, one in method.expert().items()}
+    method.receive_expert("west", expert)
+    return method.state()
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +77,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
     known = [record for at, group in enumerate(groups) if at not in STRANGERS for record in group]
     write_list(known, folder / "known.txt")
     site = VerifyingSite(World(folder), palms=folder / "known.txt")
-    _train(site, _plan())
-    site.verifier = Verifier(site.config, site.store)
+    train_alone(site, RUN, _plan(), _with_another_sites_expert)
     yield site, [[record.path for record in groups[at]] for at in STRANGERS]
     site.store.close()
 
 
-def test_somebody_nobody_trained_on_is_enrolled_and_told_from_others(trained):
-    site, (anna, bert, cleo) = trained
-    thresholds = site.verifier.calibrate(0.03)
-    assert [one.mode for one in thresholds] == ["closed", "open"]
+@pytest.fixture(scope="module")
+def calibrated(trained):
+    """The same, with a threshold for each mode."""
+    site, _ = trained
+    assert [one.mode for one in site.verifier.calibrate(0.03)] == ["closed", "open"]
+    return trained
+
+
+def test_somebody_nobody_trained_on_is_enrolled_and_told_from_others(calibrated):
+    site, (anna, bert, cleo) = calibrated
     done = site.verifier.enrol("anna", anna[:3])
     assert done.mode == "open" and done.images == 3
     genuine = site.verifier.verify("anna", anna[3])
@@ -119,7 +107,8 @@ def test_templates_are_those_of_the_trainers_own_method(trained):
     """Built without one training image, the method gives bit for bit what training's own gives."""
     site, _ = trained
     model = site.verifier.stored_model
-    assert model.build(site.store)._method.images.images.shape[0] == 0  # type: ignore[attr-defined]
+    built = model.build(site.store)
+    assert built._method.images.images.shape[0] == 0  # type: ignore[attr-defined]
     split = split_records(site.config.data, site.config.site, "none")
     probes = split.open_probe[:3]
     images = load_images(probes).images
@@ -127,9 +116,7 @@ def test_templates_are_those_of_the_trainers_own_method(trained):
     shared = site.store.load_model(model.shared_hash, model.run.plan.model_layout)
     greys = np.stack([read_roi(record.path).grey for record in probes])
     for mode, make in (("closed", method.closed_templates), ("open", method.open_templates)):
-        np.testing.assert_array_equal(
-            model.build(site.store).templates(mode, greys), make(images, shared)
-        )
+        np.testing.assert_array_equal(built.templates(mode, greys), make(images, shared))
     assert set(method._received) == {"west"}
 
 
@@ -154,11 +141,9 @@ def test_a_model_that_was_trained_privately_is_built_without_images_too(trained)
 
 
 @in_loop
-async def test_the_service_is_a_process_that_an_application_calls(trained, tmp_path: Path):
-    site, (_, bert, cleo) = trained
-    verifier = Verifier(site.config, site.store)
-    verifier.calibrate(0.03, modes=["open"])
-    verifier.enrol("bert", bert[:3])
+async def test_the_service_is_a_process_that_an_application_calls(calibrated, tmp_path: Path):
+    site, (_, bert, cleo) = calibrated
+    site.verifier.enrol("bert", bert[:3])
     Applications(site.config, site.store).allow("door", tmp_path / "door")
     tls = load_tls_identity(tmp_path / "door", now=time.time())
     service = await asyncio.create_subprocess_exec(
@@ -190,8 +175,8 @@ def test_where_templates_need_the_training_images_they_belong_to_the_model(tmp_p
     (records,) = synthetic_palms(tmp_path / "cache", 1, 4, 4, seed=4)
     write_list(records, tmp_path / "known.txt")
     site = VerifyingSite(World(tmp_path), palms=tmp_path / "known.txt")
-    _train(site, _plan(template_normaliser="site", local_epochs=1))
-    before = Verifier(site.config, site.store)
+    train_alone(site, RUN, _plan(1, template_normaliser="site", local_epochs=1))
+    before = site.verifier
     before.load()
     assert before.looks._built._method.images.images.shape[0] > 0
     split = split_records(site.config.data, site.config.site, "none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from participant.audit import export_bundle
 from participant.verification.gallery import Gallery, Reference
 from participant.verification.model import training_identities
 from participant.verification.subjects import _body, forget, in_words, list_subjects
+from participant.verification.verifier import Verifier
 from tests.support.participant import Crash, World, make_plan
 from tests.support.verification import VerifyingSite, palm
 
@@ -130,15 +132,35 @@ def test_the_words_say_what_still_remembers(ready: VerifyingSite):
     words = "\n".join(in_words(forget(ready.config, ready.desk, "anna")))
     assert "reference, key, images" in words and "models of toy-1" in words
     assert "Backups" in words and "data folder" not in words
+    assert "under another name cannot be told" in words
 
 
 def test_who_is_in_the_training_data_can_be_forgotten_without_being_enrolled(ready: VerifyingSite):
-    name = training_identities(ready.config, ready.verifier.stored_model.run)[0]
+    name = training_identities(ready.config, ready.store, ready.verifier.stored_model.run)[0]
     done = forget(ready.config, ready.desk, name)
     assert (done.in_training_data, any(done.erased.values())) == (True, False)
     assert "take them out of the data folder" in "\n".join(in_words(done))
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError, match="under another name cannot be told"):
         forget(ready.config, ready.desk, "nobody")
+
+
+def test_a_folder_is_known_however_its_accents_are_stored(ready: VerifyingSite, tmp_path: Path):
+    """Some file systems write an accent as a character of its own; keyboards do not."""
+    source = tmp_path / "apart"
+    shutil.copytree(ready.config.data.source, source)
+    data = ready.config.data.model_copy(update={"source": str(source)})
+    config = ready.config.model_copy(update={"data": data})
+    stored = ready.verifier.stored_model
+    folder = source / "p00"
+    for number in range(50):
+        folder = folder.rename(source / f"Rene\u0301 {number}")
+        if folder.name in training_identities(config, ready.store, stored.run):
+            break
+    typed = f"Ren\u00e9 {number}"
+    assert typed != folder.name
+    verifier = Verifier(config, ready.store)
+    assert verifier.enrol(typed, [palm(0, 0)]).mode == "closed"
+    assert forget(config, ready.desk, typed).in_training_data is True
 
 
 def test_where_the_data_are_gone_it_is_not_claimed_that_nobody_trained(ready: VerifyingSite):

@@ -53,7 +53,7 @@ def test_whom_the_site_trained_on_is_verified_by_its_own_model(ready: VerifyingS
     trained_on = ready.verifier.stored_model
     from participant.verification.model import training_identities
 
-    name = training_identities(ready.config, trained_on.run)[0]
+    name = training_identities(ready.config, ready.store, trained_on.run)[0]
     person = int(name[1:])
     assert ready.verifier.enrol(name, touches(person, 7, 8)).mode == "closed"
     assert ready.verifier.verify(name, palm(person, 9)).mode == "closed"
