@@ -6,11 +6,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from fedpalm.data.modality import Modality
 from fedpalm.data.readers import SourceKind
+from fedpalm.data.signature_sets import SignatureSet
 from fedpalm.errors import ConfigError
 from fedpalm.plan import FamilyName, Name
 from fedpalm.settings import HostPort, Settings, load_toml, parse_toml
@@ -22,9 +24,26 @@ class DataSettings(Settings):
     """Where the site's images are and how they are split; none of it is ever sent."""
 
     source: str = Field(min_length=1)
-    kind: SourceKind = "auto"
+    modality: Modality = "palm"
+    kind: Literal[SourceKind, SignatureSet] = "auto"
+    """A layout of the modality."""
     cap_per_identity: int | None = Field(None, ge=2)
+    """Of palms alone."""
     split_seed: int = Field(0, ge=0, lt=2**53)
+
+    @model_validator(mode="after")
+    def _of_the_modality(self) -> Self:
+        kinds = (
+            get_args(SourceKind) if self.modality == "palm" else ("auto", *get_args(SignatureSet))
+        )
+        if self.kind not in kinds:
+            raise ValueError(
+                f"kind {self.kind!r} is no layout of a {self.modality} source; these are "
+                f"{', '.join(kinds)}"
+            )
+        if self.modality == "signature" and self.cap_per_identity is not None:
+            raise ValueError("cap_per_identity is for palms; signatures are all used")
+        return self
 
 
 class VaultSettings(Settings):

@@ -1,4 +1,4 @@
-"""How well this site verifies: its own people, and people nobody trained on. Nothing leaves the site."""
+"""How well this site verifies palms: of its own people, and of people nobody trained on. Nothing leaves."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from fedpalm.data.modality import modality_of
 from fedpalm.errors import ConfigError, DataError, IntegrityError, NotFoundError
 from fedpalm.layout import FloatVector
 
-from .config import ParticipantConfig
-from .images import split_records
+from .config import DataSettings, ParticipantConfig
+from .images import require_data, split_records
 from .store import SiteStore, StoredRun
 from .trainer import Trainer
 
@@ -74,21 +75,16 @@ def evaluate_site(
         open_set: lists of gallery and probe images that replace the site's own open identities.
         seed: of the bootstrap intervals.
     Raises:
-        NotFoundError: no run, or no model of that round is kept here.
-        ConfigError: the plan trains nothing, or the site has no images configured.
+        NotFoundError, ConfigError: as :func:`find_trained` and :func:`shared_vector`.
         DataError: images cannot be used.
     """
     from fedpalm.data.readers import open_source
     from fedpalm.evaluation.report import evaluate_templates
 
-    run = _find_run(store, run_id)
-    if config.data is None or run.plan.draft.method == "rehearsal":
-        raise ConfigError(
-            "there is nothing to evaluate: the run trains nothing, or participant.toml has no [data]"
-        )
-    shared, about = _shared_vector(store, run, choice)
+    run, data = find_trained(config, store, run_id)
+    shared, about = shared_vector(store, run, choice)
     method = Trainer(config, store).resume(run.run_id, run.plan)
-    split = split_records(config.data, config.site, run.plan.draft.privacy.unit)
+    split = split_records(data, config.site, run.plan.draft.privacy.unit)
 
     def report(
         gallery: Sequence[ImageRecord],
@@ -130,6 +126,21 @@ def evaluate_site(
     )
 
 
+def find_trained(
+    config: ParticipantConfig, store: SiteStore, run_id: str | None
+) -> tuple[StoredRun, DataSettings]:
+    """A run that trains (None: the one joined last), and the images that it trains on here.
+
+    Raises:
+        NotFoundError: there is no such run at this site.
+        ConfigError: it trains nothing, or not on the images of participant.toml.
+    """
+    run = _find_run(store, run_id)
+    if modality_of(run.plan.draft.method) is None:
+        raise ConfigError(f"there is nothing to evaluate: run {run.run_id} trains nothing")
+    return run, require_data(config.data, run.plan)
+
+
 def _find_run(store: SiteStore, run_id: str | None) -> StoredRun:
     run = store.run(run_id) if run_id else store.latest_run()
     if run is None:
@@ -140,10 +151,15 @@ def _find_run(store: SiteStore, run_id: str | None) -> StoredRun:
     return run
 
 
-def _shared_vector(
+def shared_vector(
     store: SiteStore, run: StoredRun, choice: ModelChoice
 ) -> tuple[FloatVector, dict[str, Any]]:
-    """The global vector, (P,) float32, and what it is."""
+    """The chosen global vector, (P,) float32, and what it is.
+
+    Raises:
+        NotFoundError: no model of that round is kept here.
+        IntegrityError, LayoutMismatchError: it cannot be read, or is of another layout.
+    """
     layout = run.plan.model_layout
     if choice.file is not None:
         try:

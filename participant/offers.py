@@ -102,7 +102,7 @@ class OfferWorker:
         """Take up offers, send answers and join, for as long as the connection lasts.
 
         Raises:
-            LayoutMismatchError, ConfigError, DataError, IntegrityError: this site cannot take part
+            LayoutMismatchError, DataError, IntegrityError: this site cannot take part
                 in what it has approved; and whatever the link raises.
             ResourceError: the coordinator is busy.
         """
@@ -181,8 +181,10 @@ class OfferWorker:
         number = self._desk.plan(run_id).number
         try:
             stored = self._desk.consider(run_id)
-        except PolicyError:
-            return  # The agent tells it, and connects anew when the policy can be used again.
+        except PolicyError as error:
+            # Of the policy the agent tells it, too, and connects anew when that can be used again.
+            self._tell_once(run_id, f"not decided: {error.what}. Next: {error.next_step}")
+            return
         if stored.number != number:
             words = "approved" if stored.state is PlanState.APPROVED else "refused"
             because = f": {stored.reason}" if stored.reason else ""
@@ -233,6 +235,13 @@ class OfferWorker:
             await self._not_approved_there(run_id, error)
         except PolicyError as error:
             self._tell_once(run_id, f"not joined: {error.what}")
+        except ConfigError as error:
+            # The settings were read when the agent began: asked again, they say the same.
+            self._open.pop(run_id, None)
+            self._tell_once(
+                run_id,
+                f"not joined: {error.what}. Next: {error.next_step}; then start this agent again",
+            )
         except (StateError, NotFoundError) as error:
             self._open.pop(run_id, None)
             self._report.line(f"run {run_id}: not joined: {error.what}")

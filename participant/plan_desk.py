@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpalm.errors import (
-    ConfigError,
     ForkError,
     HashMismatchError,
     NotFoundError,
     NotOnRosterError,
-    PolicyError,
     ResourceError,
     StateError,
 )
@@ -26,10 +24,10 @@ from fedpalm.pki.statement import SignedStatement
 from fedpalm.plan import Plan
 from fedpalm.rounds.agreement import PlanAnswer, PlanOffer
 
-from .backbone import disagreement, require_agreement
 from .log import SiteLog
 from .masked_store import MaskedBook
 from .plan_book import PlanBook, PlanState, StoredPlan
+from .plan_fit import disagreements, require_fit
 from .policy import PolicyFile, require_allowed, violations
 from .store import SiteStore
 
@@ -156,7 +154,7 @@ class PlanDesk:
 
         Raises:
             PolicyError: the policy forbids the plan (every violation is listed), or cannot be read; or the
-                plan has another backbone for this site than its settings.
+                plan has another backbone or other images for this site than its settings.
             StateError: the run is over at this site.
         """
         return self._decide(run_id, PlanState.APPROVED, "person", "")
@@ -179,13 +177,13 @@ class PlanDesk:
         A person's refusal stands, and so does a person's approval of what the policy allows.
 
         Raises:
-            PolicyError: the policy cannot be read; nothing was decided.
+            PolicyError: the policy or the settings cannot be read; nothing was decided.
         """
         stored = self.plan(run_id)
         if self._is_over(run_id) or stored.state is PlanState.REFUSED:
             return stored
         policy = self.policy.current
-        if found := [*violations(policy, stored.plan), *self.backbone_disagreement(stored.plan)]:
+        if found := [*violations(policy, stored.plan), *self.disagreements(stored.plan)]:
             return self._decide(run_id, PlanState.REFUSED, "policy", "; ".join(found))
         if stored.state is PlanState.PROPOSED and policy.auto_approve:
             return self._decide(run_id, PlanState.APPROVED, "policy", "")
@@ -209,14 +207,13 @@ class PlanDesk:
             self.book.replace_signature(db, run_id, stored.number, answer)
         return answer
 
-    def backbone_disagreement(self, plan: Plan) -> tuple[str, ...]:
-        """That this site has another backbone than the plan says, in words; empty if it has not.
+    def disagreements(self, plan: Plan) -> tuple[str, ...]:
+        """What this site's settings say otherwise than the plan, in words; empty if nothing.
 
         Raises:
             PolicyError: ``participant.toml`` cannot be read.
         """
-        found = disagreement(plan, self.live.current.identity.name, self._backbone(plan))
-        return (found,) if found else ()
+        return disagreements(self.store.home, self.live.current.identity.name, plan)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -251,7 +248,7 @@ class PlanDesk:
                 raise StateError(f"run {run_id} is over at this site; its plan has no more answers")
             if state is PlanState.APPROVED:
                 require_allowed(self.policy.current, before.plan)
-                require_agreement(before.plan, own.identity.name, self._backbone(before.plan))
+                require_fit(self.store.home, own.identity.name, before.plan)
             answer = PlanAnswer(
                 federation=own.identity.federation,
                 run=run_id,
@@ -286,16 +283,6 @@ class PlanDesk:
             # After the commit: from there on the gate lets nothing more of the run out.
             MaskedBook(self.store).kill(run_id)
         return self.plan(run_id)
-
-    def _backbone(self, plan: Plan) -> str | None:
-        if not plan.draft.backbones:
-            return None
-        try:
-            return self.store.home.load().backbone
-        except ConfigError as error:
-            raise PolicyError(
-                f"this site's backbone is not known: {error.what}", safe="nothing was approved"
-            ) from error
 
     def _is_over(self, run_id: str) -> bool:
         run = self.store.run(run_id)

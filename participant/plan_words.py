@@ -171,6 +171,14 @@ def budget_words(
     )
 
 
+_HOW_FAR = (
+    "How far it goes towards each model that it receives follows from its held-out signatures. It is sent "
+    "nowhere by itself, but it is in the update"
+)
+_OWN_UPDATE = ": masking is none, so the coordinator can work some of it out from this site's own."
+_IN_SUMS = ", of which the coordinator sees sums over several sites only."
+
+
 def group_words(plan: Plan, site: str) -> tuple[str, ...]:
     """Which parts of the shared vector a site contributes to, where sites have backbones of their own."""
     own = plan.draft.backbones[site]
@@ -180,14 +188,33 @@ def group_words(plan: Plan, site: str) -> tuple[str, ...]:
         everybody = group.members == plan.roster
         said += "all sites." if everybody else f"{', '.join(group.members)}."
         lines.append(said + ("" if site in group.members else " This site sends zeros there."))
-    if f"{TRUNK}{own}" not in plan.groups:
-        lines.append(f"The trunk of {own} is not shared: it stays here.")
-    if plan.draft.masking != "none":
+    lines += [f"{what} stays here." for what in kept_words(plan, site)]
+    if plan.draft.fedmh is not None and plan.draft.fedmh.receipt == "pareto":
+        lines.append(_HOW_FAR + (_OWN_UPDATE if plan.draft.masking == "none" else _IN_SUMS))
+    if plan.draft.masking == "none":
+        lines.append(
+            "How much this site's update weighs in each of its groups: the coordinator sees it."
+        )
+    else:
+        lines.append(
+            "How much this site's update weighs in each of its groups is inside the mask: the coordinator "
+            "sees the sum of all weights of a group."
+        )
         lines.append(
             f"No group is unmasked with fewer than {group_survivors(plan.draft.colluders)} of its sites "
             "in the sum: the attempt fails, and nothing is opened."
         )
     return tuple(lines)
+
+
+def kept_words(plan: Plan, site: str) -> tuple[str, ...]:
+    """What such a plan trains and leaves at the site."""
+    own, kept = plan.draft.backbones[site], []
+    if f"{TRUNK}{own}" not in plan.groups:
+        kept.append(f"The trunk of {own}, which the plan does not share,")
+    if plan.draft.method == "fedmh":
+        kept.append("The head that tells this site's writers apart")
+    return tuple(kept)
 
 
 NEVER_LEAVES = (

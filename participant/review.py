@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from fedpalm.data.modality import modality_of
 from fedpalm.errors import ConfigError, PolicyError
 from fedpalm.layout import Layout
 from fedpalm.methods.plan_template import plan_template
@@ -17,6 +18,7 @@ from fedpalm.methods.rehearsal import rehearsal_vector
 from fedpalm.plan import Plan
 
 from .budget import BudgetBook
+from .images import require_data
 from .peers import PeerBook
 from .plan_book import PlanState, StoredPlan
 from .plan_desk import PlanDesk
@@ -28,6 +30,7 @@ from .plan_words import (
     budget_words,
     changes,
     group_words,
+    kept_words,
     listed,
     masking_words,
     peer_words,
@@ -63,7 +66,7 @@ def review_plan(desk: PlanDesk, stored: StoredPlan) -> Review:
     parts = [
         _standing(stored),
         _parties(stored.plan, site),
-        _work(stored.plan),
+        _work(desk, stored.plan),
         _leaves(stored.plan),
         *_groups(stored.plan, site),
         *_peers(desk, stored, site),
@@ -128,9 +131,24 @@ def _parties(plan: Plan, site: str) -> _Part:
     }
 
 
-def _work(plan: Plan) -> _Part:
-    lines = (METHODS[plan.draft.method],)
-    return Section("What this site does", lines), {"method": plan.draft.method}
+def _work(desk: PlanDesk, plan: Plan) -> _Part:
+    wanted = modality_of(plan.draft.method)
+    lines = [METHODS[plan.draft.method]]
+    if missing := _missing_images(desk, plan):
+        lines.append(f"WARNING: {missing}. Approved or not, it joins no run of this plan as it is.")
+    data = {"method": plan.draft.method, "modality": wanted, "images_missing": missing}
+    return Section("What this site does", tuple(lines)), data
+
+
+def _missing_images(desk: PlanDesk, plan: Plan) -> str:
+    """Why the images in ``participant.toml`` are none that the plan trains on; empty if they are."""
+    if modality_of(plan.draft.method) is None:
+        return ""
+    try:
+        require_data(desk.store.home.load().data, plan)
+    except ConfigError as error:
+        return error.what
+    return ""
 
 
 def _leaves(plan: Plan) -> _Part:
@@ -166,7 +184,16 @@ def _groups(plan: Plan, site: str) -> list[_Part]:
         return []
     lines = group_words(plan, site)
     groups = {name: list(members) for name, members in plan.groups.items()}
-    data = {"groups": groups, "backbone": plan.draft.backbones[site]}
+    data = {
+        "groups": groups,
+        "backbone": plan.draft.backbones[site],
+        "shared_with": {
+            name: [other for other in members if other != site]
+            for name, members in groups.items()
+            if site in members
+        },
+        "kept": list(kept_words(plan, site)),
+    }
     return [(Section("Which parameters it contributes to", lines), data)]
 
 
@@ -323,7 +350,7 @@ def _changes(desk: PlanDesk, stored: StoredPlan) -> _Part:
 def _verdict(desk: PlanDesk, plan: Plan) -> _Part:
     try:
         policy = desk.policy.current
-        found = [*violations(policy, plan), *desk.backbone_disagreement(plan)]
+        found = [*violations(policy, plan), *desk.disagreements(plan)]
     except PolicyError as error:
         unusable = ("The policy cannot be used: nothing is approved, trained or sent.", error.what)
         return Section("This site's policy", unusable), {

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
+from fedpalm.data.modality import modality_of
 from fedpalm.errors import (
     FedPalmError,
     ForkError,
@@ -40,6 +41,7 @@ from fedpalm.wire.v1 import federation_pb2 as wire
 from .config import ParticipantConfig
 from .egress import EgressGate
 from .ending import Ended, ExitAfter, Outcome
+from .figures import figures
 from .link import Link
 from .masking import MaskingWorker
 from .outgoing import Place
@@ -47,6 +49,7 @@ from .plan_book import PlanBook, PlanState
 from .reporter import Reporter
 from .store import SiteStore, StoredRun, StoredUpdate
 from .trainer import Trainer
+from .verification.model import settle_model
 
 STOP_GRACE_S = 5.0
 COUNTERSIGNATURE_POLL_S = 0.05
@@ -96,6 +99,7 @@ class RunWorker:
         self._changed = asyncio.Event()
         self._amended: _Amended | None = None
         self._training: tuple[tuple[str, int], asyncio.Task[StoredUpdate]] | None = None
+        self._settling: tuple[str, asyncio.Task[None]] | None = None
         self.abandoned_training = False
 
     def start(self) -> None:
@@ -384,13 +388,14 @@ class RunWorker:
                 encoded,
                 pay=pay,
                 began_from=self._trainer.began_from,
+                metrics=update.metrics,
             )
             self._trainer.committed(round_number)
             return stored, dict(update.metrics)
 
         stored, metrics = await asyncio.to_thread(work)
-        figures = ", ".join(f"{_short(name)} {value:.4g}" for name, value in metrics.items())
-        self._report.line(f"round {round_number}: trained" + (f" ({figures})" if figures else ""))
+        told = figures(metrics)
+        self._report.line(f"round {round_number}: trained" + (f" ({told})" if told else ""))
         return stored
 
     def _on_round_closed(self, closed: wire.RoundClosed) -> None:
@@ -419,6 +424,9 @@ class RunWorker:
             return
         if ended.completed:
             await self._download(link, run, run.plan.draft.rounds, ended.model_hash)
+            if modality_of(run.plan.draft.method) == "signature":
+                # Before the run is over here: cut short, it is told again and settled then.
+                await self._settled(run)
         self._store.end_run(ended.run_id, state, ended.model_hash or None, ended.reason)
         self._report.line(
             f"run {ended.run_id}: {state}"
@@ -428,6 +436,32 @@ class RunWorker:
         if ended.completed and run.plan.expert_layout and self._exit_after is ExitAfter.EXCHANGE:
             return
         self._end_after_run(ended)
+
+    async def _settled(self, run: StoredRun) -> None:
+        """Settle in a task of its own, which a lost connection does not stop and a new one finds again."""
+        if self._settling is None or self._settling[0] != run.run_id:
+            task = asyncio.create_task(asyncio.to_thread(self._settle, run))
+            self._settling = (run.run_id, task)
+        await asyncio.shield(self._settling[1])
+        self._settling = None
+
+    def _settle(self, run: StoredRun) -> None:
+        """Keep what this site makes of the last model, while the images that judge it are the run's.
+
+        Whatever goes wrong is told and ends nothing: all that it needs is stored.
+        """
+        try:
+            method = self._trainer.resume(run.run_id, run.plan)
+            settle_model(self._config, self._store, run.run_id, method)
+        except Exception as error:
+            what, more = f"{type(error).__name__}: {error}", ""
+            if isinstance(error, FedPalmError):
+                what, more = error.what, f" ({error.next_step})" if error.next_step else ""
+            self._report.line(
+                f"WARNING: run {run.run_id}: its model is not settled: {what}. Safe: the last model and "
+                f"this site's half of it are kept. Next: mend that{more} and keep the run's signatures "
+                "where they are; the first command that verifies will try again"
+            )
 
     def _end_after_run(self, ended: wire.RunEnded) -> None:
         if self._exit_after is ExitAfter.NEVER:
@@ -481,7 +515,12 @@ class RunWorker:
         return run
 
     async def settle_training(self) -> None:
-        """Let a training that still goes on finish, for a moment; its round is trained again else."""
+        """Let what still goes on finish, for a moment; a round is trained, a model settled again else."""
+        if self._settling is not None:
+            settled, _ = await asyncio.wait([self._settling[1]], timeout=STOP_GRACE_S)
+            if not settled:
+                self.abandoned_training = True
+                self._report.line("stopped before the model was settled: the next start settles it")
         if self._training is None:
             return
         task = self._training[1]
@@ -494,17 +533,6 @@ class RunWorker:
         elif not task.cancelled() and (error := task.exception()) is not None:
             what = error.what if isinstance(error, FedPalmError) else repr(error)
             self._report.line(f"stopped in training, which had failed: {what}")
-
-
-def _short(metric: str) -> str:
-    """``routing.open.east`` as ``open<east``, ``teim.open.alpha`` as ``open.alpha``."""
-    match metric.split(".", 2):
-        case ["routing", model, expert]:
-            return f"{model}<{expert}"
-        case ["teim", model, name]:
-            return f"{model}.{name}"
-        case _:
-            return metric
 
 
 def _place(ref: wire.RoundRef) -> Place:

@@ -157,6 +157,7 @@ CREATE TABLE updates (
   payload_bytes INTEGER NOT NULL,
   layout_hash BLOB NOT NULL,
   file TEXT,
+  metrics TEXT NOT NULL,           -- JSON object of numbers: how the training went; stays at the site
   PRIMARY KEY (run_id, round)
 ) STRICT;
 

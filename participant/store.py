@@ -11,6 +11,8 @@ and masked updates and sealed experts lie here as they are sent.
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import secrets
 import sqlite3
@@ -47,7 +49,7 @@ from .vault_header import STANDARD_COST, Argon2Cost
 from .vault_items import VaultItems
 from .vault_secret import Ask, no_terminal, source_of
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 STATE_RECORD = "state"
 """Kind of the vault's records of which state file is the newest; named by run."""
 BUSY_TIMEOUT_S = 30.0
@@ -426,6 +428,11 @@ class SiteStore:
             path=self.home.state / found["file"] if found["file"] else None,
         )
 
+    def metrics(self, run_id: str) -> dict[int, dict[str, float | None]]:
+        """By round what its training told of itself; None stands for what is not a finite number."""
+        query = "SELECT round, metrics FROM updates WHERE run_id = ? ORDER BY round"
+        return {row["round"]: json.loads(row["metrics"]) for row in self.rows(query, run_id)}
+
     def commit_round(
         self,
         run_id: str,
@@ -435,12 +442,14 @@ class SiteStore:
         *,
         pay: Pay | None = None,
         began_from: str | None = None,
+        metrics: Mapping[str, float] | None = None,
     ) -> StoredUpdate:
         """Store the state after a round and its encoded update at once.
 
         Args:
             pay: commits in the same transaction what the round was charged for (``budget.py``).
             began_from: the :meth:`state_file` that it was trained from; None: not compared.
+            metrics: how the training went; kept here (:meth:`metrics`) and never sent.
         Raises:
             StateError: this round, or a later one, is stored already; the run is over; the state is
                 another one than the training began from, or promised to an exchange; or the plan has
@@ -469,7 +478,7 @@ class SiteStore:
                 self._require_still_wanted(db, run_id, round_number, began_from)
                 db.execute("UPDATE updates SET file = NULL WHERE run_id = ?", (run_id,))
                 db.execute(
-                    "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         run_id,
                         round_number,
@@ -478,6 +487,7 @@ class SiteStore:
                         stored.payload_bytes,
                         stored.layout_hash,
                         update_file,
+                        _metrics_json(metrics or {}),
                     ),
                 )
                 self.point_state(db, run_id, round_number, state_file, state_hash)
@@ -651,6 +661,11 @@ class SiteStore:
                 begin_mark(self.home.masking, mark)
                 self.on_step("masking memory begun")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _metrics_json(metrics: Mapping[str, float]) -> str:
+    finite = {name: float(one) if math.isfinite(one) else None for name, one in metrics.items()}
+    return json.dumps(finite, sort_keys=True)
 
 
 def _state_record(round_number: int, file_hash: bytes) -> bytes:

@@ -10,7 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedpalm.errors import ConfigError, LayoutMismatchError
+from fedpalm.data.modality import modality_of
+from fedpalm.data.signatures import SignatureImages
+from fedpalm.data.trained_signatures import TrainedSignatures
+from fedpalm.errors import LayoutMismatchError
 from fedpalm.layout import FloatVector
 from fedpalm.methods.base import RoundContext, SiteImages, SiteMethod, SiteUpdate, Tensors
 from fedpalm.methods.site import build_site_method
@@ -19,10 +22,16 @@ from fedpalm.plan import Plan
 from .backbone import require_agreement
 from .budget import BudgetBook
 from .config import ParticipantConfig
-from .images import training_images
+from .images import (
+    require_data,
+    split_signature_records,
+    training_images,
+    training_signatures,
+)
 from .store import SiteStore
+from .trained_on import keep_trained_on, trained_on
 
-Build = Callable[[Plan, str, SiteImages], SiteMethod]
+Build = Callable[[Plan, str, SiteImages | SignatureImages], SiteMethod]
 
 
 class Trainer:
@@ -39,6 +48,7 @@ class Trainer:
         self._run = ""
         self._method: SiteMethod | None = None
         self._fresh: Tensors = {}
+        self._trains_on: TrainedSignatures | None = None
         self._state_round: int | None = None
         self.began_from = ""
         """The stored state that the last training began from (:meth:`SiteStore.state_file`)."""
@@ -62,7 +72,7 @@ class Trainer:
         if self._method is not None and self._run == run_id:
             return self._method
         require_agreement(plan, self._config.site, self._config.backbone)
-        method = self._build(plan, self._config.site, self._images(plan))
+        method = self._build(plan, self._config.site, self._images(run_id, plan))
         for name, own, agreed in (
             ("model", method.layout, plan.model_layout),
             ("expert", method.expert_layout, plan.released_layout),
@@ -104,6 +114,8 @@ class Trainer:
             self.began_from = self._store.state_file(run_id)
             if plan.draft.privacy.unit != "none":
                 budget.begin(run_id, plan, round_number)
+            if self._trains_on is not None:
+                keep_trained_on(self._store, run_id, self._trains_on)
             self._state_round = None
             done = plan.rounds_before
             context = RoundContext(done + round_number, done + plan.draft.rounds)
@@ -119,6 +131,7 @@ class Trainer:
 
         Raises:
             IntegrityError: the stored state is damaged.
+            DataError, ConfigError: as :meth:`prepare`.
         """
         with self._busy:
             method = self._prepare(run_id, plan)
@@ -133,13 +146,15 @@ class Trainer:
         """Memory may differ from the store: load it again before the next use."""
         self._state_round = None
 
-    def _images(self, plan: Plan) -> SiteImages:
-        if plan.draft.method == "rehearsal":
+    def _images(self, run_id: str, plan: Plan) -> SiteImages | SignatureImages:
+        modality, self._trains_on = modality_of(plan.draft.method), None
+        if modality is None:
             empty = np.empty((0, 1, 128, 128), dtype=np.float32)
             return SiteImages(empty, np.empty(0, dtype=np.int64), 0)
-        if self._config.data is None:
-            raise ConfigError(
-                "this plan trains, and participant.toml has no [data]",
-                next_step='name the site\'s images there: [data] source = "PATH"',
-            )
-        return training_images(self._config.data, self._config.site, plan.draft.privacy.unit)
+        data = require_data(self._config.data, plan)
+        if modality == "signature":
+            site, kept = self._config.site, trained_on(self._store, run_id, plan)
+            split = split_signature_records(data, site, kept)
+            self._trains_on = kept or TrainedSignatures.of(split.train)
+            return training_signatures(data, site, self._trains_on)
+        return training_images(data, self._config.site, plan.draft.privacy.unit)

@@ -47,9 +47,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 def join(
     invitation: Path,
     data: Path | None,
+    modality: str,
     kind: str,
     cap: int | None,
     split_seed: int,
+    backbone: str | None,
     policy: Path | None,
     no_wait: bool,
     go_on: bool,
@@ -65,10 +67,12 @@ def join(
     if no_wait and go_on:
         raise click.UsageError("--no-wait and --run exclude each other")
     place, clock = Home(home), SystemClock()
-    images = data_option_values(data, kind, cap, split_seed)
+    images = data_option_values(data, modality, kind, cap, split_seed)
     reporter = reporter_for(as_json)
     try:
-        result = _join(place, invitation, images, policy, reporter, clock, wait=not no_wait)
+        result = _join(
+            place, invitation, images, policy, reporter, clock, wait=not no_wait, backbone=backbone
+        )
     except KeyboardInterrupt:
         raise InterruptedError_(
             "interrupted before the operator's decision had come",
@@ -95,6 +99,7 @@ def _join(
     clock: Clock,
     *,
     wait: bool,
+    backbone: str | None = None,
 ) -> dict[str, Any]:
     # The network parts bring grpc, which most commands do without.
     from fedpalm.pki.invitation import read_invitation
@@ -115,11 +120,12 @@ def _join(
         invitation.site,
         invitation.coordinator_address,
         images,
+        backbone,
         origin=str(invitation_file),
         known=known,
     )
     if images is not None:
-        look_at(images)
+        look_at(images, invitation.site)
     policy = _read_policy(policy_file)
 
     home.make()

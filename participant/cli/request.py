@@ -30,9 +30,11 @@ def request(
     federation: str,
     coordinator: str,
     data: Path | None,
+    modality: str,
     kind: str,
     cap: int | None,
     split_seed: int,
+    backbone: str | None,
     home: Path,
     as_json: bool,
 ) -> None:
@@ -48,10 +50,12 @@ def request(
             safe="nothing was changed",
             next_step="use another --home",
         )
-    images = data_option_values(data, kind, cap, split_seed)
-    config = settings_of(federation, site, coordinator, images, origin="request", known=known)
+    images = data_option_values(data, modality, kind, cap, split_seed)
+    config = settings_of(
+        federation, site, coordinator, images, backbone, origin="request", known=known
+    )
     if images is not None:
-        look_at(images)
+        look_at(images, site)
     place.make()
     place.save(config)
     made = prepare_request(place, config)

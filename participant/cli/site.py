@@ -6,16 +6,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from fedpalm.cli.console import err, out
 from fedpalm.clock import SystemClock
+from fedpalm.data.modality import Modality
 from fedpalm.errors import IdentityError, StateError
 from fedpalm.pki.bundle import TLS_CHAIN
 from fedpalm.pki.identity import Identity, Role
 from fedpalm.pki.live import LiveIdentity
+from fedpalm.plan import FamilyName
 from fedpalm.settings import parse_settings
 
 from ..config import DataSettings, Home, ParticipantConfig
@@ -28,28 +30,49 @@ from ..vault_secret import no_terminal
 F = TypeVar("F", bound=Callable[..., Any])
 
 _DATA_OPTIONS = (
-    click.option("--data", type=click.Path(path_type=Path), help="Folder or list of ROI images."),
-    click.option("--kind", default="auto", help="auto, folder, list or cross-media-signatures."),
+    click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        help="Folder or list of palms (ROI images) or signatures.",
+    ),
+    click.option(
+        "--modality",
+        type=click.Choice(get_args(Modality)),
+        default="palm",
+        show_default=True,
+        help="What the images show.",
+    ),
+    click.option(
+        "--kind",
+        default="auto",
+        help="Layout of the images, such as folder, list or signature-list; auto finds it out.",
+    ),
     click.option("--cap", type=click.IntRange(2), help="Use at most so many images an identity."),
     click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True),
+    click.option(
+        "--backbone",
+        type=click.Choice(get_args(FamilyName)),
+        help="This site's own, for plans in which each site has the one that it chose.",
+    ),
 )
 
 
 def data_options(command: F) -> F:
-    """``--data`` and how it is read."""
+    """``--data``, how it is read, and the backbone that is trained on it."""
     for option in reversed(_DATA_OPTIONS):
         command = option(command)
     return command
 
 
 def data_option_values(
-    data: Path | None, kind: str, cap: int | None, split_seed: int
+    data: Path | None, modality: str, kind: str, cap: int | None, split_seed: int
 ) -> DataSettings | None:
     """The section ``[data]`` that the options mean; None without ``--data``. Raises ConfigError."""
     if data is None:
         return None
     values = {
         "source": str(data.expanduser().resolve()),
+        "modality": modality,
         "kind": kind,
         "cap_per_identity": cap,
         "split_seed": split_seed,
@@ -62,6 +85,7 @@ def settings_of(
     site: str,
     coordinator: str,
     images: DataSettings | None,
+    backbone: str | None,
     *,
     origin: str,
     known: ParticipantConfig | None,
@@ -75,14 +99,19 @@ def settings_of(
     said: dict[str, Any] = {"federation": federation, "site": site, "coordinator": coordinator}
     if images is not None:
         said["data"] = images.model_dump()
+    if backbone is not None:
+        said["backbone"] = backbone
     return parse_settings(ParticipantConfig, {**kept, **said}, origin)
 
 
-def look_at(data: DataSettings) -> None:
+def look_at(data: DataSettings, site: str) -> None:
     """Fail now, not in round 1, if the images are not there. Pixels are looked at by ``preflight``."""
-    from ..images import list_records
+    from ..images import list_palms, split_signature_records
 
-    list_records(data)
+    if data.modality == "signature":
+        split_signature_records(data, site)
+    else:
+        list_palms(data)
 
 
 def reporter_for(as_json: bool) -> Reporter:

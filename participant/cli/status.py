@@ -19,6 +19,7 @@ from fedpalm.pki.validity import end_of
 from ..config import Home
 from ..enrolment import request_summary
 from ..exchange_book import ExchangeBook
+from ..figures import figures
 from ..masked_store import DEAD, MaskedBook
 from ..plan_book import PlanBook, PlanState, StoredPlan
 from ..policy import load_policy
@@ -93,6 +94,8 @@ def _words(found: dict[str, Any]) -> Text:
                     f"{run['trained_round']} of {run['rounds']}, {run['updates_delivered']} delivered",
                 )
             )
+            if told := figures(run["metrics"]):
+                rows.append(("training", f"round {run['trained_round']}: {told}"))
             if masking := run["masking"]:
                 rows.append(
                     (
@@ -174,7 +177,7 @@ def _plan(stored: StoredPlan) -> dict[str, Any]:
 
 
 def _run(store: SiteStore, run: StoredRun) -> dict[str, Any]:
-    rows = store.rows("SELECT MAX(round) AS round FROM updates WHERE run_id = ?", run.run_id)
+    trained = store.metrics(run.run_id)
     receipts = store.rows(
         "SELECT COUNT(DISTINCT payload_hash) AS n FROM releases WHERE payload = 'update' "
         "AND receipt_seq IS NOT NULL AND place LIKE ?",
@@ -185,7 +188,9 @@ def _run(store: SiteStore, run: StoredRun) -> dict[str, Any]:
         "state": run.state,
         "method": run.plan.draft.method,
         "rounds": run.plan.draft.rounds,
-        "trained_round": rows[0]["round"] or 0,
+        "trained_round": max(trained, default=0),
+        "metrics": trained[max(trained)] if trained else {},
+        "metrics_by_round": trained,
         "updates_delivered": receipts[0]["n"],
         "masking": _masking(store, run.run_id),
         "model_hash": run.model_hash.hex() if run.model_hash else None,

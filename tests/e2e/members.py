@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,24 @@ quorum = {quorum}
 """
 
 
-def enrol_together(federation: RealFederation, *sites: str) -> None:
-    """Invitations, joins and approvals as ``RealFederation.enrol`` does them, all sites at a time."""
+def enrol_together(
+    federation: RealFederation,
+    *sites: str,
+    policy: str = AGREEABLE,
+    options: Mapping[str, Sequence[str | Path]] | None = None,
+) -> None:
+    """Invitations, joins and approvals as ``RealFederation.enrol`` does them, all sites at a time.
+
+    Args:
+        options: more of them for ``join``, by site.
+    """
     root, limits = federation.root, federation.root / "policy.toml"
-    limits.write_text(AGREEABLE)
+    limits.write_text(policy)
     federation.operator("invite", *sites, "--out", root)
     for site in sites:
         federation._start(
             f"join-{site}", "participant", "join", root / f"{site}.invitation",
-            "--home", federation.site_home(site), "--policy", limits,
+            "--home", federation.site_home(site), "--policy", limits, *(options or {}).get(site, ()),
         )  # fmt: skip
     federation.wait_for(lambda: set(sites) <= set(federation.waiting()), "the sites to ask")
     shown = [

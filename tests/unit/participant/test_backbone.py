@@ -11,12 +11,14 @@ from fedpalm.methods.base import SiteUpdate
 from fedpalm.methods.contribution import codec_for
 from fedpalm.plan import Plan
 from participant.plan_book import PlanState
+from participant.plan_words import group_words, kept_words
 from participant.policy import Policy, violations
 from participant.review import review_plan
 from participant.trainer import Trainer
-from tests.support.participant import make_plan
+from tests.support.participant import FEDERATION, make_plan
 from tests.support.plans import RUN
 from tests.support.rounds import Chain
+from tests.unit.methods.signature_sites import fedmh_plan
 
 NAMES = ("trunk.resnet", "trunk.signet", "projection")
 GROUPED = Layout(tuple(TensorSpec(f"open_set.{name}.weight", (80,)) for name in NAMES))
@@ -75,7 +77,7 @@ def test_a_plan_with_another_backbone_for_this_site_is_refused_and_review_says_w
 def test_settings_that_cannot_be_read_approve_no_plan_with_backbones(world, site):
     propose(world, site, grouped_plan())
     site.home.config.write_text("site = ")
-    with pytest.raises(PolicyError, match="backbone is not known"):
+    with pytest.raises(PolicyError, match="fits this site is not known"):
         site.desk.plans.approve(RUN)
 
 
@@ -98,6 +100,10 @@ def test_review_says_who_contributes_to_what_and_how_many_weights_travel(world, 
         "trunk.signet": ["north", "west"],
         "projection": ["east", "north", "south", "west"],
     }
+    assert review.data["shared_with"] == {
+        "trunk.signet": ["west"],
+        "projection": ["east", "south", "west"],
+    }
     text = "\n".join(line for section in review.sections for line in section.lines)
     assert (
         "trunk.resnet: 80 parameters, averaged over east, south. This site sends zeros there."
@@ -106,6 +112,50 @@ def test_review_says_who_contributes_to_what_and_how_many_weights_travel(world, 
     assert "trunk.signet: 80 parameters, averaged over north, west.\n" in text
     assert "3 numbers more, one for each group: the weight of the update: a random one" in text
     assert review.data["leaves"]["bytes"] == codec_for(grouped_plan()).payload_bytes == 4 * 243
+
+
+def test_review_says_what_of_a_plan_for_signatures_stays_and_which_images_it_needs(world):
+    home = world.home("north")
+    home.save(home.load().model_copy(update={"backbone": "resnet"}))
+    made, _ = world.site("north")
+    three, others = ["amber", "birch", "cedar"], ["north", "south", "west"]
+    backbones = dict.fromkeys(three, "signet") | dict.fromkeys(others, "resnet")
+    values = fedmh_plan(backbones=backbones, shared=["signet"]).model_dump()
+    values["draft"] |= {"masking": "secagg", "quorum": 5}
+    plan = Plan.model_validate(values | {"federation": FEDERATION})
+    review = review_plan(made.desk.plans, propose(world, made, plan))
+    made.store.close()
+    data, text = review.data, "\n".join(line for one in review.sections for line in one.lines)
+    assert (data["modality"], data["backbone"]) == ("signature", "resnet")
+    assert data["images_missing"] == "this plan trains, and participant.toml has no [data]"
+    assert f"WARNING: {data['images_missing']}. Approved or not, it joins no run" in text
+    everybody = [*three, "south", "west"]
+    assert data["shared_with"] == {"projection": everybody, "task": everybody}
+    assert "averaged over amber, birch, cedar. This site sends zeros there." in text
+    for kept in (
+        "The trunk of resnet, which the plan does not share, stays here.",
+        "The head that tells this site's writers apart stays here.",
+    ):
+        assert kept in text
+    assert "weighs in each of its groups is inside the mask" in text
+    assert "by itself, but it is in the update, of which the coordinator sees sums" in text
+
+
+@pytest.mark.parametrize(
+    ("masking", "receipt", "said"),
+    [
+        ("none", "pareto", "the coordinator can work some of it out from this site's own."),
+        ("secagg", "pareto", "the coordinator sees sums over several sites only."),
+        ("none", "replace", None),
+    ],
+)
+def test_what_a_receipt_tells_is_said_as_it_is_with_and_without_masking(masking, receipt, said):
+    values = fedmh_plan(receipt=receipt, shared=[]).model_dump()
+    values["draft"] |= {"masking": masking}
+    plan = Plan.model_validate(values)
+    told = [line for line in group_words(plan, "birch") if line.startswith("How far")]
+    assert [line.endswith(said or "") for line in told] == [True] * (said is not None)
+    assert not any("How far" in one for one in kept_words(plan, "birch"))
 
 
 def test_review_says_of_a_masked_plan_with_a_group_too_small_that_it_cannot_work(world, site):

@@ -38,6 +38,7 @@ from fedpalm.rounds.manifest import RoundManifest
 from fedpalm.wire.v1 import federation_pb2 as wire
 from participant.link import Link
 from participant.outgoing import OutgoingPayload, PayloadKind, Place, require_outgoing
+from participant.private_content import refuse_private_content
 from participant.store import NewUpdate
 from tests.support.agreement import answer, countersignature
 from tests.support.fake_coordinator import exchange_terms
@@ -260,6 +261,33 @@ def test_private_values_under_a_shared_name_and_shape_are_refused(site, name, ta
     with pytest.raises(EgressRefusedError, match=name.replace(".", r"\.")):
         _encode(site, SiteUpdate(delta, 3.0))
     assert _nothing_left(site)
+
+
+@pytest.mark.parametrize("larger", [1.0, 1e3, 1e5])
+def test_a_private_tensor_is_found_however_large_the_model_is_that_it_is_taken_from(larger):
+    layout = Layout((TensorSpec("open_set.a", (80,)), TensorSpec("open_set.b", (40, 10))))
+    rng = np.random.default_rng(2)
+    shared = (larger * rng.standard_normal(layout.size)).astype(np.float32)
+    secret = rng.standard_normal((8, 10)).astype(np.float32)
+    delta = rng.standard_normal(layout.size).astype(np.float32)
+    private = {"private.tensor": secret}
+    refuse_private_content(layout, delta, shared, private)
+    delta[100:180] = secret.reshape(-1) - shared[100:180]
+    with pytest.raises(EgressRefusedError, match=r"open_set\.b .* private\.tensor"):
+        refuse_private_content(layout, delta, shared, private)
+
+
+def test_rows_are_secrets_of_heads_alone_and_only_where_the_model_moved():
+    layout = Layout((TensorSpec("open_set.a", (2, 80)), TensorSpec("open_set.b", (80,))))
+    rows = np.random.default_rng(2).standard_normal((2, 80)).astype(np.float32)
+    shared = np.concatenate([rows[0], np.zeros(80), rows[1]]).astype(np.float32)
+    delta = np.zeros(layout.size, dtype=np.float32)
+    # The coordinator sent b itself, and two trunks drawn alike may agree in a row that did not learn.
+    delta[80:160] = 0.5
+    refuse_private_content(layout, delta, shared, {"private.weight": rows})
+    refuse_private_content(layout, delta, shared, {"head.user.prototypes": rows[1:]})
+    with pytest.raises(EgressRefusedError, match=r"open_set\.a .* head\.user"):
+        refuse_private_content(layout, delta, shared, {"head.user.prototypes": rows})
 
 
 def test_equal_constants_are_no_private_values(site):

@@ -72,7 +72,7 @@ def test_a_run_is_trained_and_evaluated_on_the_split_of_its_plan(iitd, monkeypat
     monkeypatch.setattr(
         evaluate, "_find_run", lambda *_: type("Run", (), {"run_id": "r", "plan": plan})
     )
-    monkeypatch.setattr(evaluate, "_shared_vector", lambda *_: (None, {}))
+    monkeypatch.setattr(evaluate, "shared_vector", lambda *_: (None, {}))
     monkeypatch.setattr(
         evaluate, "Trainer", lambda *_: type("T", (), {"resume": lambda *_: None})()
     )

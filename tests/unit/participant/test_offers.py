@@ -15,6 +15,7 @@ from fedpalm.errors import (
     IdentityError,
     NotOnRosterError,
     PlanNotApprovedError,
+    PolicyError,
     ProtocolError,
     ResourceError,
     StaleRoundError,
@@ -27,11 +28,13 @@ from fedpalm.plan import Continues
 from fedpalm.rounds.agreement import PlanOffer
 from fedpalm.wire.v1 import federation_pb2 as wire
 from participant import plan_desk
+from participant.config import DataSettings
 from participant.ending import ExitAfter
 from participant.offers import MAX_MENTIONED, MAX_OFFERS, OfferWorker
 from participant.outgoing import PayloadKind
 from participant.plan_desk import MAX_OTHER_OFFERS, MAX_UNDECIDED
 from participant.store import NewUpdate
+from participant.trainer import Trainer
 from tests.support.agents import running, told, until
 from tests.support.aio import in_loop
 from tests.support.fake_coordinator import FakeCoordinator
@@ -563,3 +566,69 @@ async def test_an_amended_run_is_joined_after_the_one_that_it_continues(world):
         assert np.array_equal(
             method.state()["head.open.prototypes"], continued["head.open.prototypes"]
         )
+
+
+# --- the other kind of image ----------------------------------------------------------------------
+
+
+def _signatures(site: Site, data: DataSettings | None) -> None:
+    """Give the site signatures, or no images, in its settings and to a trainer that looks."""
+    site.home.save(site.home.load().model_copy(update={"data": data}))
+    site.config = site.home.load()
+    site.trainer = Trainer(site.config, site.store)
+
+
+@in_loop
+async def test_a_plan_for_the_other_kind_of_image_is_refused_and_the_agent_goes_on(
+    tmp_path, signatures
+):
+    world = World(tmp_path)
+    coordinator = _coordinator(world)
+    for _ in range(2):  # and again after a restart
+        site, _ = world.site("north")
+        _signatures(site, signatures)
+        async with running(site, coordinator) as task:
+            await until(lambda: coordinator.answers)
+            coordinator.offer_also(make_plan(4), "toy-2")
+            await until(lambda: ("north", "toy-2") in coordinator.answers)
+            assert not task.done()
+    answer = coordinator.answers["north", RUN]
+    assert (answer.answer, answer.by, answer.number) == ("refuse", "policy", 1)
+    assert not coordinator.joined
+
+
+def test_a_person_cannot_approve_a_plan_for_the_other_kind_of_image(world, signatures):
+    site, _ = world.site("north")
+    propose(world, site)
+    _signatures(site, signatures)
+    with pytest.raises(PolicyError, match=r"trains on palms.* names signatures") as refused:
+        site.desk.plans.approve(RUN)
+    assert "not approved" in refused.value.safe and "[data]" in refused.value.next_step
+    assert not entries(site, *ANSWERS)
+    site.store.close()
+
+
+@in_loop
+async def test_settings_without_images_keep_a_site_out_of_a_run_and_the_agent_up(tmp_path):
+    world = World(tmp_path)
+    coordinator = _coordinator(world)
+    site, _ = world.site("north")
+    _signatures(site, None)
+    async with running(site, coordinator) as task:
+        await told(site, "not joined: this plan trains, and participant.toml has no [data]")
+        coordinator.offer_also(make_plan(4), "toy-2")
+        await told(site, "run toy-2: not joined")
+        assert not task.done()
+    assert sum("run toy-1: not joined" in line for line in site.lines) == 1
+    assert not coordinator.joined
+
+
+@in_loop
+async def test_settings_that_cannot_be_read_decide_nothing_and_are_told(tmp_path):
+    world = World(tmp_path)
+    site, _ = world.site("north")
+    site.home.config.write_text("site = ")
+    async with running(site, _coordinator(world)) as task:
+        await told(site, "run toy-1: not decided: whether a plan fits this site is not known")
+        assert not task.done()
+    assert site.lines.count("run toy-1: joined") == 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import pytest
 
-from fedpalm.errors import ProtocolError
+from fedpalm.errors import DataError, ProtocolError
 from fedpalm.ledger.bodies import EntryKind
 from fedpalm.pki.identity import Role
 from fedpalm.rounds.manifest import ManifestHead, RoundManifest
@@ -19,7 +20,7 @@ from tests.support.agents import running, told, until
 from tests.support.agreement import made_up_keys
 from tests.support.aio import in_loop
 from tests.support.fake_coordinator import FakeCoordinator
-from tests.support.participant import SITES, Site, make_plan
+from tests.support.participant import SITES, Crash, Site, make_plan
 from tests.support.pki import TestAuthority
 
 RUN = "toy-1"
@@ -372,3 +373,87 @@ async def test_an_approval_that_is_taken_back_in_training_keeps_the_update_here(
         assert not task.done()
         assert "update" not in _sent(site)
         assert coordinator.deliveries == []
+
+
+# --- settling -------------------------------------------------------------------------------------
+
+
+class Settling:
+    """Stands where a site settles its last model; the toy counts as a method for signatures."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, then=lambda: None) -> None:
+        self.states: list[str] = []
+        """Of the run, each time that it was settled."""
+        self._then = then
+        monkeypatch.setattr(rounds, "settle_model", self)
+        monkeypatch.setattr(rounds, "modality_of", lambda method: "signature")
+
+    def __call__(self, config, store, run_id, method):
+        self.states.append(store.run(run_id).state)
+        self._then()
+
+
+@in_loop
+async def test_a_connection_lost_while_the_model_is_settled_does_not_keep_the_run_from_ending(
+    world, monkeypatch
+):
+    coordinator = FakeCoordinator(world, make_plan(1), expected=("north",))
+    begun, go_on = threading.Event(), threading.Event()
+    settling = Settling(monkeypatch, lambda: (begun.set(), go_on.wait(30)))
+    site, _ = world.site("north")
+    async with running(site, coordinator) as task:
+        await until(begun.is_set)
+        before = coordinator.connections
+        coordinator.drop("north")
+        await until(lambda: coordinator.connections > before and "north" in coordinator.queues)
+        go_on.set()
+        assert (await task).completed
+    assert settling.states == ["joined"]
+
+
+@in_loop
+@pytest.mark.parametrize("at", ["while it settles", "after it"])
+async def test_a_run_that_died_with_its_process_before_its_end_is_settled_when_it_is_told_again(
+    world, monkeypatch, at
+):
+    def dies(*_: object) -> None:
+        raise Crash
+
+    coordinator = FakeCoordinator(world, make_plan(1), expected=("north",))
+    settling = Settling(monkeypatch, dies if at == "while it settles" else lambda: None)
+    site, home = world.site("north")
+    if at == "after it":
+        monkeypatch.setattr(site.store, "end_run", dies)
+    with pytest.raises(Crash):
+        await site.run(coordinator)
+    coordinator.queues.clear()
+    again = Settling(monkeypatch)
+    site = Site(home)
+    async with running(site, coordinator) as task:
+        assert (await task).completed
+    assert settling.states == again.states == ["joined"]
+    assert not any("not settled" in line for line in site.lines)
+
+
+@in_loop
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (DataError("no such folder", next_step="name it"), "no such folder. "),
+    ],
+)
+async def test_what_keeps_a_model_from_being_settled_is_told_and_ends_no_agent(
+    world, monkeypatch, error, words
+):
+    def fails() -> None:
+        raise error
+
+    Settling(monkeypatch, fails)
+    coordinator = FakeCoordinator(world, make_plan(1), expected=("north",))
+    site, _ = world.site("north")
+    assert (await site.run(coordinator)).completed
+    (told_,) = (line for line in site.lines if "is not settled" in line)
+    assert told_.startswith("WARNING: run toy-1") and words in told_
+    assert "Safe: " in told_ and "the first command that verifies will try again" in told_
+    assert isinstance(error, OSError) or "mend that (name it)" in told_
