@@ -37,7 +37,7 @@ from ..methods.template import model_template
 from ..plan import Plan, PlanDraft, PrivacySettings, TrainingSettings
 from ..privacy.accounting import Charge, charged_epsilon, noise_for
 from ..settings import Settings
-from .palm.results import whole
+from .jobs.results import whole
 from .palm.scoring import difference, figures
 from .simulate import simulate
 

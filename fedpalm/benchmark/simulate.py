@@ -36,6 +36,9 @@ RoundMetrics = dict[str, dict[str, float]]
 OnRound = Callable[[int, FloatVector, Mapping[str, SiteMethod], RoundMetrics], None]
 """Called after every round with its number, the new shared vector, the sites and their metrics."""
 
+Combine = Callable[[Plan, int, FloatVector, dict[str, SiteUpdate]], FloatVector]
+"""From (plan, round, shared vector, updates by site) to the next shared vector."""
+
 Exchange = Literal["never", "freeze", "deployment"]
 """When experts travel, once: never, as soon as they are frozen (R/3), or after the last round."""
 
@@ -124,16 +127,14 @@ def simulate(
             site: build_site_method(plan, site, sites[site], randomness=noise[site])
             for site in plan.roster
         }
-        shared, combine = methods[plan.roster[0]].initial_vector(), _aggregate
+        shared, combine = methods[plan.roster[0]].initial_vector(), through_codec
         if initial is not None:
             layout = methods[plan.roster[0]].layout
             shared = layout.flatten({one.name: initial[one.name] for one in layout.tensors})
         exchange = exchange or plan.draft.expert_exchange
-    if standing is not None:
-        shared = standing.shared
-        for name, site in methods.items():
-            site.load_state(dict(standing.states[name]))
-    return _rounds(plan, methods, shared, combine, on_round, exchange, begin)
+    return run_rounds(
+        plan, methods, shared, combine, on_round, exchange=exchange, standing=standing
+    )
 
 
 def exchange_experts(sites: Mapping[str, SiteMethod]) -> None:
@@ -156,15 +157,27 @@ def _alone(
     return build_site(LOCAL, draft.training, draft.seed, site, images, randomness=noise)
 
 
-def _rounds(
+def run_rounds(
     plan: Plan,
     sites: dict[str, SiteMethod],
     shared: FloatVector,
-    combine: Callable[[Plan, int, FloatVector, dict[str, SiteUpdate]], FloatVector],
-    on_round: OnRound | None,
-    exchange: Exchange,
-    begin: int,
+    combine: Combine,
+    on_round: OnRound | None = None,
+    *,
+    exchange: Exchange = "never",
+    standing: Standing | None = None,
 ) -> SimulationResult:
+    """The rounds of :func:`simulate`, of any sites and whatever it is that they share.
+
+    Args:
+        shared: what round 1 begins with.
+        combine: what becomes of the sites' updates.
+    """
+    begin = 0
+    if standing is not None:
+        begin, shared = standing.rounds, standing.shared
+        for name, site in sites.items():
+            site.load_state(dict(standing.states[name]))
     rounds = plan.draft.rounds
     due = {"never": None, "freeze": warm_up_rounds(rounds), "deployment": rounds}[exchange]
     history: list[RoundMetrics] = []
@@ -195,7 +208,7 @@ def _keep(
     return shared
 
 
-def _aggregate(
+def through_codec(
     plan: Plan, number: int, shared: FloatVector, updates: dict[str, SiteUpdate]
 ) -> FloatVector:
     """The deployed path: encode at each site, add integers, decode once, apply the rule."""

@@ -16,6 +16,7 @@ from .bench_peers import peers_secagg_command
 from .bench_plot import plot_command
 from .bench_round import RoundBench
 from .bench_secagg import secagg_command
+from .bench_signature import signature_command
 from .bench_table import table_command
 from .bench_templates import templates_command
 from .bench_train import train_command
@@ -63,6 +64,7 @@ def round_command(
 commands.add_command(secagg_command)
 commands.add_command(peers_secagg_command)
 commands.add_command(palm_command)
+commands.add_command(signature_command)
 commands.add_command(table_command)
 commands.add_command(plot_command)
 commands.add_command(train_command)

@@ -13,17 +13,18 @@ import click
 from rich.text import Text
 
 from ..data.readers import SourceKind
-from ..errors import ChildFailedError, ConfigError
+from ..errors import ConfigError
 from ..settings import parse_settings
+from .bench_jobs import Progress, names, numbers, tell
 from .bench_plot import draw_plots
 from .bench_table import write_tables
-from .console import command_errors, emit, err, error_json, json_option
-from .narrator import Narrator, duration
+from .console import command_errors, err, json_option
+from .narrator import Narrator
 
 if TYPE_CHECKING:
+    from ..benchmark.jobs.engine import Runner
+    from ..benchmark.jobs.results import Store
     from ..benchmark.palm.config import BenchConfig, Job
-    from ..benchmark.palm.engine import Failure, Runner
-    from ..benchmark.palm.results import Store
 
 Preset = Literal["smoke", "quick", "paper"]
 Engine = Literal["local", "ray"]
@@ -78,10 +79,10 @@ def palm_command(
     Interrupted, it goes on where it was when it is run again. One that fails does not stop the
     others; the command then ends with 15.
     """
-    from ..benchmark.palm.config import jobs_of, parse_shard
-    from ..benchmark.palm.data import fingerprint
-    from ..benchmark.palm.engine import run_jobs, undone
-    from ..benchmark.palm.results import Store
+    from ..benchmark.jobs.engine import parse_shard, run_jobs, undone
+    from ..benchmark.jobs.results import Store
+    from ..benchmark.palm.config import jobs_of
+    from ..benchmark.palm.data import fingerprint, prepare_images
 
     check_device(device)
     config = configured(
@@ -99,6 +100,7 @@ def palm_command(
     store = Store(out)
     left = undone(every, store)
     runner, at_once = choose_runner(engine, store, jobs)
+    prepare_images(left)
     begun = time.monotonic()
     with Narrator(err()) as narrator:
         if len(left) < len(every):
@@ -106,23 +108,7 @@ def palm_command(
         failures = run_jobs(left, at_once, Progress(left, narrator), runner)
     found = finished(every, store, out)
     found["seconds"] = round(time.monotonic() - begun, 1)
-    found["failed"] = [
-        {"variant": one.job.variant_name, "seed": one.job.seed, "what": one.what}
-        for one in failures
-    ]
-    if not failures:
-        emit(found, as_json, story(found))
-        return
-    error = ChildFailedError(
-        "\n".join([f"{len(failures)} of {len(every)} jobs failed", *map(failure_line, failures)]),
-        safe="the other jobs have their results",
-        next_step=f"run the same command again; what is done in {out} is not done again",
-    )
-    if as_json:
-        emit(found | error_json(error), as_json)
-        raise SystemExit(error.exit_code)
-    emit(found, as_json, story(found))
-    raise error
+    tell(found, failures, len(every), out, as_json, story)
 
 
 def configured(
@@ -169,9 +155,10 @@ def choose_runner(engine: Engine, store: Store, jobs: int | None) -> tuple[Runne
 
         cluster = RayRunner(store)
         return cluster, jobs or cluster.cores
-    from ..benchmark.palm.engine import LocalRunner
+    from ..benchmark.jobs.engine import LocalRunner
+    from ..benchmark.palm.job import MODULE
 
-    return LocalRunner(store), jobs or len(os.sched_getaffinity(0))
+    return LocalRunner(store, MODULE), jobs or len(os.sched_getaffinity(0))
 
 
 def finished(jobs: Sequence[Job], store: Store, out: Path) -> dict[str, Any]:
@@ -190,65 +177,3 @@ def story(found: dict[str, Any]) -> Text:
     """For people: the tables, where the files are, and what could not be drawn."""
     lines = [*found["files"], *found["plots"], *(f"not drawn: {one}" for one in found["left_out"])]
     return Text("\n".join([found["table"], *lines]))
-
-
-def failure_line(failure: Failure) -> str:
-    return f"{failure.job.variant_name}, seed {failure.job.seed}: {failure.what}"
-
-
-class Progress:
-    """A bar a job on a terminal, a line a finished job elsewhere; with an estimate of what is left."""
-
-    def __init__(self, jobs: Sequence[Job], narrator: Narrator) -> None:
-        self._narrator = narrator
-        self._total = sum(job.config.rounds for job in jobs)
-        self._count, self._ready = len(jobs), 0
-        self._done: dict[str, int] = {}
-        self._at_start: dict[str, int] = {}
-        self._begun = time.monotonic()
-
-    def advanced(self, job: Job, rounds: int) -> None:
-        self._at_start.setdefault(job.hash, rounds)
-        self._done[job.hash] = rounds
-        if err().is_terminal:
-            self._narrator.track(_name(job), job.config.rounds, rounds, self.estimate())
-
-    def ended(self, job: Job, seconds: float) -> None:
-        self._done[job.hash] = job.config.rounds
-        self._ready += 1
-        self._say(f"{_name(job)}: done in {duration(seconds)}")
-
-    def failed(self, failure: Failure) -> None:
-        self._done[failure.job.hash] = failure.job.config.rounds
-        self._at_start[failure.job.hash] = failure.job.config.rounds
-        self._ready += 1
-        self._say(f"{_name(failure.job)}: failed. {failure.what}")
-
-    def estimate(self) -> str:
-        """How long the rest will take, from the rounds that were trained so far."""
-        trained = sum(self._done.values()) - sum(self._at_start.values())
-        left = self._total - sum(self._done.values())
-        if trained <= 0 or left <= 0:
-            return ""
-        return f"about {duration((time.monotonic() - self._begun) / trained * left)} left"
-
-    def _say(self, text: str) -> None:
-        line = f"{self._ready}/{self._count}  {text}  {self.estimate()}"
-        self._narrator.note(line.rstrip())
-
-
-def _name(job: Job) -> str:
-    return f"{job.variant_name}, seed {job.seed}"
-
-
-def names(text: str | None) -> tuple[str, ...] | None:
-    """Words between commas."""
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def numbers(text: str | None) -> tuple[int, ...] | None:
-    """Numbers between commas. Raises ConfigError."""
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--seeds {text!r} are not numbers with commas between") from None

@@ -14,7 +14,7 @@ from .bench_table import results_in
 from .console import command_errors, emit, json_option
 
 if TYPE_CHECKING:
-    from ..benchmark.palm.results import Store
+    from ..benchmark.jobs.results import Store
 
 
 @click.command("plot")
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @command_errors
 def plot_command(folder: Path, out: Path | None, as_json: bool) -> None:
     """Draw the results in FOLDER as PNG files; several experiments into a folder each."""
-    from ..benchmark.palm.results import Store
+    from ..benchmark.jobs.results import Store
     from ..benchmark.palm.tables import experiments
 
     store = Store(folder)

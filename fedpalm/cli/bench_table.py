@@ -14,7 +14,7 @@ from ..errors import DataError
 from .console import command_errors, emit, json_option
 
 if TYPE_CHECKING:
-    from ..benchmark.palm.results import Store
+    from ..benchmark.jobs.results import Store
 
 
 @click.command("table")
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @command_errors
 def table_command(folder: Path, as_json: bool) -> None:
     """Print the tables of the results in FOLDER, as markdown; every experiment in it for itself."""
-    from ..benchmark.palm.results import Store
+    from ..benchmark.jobs.results import Store
     from ..benchmark.palm.tables import experiments, markdown, summarise
 
     found = experiments(results_in(Store(folder)))
@@ -37,18 +37,28 @@ def table_command(folder: Path, as_json: bool) -> None:
 
 
 def results_in(store: Store) -> list[dict[str, Any]]:
-    """All results of a folder. Raises DataError (none), IntegrityError (one is damaged)."""
+    """All results of a folder.
+
+    Raises:
+        DataError: none, or not of palms.
+        IntegrityError: one is damaged.
+    """
     found = store.everything()
     if not found:
         raise DataError(
             f"{store.folder}: no results", next_step="make some: fedpalm bench palm --out FOLDER"
+        )
+    if any("method" not in one for one in found):
+        raise DataError(
+            f"{store.folder}: results of another benchmark",
+            next_step="their tables are in table.md beside them",
         )
     return found
 
 
 def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> tuple[str, list[str]]:
     """``table.md`` and ``table.json`` of one experiment; gives the markdown and the files."""
-    from ..benchmark.palm.results import whole
+    from ..benchmark.jobs.results import whole
     from ..benchmark.palm.tables import markdown, summarise
 
     summary = summarise(results)

@@ -40,7 +40,7 @@ def templates_command(quick: bool, seed: int, out: Path, as_json: bool) -> None:
     A model is trained on other people first. Keys come from the seed and protect nobody.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from ..benchmark.palm.results import whole
+    from ..benchmark.jobs.results import whole
     from ..benchmark.templates import QUICK, TemplatesConfig, measure
     from ..benchmark.templates_plot import plot_linkability
 

@@ -134,6 +134,18 @@ class Job:
     def variant(self) -> Variant:
         return VARIANTS[self.variant_name]
 
+    @property
+    def label(self) -> str:
+        return f"{self.variant_name}, seed {self.seed}"
+
+    @property
+    def rounds(self) -> int:
+        return self.config.rounds
+
+    @property
+    def threads(self) -> int:
+        return self.training.threads
+
     @cached_property
     def training(self) -> TrainingSettings:
         """The benchmark's, with what the variant sets differently."""
@@ -233,11 +245,3 @@ def jobs_of(config: BenchConfig, fingerprint: str, shard: tuple[int, int] = (1, 
         for name in config.variants
     ]
     return every[shard[0] - 1 :: shard[1]]
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """``2/4`` as (2, 4). Raises ConfigError."""
-    part, _, parts = text.partition("/")
-    if part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts):
-        return int(part), int(parts)
-    raise ConfigError(f"--shard {text!r} is not K/N with 1 <= K <= N", next_step="e.g. --shard 1/4")

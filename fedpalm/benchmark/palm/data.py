@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from ...data.readers import open_source
 from ...data.splits import SiteSplit, partition_sites, split_as_paper, split_site
 from ...errors import ConfigError
 from ...methods.base import SiteImages
-from .config import SYNTHETIC, BenchConfig, DataSettings
+from .config import SYNTHETIC, BenchConfig, DataSettings, Job
 
 PAPER_SETS = ("iitd", "polyu", "tongji")
 
@@ -101,3 +102,9 @@ def _site(split: SiteSplit) -> SiteData:
         closed,
         load_trial(split.open_gallery, split.open_probe, split.open_classes),
     )
+
+
+def prepare_images(jobs: Sequence[Job]) -> None:
+    """Make what the jobs need, so that their processes find it ready. Raises DataError."""
+    for job in {(job.config.data, job.config.sites, job.seed): job for job in jobs}.values():
+        site_splits(job.config, job.seed)

@@ -8,49 +8,20 @@ round on stdout, and ``{"error": ...}`` if it fails.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import json
-import os
-import platform
-import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.numpy
-
-from ... import __version__
-from ...errors import FedPalmError
 from ...layout import FloatVector
-from ...methods.base import SiteMethod, Tensors
-from ..simulate import LOCAL, RoundMetrics, SimulationResult, Standing, simulate
+from ...methods.base import SiteMethod
+from ..jobs import process, standing
+from ..jobs.results import Store
+from ..simulate import LOCAL, RoundMetrics, SimulationResult, simulate
 from . import cost, scoring
 from .config import Job
 from .data import site_data
-from .results import Store, whole
-
-_PACKAGES = ("numpy", "torch", "scikit-learn")
-_DIGITS = 6
-
-OnProgress = Callable[[int], None]
-"""Called with the number of rounds that are done."""
 
 
-@dataclass
-class History:
-    """What is kept of the rounds: metrics (means over the sites), seconds, the open set on the way."""
-
-    rounds: list[dict[str, float]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
-    convergence: list[dict[str, float]] = field(default_factory=list)
-
-
-def run_job(job: Job, store: Store, progress: OnProgress) -> None:
+def run_job(job: Job, store: Store, progress: process.OnProgress) -> None:
     """Do the job, or what is left of it, and write its result.
 
     Raises:
@@ -59,9 +30,9 @@ def run_job(job: Job, store: Store, progress: OnProgress) -> None:
     """
     plan = job.plan()
     data = site_data(job.config, job.seed)
-    standing, history = _load_checkpoint(store, job)
-    progress(standing.rounds if standing is not None else 0)
-    clock = _Clock()
+    begun, history = standing.load_checkpoint(store, job.hash, job.config.site_names)
+    progress(begun.rounds if begun is not None else 0)
+    clock = standing.Clock()
 
     def on_round(
         number: int, shared: FloatVector, sites: Mapping[str, SiteMethod], metrics: RoundMetrics
@@ -71,7 +42,7 @@ def run_job(job: Job, store: Store, progress: OnProgress) -> None:
         if number % job.config.evaluate_every == 0 or number == job.config.rounds:
             eer = scoring.mean_open_eer(sites, data, shared)
             history.convergence.append({"round": number, "eer": eer})
-        _save_checkpoint(store, job, number, shared, sites, history)
+        standing.save_checkpoint(store, job.hash, number, shared, sites, history)
         progress(number)
         clock.start()
 
@@ -82,7 +53,7 @@ def run_job(job: Job, store: Store, progress: OnProgress) -> None:
         {name: one.train for name, one in data.items()},
         on_round,
         exchange=job.variant.exchange,
-        standing=standing,
+        standing=begun,
     )
     by_set = {
         which: {
@@ -100,9 +71,9 @@ def means(metrics: RoundMetrics) -> dict[str, float]:
 
     Routing names experts by site; here they are ``own``, ``global`` or ``others``.
     """
-    found: dict[str, list[float]] = {}
+    renamed: RoundMetrics = {}
     for site, values in metrics.items():
-        own: dict[str, float] = {}
+        own = renamed[site] = {}
         for name, value in values.items():
             kind, _, rest = name.partition(".")
             if kind == "routing":
@@ -110,27 +81,14 @@ def means(metrics: RoundMetrics) -> dict[str, float]:
                 expert = {site: "own", "_global": "global"}.get(expert, "others")
                 name = f"routing.{which}.{expert}"
             own[name] = own.get(name, 0.0) + value
-        for name, value in own.items():
-            found.setdefault(name, []).append(value)
-    return {name: float(f"{np.mean(values):.{_DIGITS}g}") for name, values in sorted(found.items())}
-
-
-class _Clock:
-    """Seconds of training a round; evaluation and checkpoints do not count."""
-
-    def start(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    def stop(self, history: History) -> None:
-        history.seconds.append(round(time.perf_counter() - self._wall, 4))
-        history.cpu_seconds.append(round(time.process_time() - self._cpu, 4))
+    return standing.means(renamed)
 
 
 def _result(
     job: Job,
     ended: SimulationResult,
     by_set: Mapping[str, Mapping[str, Any]],
-    history: History,
+    history: standing.History,
 ) -> dict[str, Any]:
     config, data = job.config, job.config.data
     return {
@@ -146,11 +104,8 @@ def _result(
             **config.model_dump(include={"sites", "rounds", "evaluate_every", "resamples"}),
             "training": job.training.model_dump(),
         },
-        "versions": versions(),
-        "machine": {
-            "cpus": os.cpu_count(),
-            "platform": f"{platform.system()} {platform.machine()}",
-        },
+        "versions": process.versions(),
+        "machine": process.machine(),
         "figures": {
             which: scoring.figures(by_site, which, job.seed, config.resamples)
             for which, by_site in by_set.items()
@@ -179,59 +134,11 @@ def model_hash(ended: SimulationResult) -> dict[str, str]:
     return {"shared": shared, "states": states.hexdigest()}
 
 
-def versions() -> dict[str, str]:
-    found = {"fedpalm": __version__, "python": platform.python_version()}
-    return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
-def _save_checkpoint(
-    store: Store,
-    job: Job,
-    number: int,
-    shared: FloatVector,
-    sites: Mapping[str, SiteMethod],
-    history: History,
-) -> None:
-    tensors: Tensors = {"shared": shared}
-    for name, site in sites.items():
-        tensors |= {f"{name}/{key}": one for key, one in site.state().items()}
-    notes = {"job": job.hash, "rounds": str(number), "history": json.dumps(vars(history))}
-    with whole(store.checkpoint_file(job.hash)) as partial:
-        safetensors.numpy.save_file(tensors, partial, notes)
-
-
-def _load_checkpoint(store: Store, job: Job) -> tuple[Standing | None, History]:
-    """Where the job stands; one that cannot be read, or is another job's, counts as none."""
-    path = store.checkpoint_file(job.hash)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            notes = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if notes["job"] != job.hash:
-            return None, History()
-        shared = tensors.pop("shared")
-        states: dict[str, Tensors] = {name: {} for name in job.config.site_names}
-        for name, tensor in tensors.items():
-            site, _, key = name.partition("/")
-            states[site][key] = tensor
-        history = History(**json.loads(notes["history"]))
-        return Standing(int(notes["rounds"]), shared, states), history
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
-        return None, History()
-
-
-def _say(line: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(line) + "\n")
-    sys.stdout.flush()
+MODULE = "fedpalm.benchmark.palm.job"
 
 
 def main() -> None:
-    try:
-        job = Job.from_json(json.load(sys.stdin))
-        run_job(job, Store(Path(sys.argv[1])), lambda done: _say({"rounds": done}))
-    except FedPalmError as error:
-        _say({"error": error.what, "next_step": error.next_step})
-        raise SystemExit(error.exit_code) from None
+    process.serve(lambda spec, store, said: run_job(Job.from_json(spec), store, said))
 
 
 if __name__ == "__main__":

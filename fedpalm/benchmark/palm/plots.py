@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from ..jobs.results import Result, Store
 from ..plot_style import INK, RC
-from .results import Result, Store
 from .scoring import SETS, mean_curve
 from .variants import VARIANTS
 

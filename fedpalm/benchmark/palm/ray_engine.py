@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ChildFailedError, ConfigError, FedPalmError
+from ..jobs.engine import Job as AnyJob
+from ..jobs.engine import Watch
+from ..jobs.results import Store, whole
 from .config import Job
-from .engine import Watch
 from .job import run_job
-from .results import Store, whole
 
 
 class RayRunner:
@@ -42,7 +43,7 @@ class RayRunner:
         """Leave the cluster; its tasks of this benchmark end."""
         self._ray.shutdown()
 
-    def __call__(self, job: Job, watch: Watch) -> None:
+    def __call__(self, job: AnyJob, watch: Watch) -> None:
         """Raises ChildFailedError: the job or its machine failed."""
         try:
             answer = self._ray.get(
@@ -58,7 +59,7 @@ class RayRunner:
         ):
             with whole(target) as partial:
                 partial.write_bytes(content)
-        watch.advanced(job, job.config.rounds)
+        watch.advanced(job, job.rounds)
 
 
 def remote_job(spec: dict[str, Any], folder: str) -> dict[str, Any]:

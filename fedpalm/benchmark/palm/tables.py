@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .results import Result
+from ..jobs.markdown import grid, percent, percent_range, signed, signed_range
+from ..jobs.results import Result
 from .scoring import SETS, difference, interval
 from .variants import BASELINE, VARIANTS
 
@@ -200,15 +201,13 @@ def _eer_table(
     rows = []
     for name in names:
         one, against = variants[name][which], variants[name]["against"][which]
-        mean = f"{_percent(one['eer'])} {_range(one['interval'])}"
+        mean = f"{percent(one['eer'])} {percent_range(one['interval'])}"
         rows.append(
             [
                 VARIANTS[name].label,
-                *(_percent(one["sites"][site]) for site in sites),
+                *(percent(one["sites"][site]) for site in sites),
                 f"**{mean}**" if one["eer"] == best else mean,
-                f"{_signed(against['eer'])} {_signed_range(against['interval'])}"
-                if against
-                else "",
+                f"{signed(against['eer'])} {signed_range(against['interval'])}" if against else "",
                 _mark(against),
             ]
         )
@@ -220,13 +219,13 @@ def _eer_table(
             rows.append(
                 ["*in the paper*", *(each or [""] * len(sites)), f"*{figures[-1]:.2f}*", "", ""]
             )  # fmt: skip
-    return f"{title}\n\n" + _grid(["method", *sites, "mean", "against FedAvg", "order"], rows)
+    return f"{title}\n\n" + grid(["method", *sites, "mean", "against FedAvg", "order"], rows)
 
 
 def _identification(number: str | None, summary: Summary, known: Mapping[str, Any] | None) -> str:
     rows = []
     for name, one in summary["variants"].items():
-        row = [VARIANTS[name].label, _percent(one["open"]["rank1"]), f"{one['open']['auc']:.4f}"]
+        row = [VARIANTS[name].label, percent(one["open"]["rank1"]), f"{one['open']['auc']:.4f}"]
         if known:
             accuracy, area = (known["identification"][key] for key in ("ACC", "AUC"))
             published = VARIANTS[name].row
@@ -241,7 +240,7 @@ def _identification(number: str | None, summary: Summary, known: Mapping[str, An
         *(["rank 1 in the paper", "AUC in the paper"] if known else []),
     ]
     return _title(number, "X", "open set, identification and area under the ROC") + (
-        "\n\n" + _grid(head, rows)
+        "\n\n" + grid(head, rows)
     )
 
 
@@ -257,15 +256,15 @@ def _ablation(summary: Summary) -> str:
         rows.append(
             [
                 row,
-                f"{_percent(one['eer'])} {_range(one['interval'])}",
-                _percent(one["rank1"]),
+                f"{percent(one['eer'])} {percent_range(one['interval'])}",
+                percent(one["rank1"]),
                 f"{one['auc']:.4f}",
                 *(f"{published['rows'][key][row]:g}" for key in beside),
             ]
         )
     head = ["variant", "EER", "rank 1, %", "AUC", *(f"{key} in the paper" for key in beside)]
     title = _title("XI" if beside else None, "XI", "open set, K and the start of the TEIM")
-    return f"{title}\n\n" + _grid(head, rows)
+    return f"{title}\n\n" + grid(head, rows)
 
 
 def _cost_table(summary: Summary) -> str:
@@ -289,7 +288,7 @@ def _cost_table(summary: Summary) -> str:
         "method", "MB up", "MB down", "masked, up", "masked, down", "experts, once", "s", "CPU s",
         "epsilon",
     ]  # fmt: skip
-    return "### Cost of one site: bytes and seconds a round\n\n" + _grid(head, rows)
+    return "### Cost of one site: bytes and seconds a round\n\n" + grid(head, rows)
 
 
 def _mark(against: Mapping[str, Any] | None) -> str:
@@ -299,35 +298,6 @@ def _mark(against: Mapping[str, Any] | None) -> str:
         return "="
     low, high = against["interval"]
     return ("+" if against["holds"] else "-") + (" ~" if low <= 0 <= high else "")
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [
-        " | ".join(
-            cell.ljust(width) if at == 0 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (head, rule, *rows)
-    ]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.2f}"
-
-
-def _signed(rate: float) -> str:
-    return f"{100 * rate:+.2f}"
-
-
-def _range(ends: Sequence[float]) -> str:
-    return f"[{_percent(ends[0])}, {_percent(ends[1])}]"
-
-
-def _signed_range(ends: Sequence[float]) -> str:
-    return f"[{_signed(ends[0])}, {_signed(ends[1])}]"
 
 
 def _factors(cost: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fedpalm.benchmark.palm.results import Store
+from fedpalm.benchmark.jobs.results import Store
 from fedpalm.cli.app import commands
 from fedpalm.cli.bench_palm import configured, names, numbers
 from fedpalm.errors import ConfigError
@@ -167,3 +167,10 @@ def test_a_folder_without_results_and_a_damaged_result_are_errors(canned, tmp_pa
     path.write_text(path.read_text().replace("0.7", "0.8").replace("1.0", "1.5"))
     done = run("bench", "table", canned)
     assert done.exit_code == 10 and "damaged" in done.stderr
+
+
+def test_results_of_another_benchmark_are_no_tables_of_this_one(tmp_path):
+    Store(tmp_path).write("0" * 24, {"experiment": "e", "variant": "fedmh"}, {})
+    for command in ("table", "plot"):
+        done = run("bench", command, tmp_path)
+        assert done.exit_code == 4 and "another benchmark" in done.stderr

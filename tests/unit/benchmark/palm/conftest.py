@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedpalm.benchmark.jobs.results import Store
 from fedpalm.benchmark.palm import cost
 from fedpalm.benchmark.palm.config import BenchConfig, Job
 from fedpalm.benchmark.palm.data import fingerprint
-from fedpalm.benchmark.palm.results import Store
 from fedpalm.benchmark.palm.scoring import SETS, figures, pack
 from fedpalm.benchmark.palm.variants import VARIANTS
 from fedpalm.evaluation.pairs import score_pairs

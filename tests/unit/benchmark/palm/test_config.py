@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedpalm.benchmark.jobs.engine import parse_shard
 from fedpalm.benchmark.palm import config as config_module
 from fedpalm.benchmark.palm.config import (
     BenchConfig,
     DataSettings,
     Job,
     jobs_of,
-    parse_shard,
     preset,
 )
 from fedpalm.benchmark.palm.data import fingerprint, site_data

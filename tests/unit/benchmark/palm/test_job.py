@@ -7,9 +7,9 @@ import hashlib
 import numpy as np
 import pytest
 
+from fedpalm.benchmark.jobs.results import Store
 from fedpalm.benchmark.palm.data import site_data
 from fedpalm.benchmark.palm.job import means, run_job
-from fedpalm.benchmark.palm.results import Store
 from fedpalm.benchmark.simulate import simulate
 
 from .conftest import tiny_job

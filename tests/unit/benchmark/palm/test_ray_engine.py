@@ -6,14 +6,14 @@ import importlib.util
 
 import pytest
 
+from fedpalm.benchmark.jobs.engine import run_jobs
+from fedpalm.benchmark.jobs.results import Store
 from fedpalm.benchmark.palm.config import Job
-from fedpalm.benchmark.palm.engine import run_jobs
 from fedpalm.benchmark.palm.ray_engine import RayRunner, remote_job
-from fedpalm.benchmark.palm.results import Store
 from fedpalm.errors import ChildFailedError, ConfigError
+from tests.unit.benchmark.jobs.test_engine import Watched
 
 from .conftest import canned_result, tiny, tiny_job
-from .test_engine import Watched
 from .test_job import THE_SAME
 
 HAS_RAY = importlib.util.find_spec("ray") is not None

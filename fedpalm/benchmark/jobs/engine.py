@@ -15,12 +15,44 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from ...errors import ChildFailedError, FedPalmError
-from .config import Job
-from .data import site_splits
+from ...errors import ChildFailedError, ConfigError, FedPalmError
 from .results import Store
+
+
+class Job(Protocol):
+    """One result to be made: everything that it depends on."""
+
+    @property
+    def hash(self) -> str:
+        """Hex name of the result: changes with everything that can change it."""
+
+    @property
+    def variant_name(self) -> str:
+        """What is compared with others."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything that is drawn."""
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+
+    @property
+    def rounds(self) -> int:
+        """How many it trains."""
+
+    @property
+    def threads(self) -> int:
+        """Of its process."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What its process is told."""
+
+
+J = TypeVar("J", bound=Job)
 
 
 @dataclass(frozen=True)
@@ -54,7 +86,7 @@ class Runner(Protocol):
         """End what runs, for good; checkpoints stay."""
 
 
-def undone(jobs: Sequence[Job], store: Store) -> list[Job]:
+def undone(jobs: Sequence[J], store: Store) -> list[J]:
     """Jobs without an undamaged result."""
     return [job for job in jobs if not store.is_done(job.hash)]
 
@@ -62,14 +94,8 @@ def undone(jobs: Sequence[Job], store: Store) -> list[Job]:
 def run_jobs(jobs: Sequence[Job], workers: int, watch: Watch, runner: Runner) -> list[Failure]:
     """Do all jobs, ``workers`` at a time; one that fails does not keep the others from running.
 
-    Images are made first, so that processes find them ready. Ctrl-C ends what runs and raises. The
-    runner is stopped in any case.
-
-    Raises:
-        DataError: the images cannot be used.
+    Ctrl-C ends what runs and raises. The runner is stopped in any case.
     """
-    for job in {(job.config.data, job.config.sites, job.seed): job for job in jobs}.values():
-        site_splits(job.config, job.seed)
     failures: list[Failure] = []
     stopping = threading.Event()
     careful = _OneAtATime(watch)
@@ -99,10 +125,10 @@ def run_jobs(jobs: Sequence[Job], workers: int, watch: Watch, runner: Runner) ->
 
 
 class LocalRunner:
-    """A process a job, one thread each."""
+    """A process a job: ``python -m <module> FOLDER`` (:mod:`.process` is its side)."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, module: str) -> None:
+        self._store, self._module = store, module
         self._lock = threading.Lock()
         self._processes: set[subprocess.Popen[str]] = set()
         self._stopped = False
@@ -142,12 +168,12 @@ class LocalRunner:
             if self._stopped:
                 raise ChildFailedError("stopped before it began")
             process = subprocess.Popen(  # noqa: S603 - ourselves
-                [sys.executable, "-m", "fedpalm.benchmark.palm.job", str(self._store.folder)],
+                [sys.executable, "-m", self._module, str(self._store.folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(job.training.threads)},
+                env={**os.environ, "OMP_NUM_THREADS": str(job.threads)},
                 # Ctrl-C is for the benchmark; it ends its processes itself.
                 start_new_session=True,
             )
@@ -183,3 +209,11 @@ class _OneAtATime:
 def _last_line(text: str, code: int) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else f"its process ended with code {code}"
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``2/4`` as (2, 4). Raises ConfigError."""
+    part, _, parts = text.partition("/")
+    if part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts):
+        return int(part), int(parts)
+    raise ConfigError(f"--shard {text!r} is not K/N with 1 <= K <= N", next_step="e.g. --shard 1/4")

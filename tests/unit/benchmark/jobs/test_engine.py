@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
+from fedpalm.benchmark.jobs.engine import LocalRunner, run_jobs, undone
 from fedpalm.benchmark.palm.config import Job
-from fedpalm.benchmark.palm.engine import LocalRunner, run_jobs, undone
+from fedpalm.benchmark.palm.job import MODULE
 from fedpalm.errors import ChildFailedError, ConfigError
-
-from .conftest import canned_result, tiny, tiny_job
+from tests.unit.benchmark.palm.conftest import canned_result, tiny, tiny_job
 
 
 class Watched:
@@ -86,7 +86,7 @@ def test_ctrl_c_stops_the_runner_and_begins_nothing_more(store):
 
 def test_a_process_that_is_ended_leaves_a_job_that_goes_on(store):
     job = tiny_job(rounds=50)
-    runner = LocalRunner(store)
+    runner = LocalRunner(store, MODULE)
 
     class Impatient(Watched):
         def advanced(self, job, rounds):
@@ -97,7 +97,7 @@ def test_a_process_that_is_ended_leaves_a_job_that_goes_on(store):
     with pytest.raises(ChildFailedError):
         runner(job, Impatient())
     assert store.checkpoint_file(job.hash).exists()
-    again, watch = LocalRunner(store), Watched()
+    again, watch = LocalRunner(store, MODULE), Watched()
 
     class Curious(Watched):
         def advanced(self, job, rounds):
@@ -113,4 +113,4 @@ def test_why_a_process_failed_is_said_in_a_line(store):
     config = tiny(data={"source": "nowhere", "identities": 4, "images": 4})
     job = Job(config, "fedavg", 0, "f")
     with pytest.raises(ChildFailedError, match="nowhere: no such file or folder"):
-        LocalRunner(store)(job, Watched())
+        LocalRunner(store, MODULE)(job, Watched())

@@ -64,7 +64,7 @@ class Store:
         return bool(hashlib.sha256(scores).hexdigest() == wanted)
 
     def scores(self, job: str) -> dict[str, npt.NDArray[Any]] | None:
-        """Arrays of :func:`.scoring.pack`; None where the file is not there.
+        """Arrays of what a benchmark packed; None where the file is not there.
 
         Raises:
             IntegrityError: the file is damaged.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedpalm.benchmark.palm.engine import undone
-from fedpalm.benchmark.palm.results import whole
+from fedpalm.benchmark.jobs.engine import undone
+from fedpalm.benchmark.jobs.results import whole
 from fedpalm.errors import DataError, IntegrityError
-
-from .conftest import canned_result, tiny_job
+from tests.unit.benchmark.palm.conftest import canned_result, tiny_job
 
 
 def test_a_result_is_read_back_with_its_scores(store):
