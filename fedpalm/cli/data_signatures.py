@@ -50,8 +50,8 @@ def commands() -> None:
 def preflight_command(source: Path, kind: SignatureSet | Literal["auto"], as_json: bool) -> None:
     """Find the ink in every image of SOURCE once and report counts, sizes and contrast.
 
-    SOURCE is a folder of writers with genuine/ and forged/ in each, the CEDAR or BHSig260 set, or a
-    cross-media signature set.
+    SOURCE is a folder of writers with genuine/ and forged/ in each, a signature list, the CEDAR or
+    BHSig260 set, or a cross-media signature set.
     """
     records = open_signatures(source, kind)
     report = preflight_signatures(records)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from fedpalm.benchmark.simulate import simulate
-from fedpalm.cli.demo.comparison import bound_plan
 from fedpalm.cli.demo.people import split_of, training_images
+from fedpalm.cli.demo.plans import bound_plan
 from fedpalm.cli.demo.workspace import Workspace
 
 PATIENCE_S = 420.0

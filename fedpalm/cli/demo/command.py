@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,7 +14,15 @@ from ...plan import MAX_SITES
 from ...settings import parse_settings
 from ..console import command_errors, emit, err, json_option
 from ..narrator import Narrator
-from .settings import PRIVATE_SIZES, SYNTHETIC, DemoSettings
+from .settings import (
+    DRAWN,
+    MOST_SIGNATURES,
+    PRIVATE_SIZES,
+    SIGNATURE_SIZES,
+    SYNTHETIC,
+    SYNTHETIC_SIGNATURES,
+    DemoSettings,
+)
 from .supervisor import ends_are_interrupts
 from .workspace import Workspace
 
@@ -23,32 +32,44 @@ _DEFAULT = DemoSettings()
 @click.command("demo")
 @click.option(
     "--data",
-    default=SYNTHETIC,
-    show_default=True,
-    metavar=f"{SYNTHETIC}|PATH",
-    help="Images: a folder with a sub-folder an identity, a `path label` list, or made-up palms.",
+    metavar=f"{SYNTHETIC}|{SYNTHETIC_SIGNATURES}|PATH",
+    help="Palms: a folder with a sub-folder an identity, or a `path label` list. Signatures, with --method "
+    "fedmh: a folder or list of any layout that `fedpalm data signatures` reads.  "
+    "[default: made-up ones]",
 )
-@click.option("--sites", type=click.IntRange(2, min(32, MAX_SITES)), default=4, show_default=True)
+@click.option(
+    "--sites",
+    type=click.IntRange(2, min(32, MAX_SITES)),
+    help="With fedmh six or more have three kinds of backbones, fewer have one.  "
+    f"[default: {_DEFAULT.sites}; with fedmh {SIGNATURE_SIZES['sites']}]",
+)
 @click.option(
     "--identities",
     type=click.IntRange(2, 1000),
     help="Identities that train at each site; as many again are kept for the open-set test.  "
-    f"[default: {_DEFAULT.identities}, or what a folder allows; "
-    f"with --privacy {PRIVATE_SIZES['identities']}]",
+    f"[default: {_DEFAULT.identities}, or what a folder allows; with --privacy "
+    f"{PRIVATE_SIZES['identities']}; with fedmh {SIGNATURE_SIZES['identities']}]",
 )
 @click.option(
     "--images",
     type=click.IntRange(4, 1000),
-    help="Images of each identity; larger folders are capped at this.  "
-    f"[default: {_DEFAULT.images}; with --privacy {PRIVATE_SIZES['images']}]",
+    help="Images of each identity; larger folders are capped at this. With fedmh signatures of a writer, "
+    "and as many forgeries.  "
+    f"[default: {_DEFAULT.images}; with --privacy {PRIVATE_SIZES['images']}; with fedmh "
+    f"{SIGNATURE_SIZES['images']}, {MOST_SIGNATURES} of a folder]",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(1, 1000),
-    help=f"[default: {_DEFAULT.rounds}; with --privacy {PRIVATE_SIZES['rounds']}]",
+    help=f"[default: {_DEFAULT.rounds}; with --privacy {PRIVATE_SIZES['rounds']}; with fedmh "
+    f"{SIGNATURE_SIZES['rounds']}]",
 )
 @click.option(
-    "--method", type=click.Choice(["fedpalm", "fedavg"]), default="fedpalm", show_default=True
+    "--method",
+    type=click.Choice(["fedpalm", "fedavg", "fedmh"]),
+    default="fedpalm",
+    show_default=True,
+    help="fedmh: signatures, and sites with backbones of their own.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, show_default=True)
 @click.option(
@@ -74,8 +95,8 @@ _DEFAULT = DemoSettings()
 @json_option
 @command_errors
 def commands(
-    data: str,
-    sites: int,
+    data: str | None,
+    sites: int | None,
     identities: int | None,
     images: int | None,
     rounds: int | None,
@@ -90,8 +111,9 @@ def commands(
 
     A coordinator and several sites run as processes with certificates of their own, train a shared
     model over mutual TLS from masked updates, exchange experts, and evaluate; FedAvg and training
-    alone run beside them on the same split and seed. Leaves report.html, report.json, plots and all
-    logs in --out.
+    alone run beside them on the same split and seed. With --method fedmh they verify signatures, and
+    share what others have of their models, too. Leaves report.html, report.json, plots and all logs in
+    --out.
     """
     from .story import tell
 
@@ -118,8 +140,8 @@ def commands(
 
 
 def resolve(
-    data: str,
-    sites: int,
+    data: str | None,
+    sites: int | None,
     identities: int | None,
     images: int | None,
     rounds: int | None,
@@ -129,42 +151,36 @@ def resolve(
     privacy: str = "none",
 ) -> DemoSettings:
     """Settings from options; a folder's own size decides what was left out."""
-    from .people import largest_fit
-
-    if data != SYNTHETIC:
+    usual = _usual(method, privacy)
+    if data is None:
+        data = str(usual["data"])
+    elif data not in DRAWN:
         data = str(Path(data).expanduser().absolute())
-    usual = _usual(privacy)
-    if identities is None:
-        identities = usual["identities"]
-        if data != SYNTHETIC:
-            identities = min(identities, largest_fit(data, sites))
-    return parse_settings(
-        DemoSettings,
-        {
-            "data": data,
-            "sites": sites,
-            "identities": identities,
-            "images": images or usual["images"],
-            "rounds": rounds or usual["rounds"],
-            "method": method,
-            "seed": seed,
-            "masking": masking,
-            "privacy": privacy,
-        },
-        "demo options",
-    )
+        usual["images"] = MOST_SIGNATURES if method == "fedmh" else usual["images"]
+    said = {"sites": sites, "identities": identities, "images": images, "rounds": rounds}
+    values = usual | {key: value for key, value in said.items() if value is not None}
+    asked = {"data": data, "method": method, "seed": seed, "masking": masking, "privacy": privacy}
+    settings = parse_settings(DemoSettings, {**values, **asked}, "demo options")
+    if settings.drawn or identities is not None:
+        return settings
+    from .subject import subject_of
+
+    fit = subject_of(settings).largest_fit(data, settings.sites)
+    return settings.model_copy(update={"identities": min(settings.identities, fit)})
 
 
-def _usual(privacy: str) -> dict[str, int]:
-    """Sizes where nothing is said."""
-    usual = {key: getattr(_DEFAULT, key) for key in ("sites", *PRIVATE_SIZES)}
+def _usual(method: str, privacy: str) -> dict[str, Any]:
+    """What a demo has where nothing is said."""
+    usual: dict[str, Any] = {key: getattr(_DEFAULT, key) for key in ("data", *SIGNATURE_SIZES)}
+    if method == "fedmh":
+        return usual | {"data": SYNTHETIC_SIGNATURES, **SIGNATURE_SIZES}
     return usual if privacy == "none" else usual | PRIVATE_SIZES
 
 
 def default_folder(settings: DemoSettings) -> Path:
     """``runs/<name>``: settings that are not the default give the name its parts."""
-    usual = _usual(settings.privacy)
-    source = "synthetic" if settings.data == SYNTHETIC else Path(settings.data).stem.lower()
+    usual = _usual(settings.method, settings.privacy)
+    source = "synthetic" if settings.drawn else Path(settings.data).stem.lower()
     parts: list[str] = [settings.method, source]
     for key, unit in (("sites", "sites"), ("identities", "ids"), ("images", "images"),
                       ("rounds", "rounds")):  # fmt: skip

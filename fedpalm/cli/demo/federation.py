@@ -11,12 +11,12 @@ from typing import Any
 
 from ...errors import ChildFailedError, NotFoundError, RoundAbortedError, StateError
 from ..narrator import Narrator
-from .figures import LABELS
 from .roles import Argv, Operator, SitePerson
 from .settings import WARM_START, DemoSettings, plan_toml
 from .supervisor import Supervisor
 from .tail import Tail
 from .wording import size
+from .words import words_of
 from .workspace import Workspace, write_durably
 
 _POLL_S = 0.25
@@ -45,6 +45,7 @@ class Federation:
         self._comparisons: dict[str, Tail] = {}
         self.run_id: str = ""
         self.payload_bytes = 0
+        """Of an update: its values, and a weight for each group of them."""
 
     # -- before the first round --
 
@@ -58,7 +59,6 @@ class Federation:
             note("the operator trains a warm start on drawn palms of nobody: it costs no privacy")
         with workspace.timed("initial model"):
             workspace.once("plan", self._initial_model)
-        self.payload_bytes = 4 * (workspace.steps["plan"]["parameters"] + 1)
         if not workspace.done("found"):
             note("the operator founds the federation: its CA, coordinator and operator identity")
         workspace.once("found", self._found)
@@ -78,17 +78,22 @@ class Federation:
             invitation = self.workspace.invitation(person.name)
             images = self.workspace.images(person.name)
             policy = self.workspace.policy if self.settings.private else None
-            joined = person.join(invitation, images, policy)
+            backbone = self.settings.backbones.get(person.name)
+            join = functools.partial(
+                person.join, invitation, images, self.settings.modality, backbone, policy
+            )
+            joined = join()
             if joined["state"] == "waiting":
                 shown = str(joined["fingerprint"])
                 self.narrator.note(f"{person.name} made its keys and asks with {shown[:9]} \u2026")
                 self.operator.approve(person.name, shown)
-                joined = person.join(invitation, images, policy)
+                joined = join()
             if joined["state"] != "member":
                 raise StateError(f"{person.name} is not a member after its approval: {joined}")
             self.workspace.record(step)
             self.narrator.note(
                 f"the operator saw the same fingerprint and approved: {person.name} is a member"
+                + (f", with {backbone}" if backbone else "")
             )
 
     def _invite(self) -> bool:
@@ -273,7 +278,7 @@ class Federation:
         for method, tail in self._comparisons.items():
             for line in tail.objects():
                 if "round" in line:
-                    label = f"compared with {LABELS[method]}"
+                    label = f"compared with {words_of(self.settings).labels[method]}"
                     self.narrator.track(label, line["rounds"], line["round"])
 
     def finish_comparisons(self) -> None:
@@ -288,6 +293,15 @@ class Federation:
 
     # -- afterwards --
 
+    def hear(self) -> None:
+        """Wait until every site was told that the run is over: then its model is one to verify with."""
+        for person in self.people:
+            self._wait(
+                functools.partial(_heard, person),
+                _CONSENT_S,
+                f"{person.name} was not told that the run is over",
+            )
+
     def stop_sites(self) -> None:
         for person in self.people:
             self.supervisor.end(person.name)
@@ -295,11 +309,20 @@ class Federation:
     def stop_coordinator(self) -> None:
         self.supervisor.end("coordinator")
 
-    def export(self, run_id: str, rounds: list[int]) -> None:
+    def evaluate(self, options: Callable[[str], Argv]) -> None:
+        """Every site evaluates at home, with ``options`` of its name; steps ``evaluated SITE``."""
+        seed = ("--seed", str(self.settings.seed))
+        for number, person in enumerate(self.people):
+            told = functools.partial(person.evaluate, *seed, *options(person.name))
+            self.workspace.once(f"evaluated {person.name}", told)
+            self.narrator.track("sites evaluated", self.settings.sites, number + 1)
+            self.show_comparisons()
+
+    def export(self, rounds: list[int]) -> None:
         """The coordinator's stored global models as files."""
         for number in rounds:
             if not self.workspace.model(number).exists():
-                self.operator.export(run_id, number, self.workspace.model(number))
+                self.operator.export(self.run_id, number, self.workspace.model(number))
 
     def _wait(self, ready: Callable[[], bool], patience_s: float, what: str) -> None:
         until = time.monotonic() + patience_s
@@ -312,3 +335,7 @@ class Federation:
                     next_step=f"look into {self.workspace.logs}, then run the same command again",
                 )
             time.sleep(_POLL_S)
+
+
+def _heard(person: SitePerson) -> bool:
+    return bool(person.status()["run"]["state"] == "completed")

@@ -7,7 +7,6 @@ from pydantic import Field
 from ...settings import Settings
 from .settings import DemoSettings
 
-LABELS = {"fedpalm": "FedPalm", "fedavg": "FedAvg", "local": "No federation"}
 FORMAT = "fedpalm-demo-report/1"
 
 
@@ -35,6 +34,28 @@ class Point(Settings):
     eer: float
 
 
+class LearningPoint(Settings):
+    """Losses of both tasks on held-out signatures after the receipt of a round, before its training."""
+
+    round: int
+    user: float
+    forged: float
+
+
+class SiteRound(Settings):
+    """What a site told of a round of FedMH: held-out losses after its receipt, how far it went towards
+    the average in each group (``etas``), and the two tasks' gradients while it trained."""
+
+    round: int
+    user_loss: float | None
+    forged_loss: float | None
+    etas: dict[str, float]
+    cosine: float | None = None
+    user_weight: float | None = None
+    opposed: float | None = None
+    """Share of the steps whose gradients opposed each other."""
+
+
 class Egress(Settings):
     """One kind of payload that left a site."""
 
@@ -54,26 +75,49 @@ class Budget(Settings):
 
 
 class SiteReport(Settings):
-    """One site: what it held, how well its closed set is verified, and what left it."""
+    """One site: what it held, how well its closed set is verified, and what left it.
+
+    Of signatures also its open writers, what it told of its rounds, and all rates by kind of forgery.
+    """
 
     site: str
+    backbone: str | None = None
     training_identities: int
     open_identities: int
     images: int
     closed: dict[str, Estimate]
-    egress: tuple[Egress, ...]
+    open: dict[str, Estimate] = Field(default_factory=dict)
+    closed_forgeries: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
+    open_forgeries: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
+    rounds: tuple[SiteRound, ...] = ()
+    egress: tuple[Egress, ...] = ()
     budget: Budget | None = None
 
 
 class OpenReport(Settings):
-    """The open set of all sites, pooled. For no federation: the mean over the sites' own models."""
+    """The open set of all sites, pooled.
+
+    Of palms one model is judged on all pairs; for no federation it is the mean over the sites' own models.
+    Of signatures every site judges its own writers with its own model, at a threshold of its own, and this
+    is the mean over the sites.
+    """
 
     identities: int
     images: int
+    references: int | None = None
+    """Of signatures: how many enrolled a writer."""
     estimates: dict[str, Estimate]
-    local_by_site: dict[str, Estimate]
-    curves: dict[str, Curve]
-    convergence: dict[str, tuple[Point, ...]]
+    """By contender; of signatures against random forgeries, which other writers' own signatures are."""
+    forgeries: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
+    """Of signatures: against the other kinds of forgery that the data have, by kind and contender."""
+    one_threshold: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
+    """Of signatures: all sites' scores pooled under one threshold, by kind and contender. Models that
+    differ from site to site have scores that differ, too, and pay for it."""
+    local_by_site: dict[str, Estimate] = Field(default_factory=dict)
+    curves: dict[str, Curve] = Field(default_factory=dict)
+    convergence: dict[str, tuple[Point, ...]] = Field(default_factory=dict)
+    learning: dict[str, tuple[LearningPoint, ...]] = Field(default_factory=dict)
+    """Of signatures: mean over the sites."""
     warm_start: Estimate | None = None
     """Of the model that a private demo begins at: it has seen nobody's images."""
 
@@ -86,7 +130,7 @@ class Claim(Settings):
 
 
 class InUse(Settings):
-    """A site's threshold at ``target_fmr``, and two claims to be somebody whom nobody trained on."""
+    """A site's threshold at ``target_fmr``, and claims to be somebody whom nobody trained on."""
 
     site: str
     threshold: float
@@ -98,6 +142,8 @@ class InUse(Settings):
     impostor_pairs: int
     genuine: Claim
     impostor: Claim
+    forgery: Claim | None = None
+    forgery_kind: str = ""
 
 
 class Report(Settings):
@@ -115,6 +161,8 @@ class Report(Settings):
     model_hash: str
     parameters: int
     expert_parameters: int
+    groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Of sites with backbones of their own: who shares which part of the model."""
     confidence: float
     sites: tuple[SiteReport, ...]
     open_set: OpenReport
@@ -130,8 +178,10 @@ class Report(Settings):
     def contenders(self) -> tuple[str, ...]:
         return self.settings.contenders
 
-    def label(self, contender: str) -> str:
-        return LABELS[contender]
+    @property
+    def by_forgery(self) -> dict[str, dict[str, Estimate]]:
+        """Rates of the open set by kind of forgery, then contender; ``random`` alone of palms."""
+        return {"random": self.open_set.estimates, **self.open_set.forgeries}
 
     @property
     def federation_helps(self) -> bool:

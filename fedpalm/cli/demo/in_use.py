@@ -1,45 +1,36 @@
-"""What the training was for, once: a site enrols somebody whom nobody trained on, and verifies two claims.
+"""What the training was for, once: a site enrols somebody whom nobody trained on, and verifies claims.
 
-The newcomer is a person of another site's open set, and so is the one who claims to be them.
+The newcomer is of another site's open set, and so is whoever else claims to be them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from ...data.records import ImageRecord, by_identity
 from ...errors import DataError
 from .figures import Claim, InUse
-from .people import split_of
 from .roles import SitePerson
-from .workspace import Workspace
+from .subject import Newcomer
 
 TARGET_FMR = 0.05
 """What the open set of a site of a demo can show; a site with more people asks for less."""
 NEWCOMER = "newcomer"
-_MOST_IMAGES = 3
 
 
-def verify_a_newcomer(person: SitePerson, workspace: Workspace, other_site: str) -> dict[str, Any]:
-    """Calibrate, enrol, and verify a genuine and an impostor image at one site.
+def verify_a_newcomer(person: SitePerson, newcomer: Newcomer) -> dict[str, Any]:
+    """Calibrate, enrol, and verify every claim at one site.
 
     Returns:
         What the site's commands said; ``refused`` alone where its images do not allow a threshold.
     """
-    split = split_of(workspace, other_site)
-    groups = list(by_identity([*split.open_gallery, *split.open_probe]).values())
-    newcomer, impostor = groups[0], groups[1]
     try:
         threshold = person.calibrate(TARGET_FMR)
     except DataError as error:
         return {"refused": error.what}
-    person.enrol(NEWCOMER, _paths(newcomer[:-1][:_MOST_IMAGES]))
-    return {
-        "threshold": threshold,
-        "genuine": person.verify(NEWCOMER, newcomer[-1].path),
-        "impostor": person.verify(NEWCOMER, impostor[-1].path),
-    }
+    person.enrol(NEWCOMER, newcomer.enrolled)
+    claims = {name: person.verify(NEWCOMER, path) for name, path in newcomer.claims.items()}
+    return {"threshold": threshold, "forgery_kind": newcomer.forgery_kind, **claims}
 
 
 def read_back(site: str, told: Mapping[str, Any]) -> InUse | None:
@@ -56,10 +47,12 @@ def read_back(site: str, told: Mapping[str, Any]) -> InUse | None:
         fnmr=threshold["fnmr"],
         fnmr_interval=threshold["fnmr_interval"],
         impostor_pairs=threshold["impostor_pairs"],
-        genuine=Claim(score=told["genuine"]["score"], match=told["genuine"]["match"]),
-        impostor=Claim(score=told["impostor"]["score"], match=told["impostor"]["match"]),
+        genuine=_claim(told["genuine"]),
+        impostor=_claim(told["impostor"]),
+        forgery=_claim(told["forgery"]) if "forgery" in told else None,
+        forgery_kind=told.get("forgery_kind", ""),
     )
 
 
-def _paths(records: Sequence[ImageRecord]) -> list[str]:
-    return [str(record.path) for record in records]
+def _claim(said: Mapping[str, Any]) -> Claim:
+    return Claim(score=said["score"], match=said["match"])

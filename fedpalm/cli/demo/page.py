@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 
 from ..narrator import duration
-from .figures import LABELS, Estimate, Report
-from .settings import SYNTHETIC
+from . import page_palms, page_signatures
+from .figures import Report
+from .markup import fact_list, in_order, table
 from .wording import (
     count,
     egress_labels,
@@ -23,6 +24,7 @@ from .wording import (
     size,
     who_reads_updates,
 )
+from .words import words_of
 
 _NUMBERS = ("Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -33,15 +35,15 @@ def page(report: Report, plots: Mapping[str, str], sample_png: bytes | None) -> 
 
     Args:
         plots: inline SVG by plot name.
-        sample_png: a strip of training images, only ever of synthetic palms.
+        sample_png: some training images, only ever synthetic ones.
     """
     css = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     title = _title(report)
+    about = {"palm": page_palms, "signature": page_signatures}[report.settings.modality]
     sections = (
         _head(report, title),
-        _sample(sample_png),
-        _open_set(report, plots),
-        _closed_set(report),
+        _sample(report, sample_png),
+        about.figures(report, plots),
         _in_use(report),
         _egress(report),
         _privacy(report),
@@ -61,15 +63,17 @@ def page(report: Report, plots: Mapping[str, str], sample_png: bytes | None) -> 
 def _title(report: Report) -> str:
     sites = report.settings.sites
     many = _NUMBERS[sites - 2] if sites - 2 < len(_NUMBERS) else str(sites)
-    return f"{many} sites, one shared model, no shared images"
+    return f"{many} sites, {words_of(report.settings).shared}"
 
 
 def _head(report: Report, title: str) -> str:
+    words = words_of(report.settings)
+    against = words.against["random"]
     cells = "".join(
-        f'<div style="--tone: var(--{name})"><dt>{escape(LABELS[name])}</dt>'
+        f'<div style="--tone: var(--{name})"><dt>{escape(words.labels[name])}</dt>'
         f'<dd class="value">{percent(estimate.eer, 1)}</dd>'
         f'<dd class="range">{interval(estimate)}</dd></div>'
-        for name, estimate in _in_order(report, report.open_set.estimates)
+        for name, estimate in in_order(report, report.open_set.estimates)
     )
     return (
         '<header>\n<p class="kicker">FedPalm demonstration report</p>\n'
@@ -78,89 +82,20 @@ def _head(report: Report, title: str) -> str:
         f"run <code>{escape(report.run_id)}</code></p>\n"
         f'<p class="finding">{escape(finding(report))}</p>\n'
         f'<dl class="key">{cells}</dl>\n'
-        '<p class="note">Open-set equal error rate (EER), lower is better, with its '
-        f"{100 * report.confidence:.0f} % bootstrap interval over identities. No federation: the "
-        "mean of the sites\u2019 own models.</p>\n</header>\n"
+        f'<p class="note">Open-set equal error rate (EER){f" against {against}" if against else ""}, '
+        f"lower is better, with its {100 * report.confidence:.0f} % bootstrap interval over "
+        f"{words.resampled}. No federation: {words.alone}.</p>\n</header>\n"
     )
 
 
-def _sample(sample_png: bytes | None) -> str:
+def _sample(report: Report, sample_png: bytes | None) -> str:
     if sample_png is None:
         return ""
-    data = base64.b64encode(sample_png).decode()
+    data, words = base64.b64encode(sample_png).decode(), words_of(report.settings)
     return (
-        f'<figure><img alt="Synthetic palm images" src="data:image/png;base64,{data}">'
-        "<figcaption>What a site trains on here: synthetic palms, the images of an identity side by side. "
-        "No image of a person is in this report.</figcaption></figure>\n"
+        f'<figure><img alt="{words.drawn.capitalize()}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{words.sample}</figcaption></figure>\n"
     )
-
-
-def _open_set(report: Report, plots: Mapping[str, str]) -> str:
-    rows = [
-        [
-            _key(name) + escape(_averaged(name)),
-            _rate(estimate),
-            f"{estimate.genuine:,}",
-            f"{estimate.impostor:,}",
-        ]
-        for name, estimate in _in_order(report, report.open_set.estimates)
-    ]
-    by_site = ", ".join(
-        f'<span class="whole">{escape(site)} {percent(estimate.eer, 1)}</span>'
-        for site, estimate in report.open_set.local_by_site.items()
-    )
-    half = "About half" if report.settings.private else "Half"
-    return (
-        "<section>\n<h2>People nobody trained on</h2>\n"
-        f"<p>{half} of every site\u2019s identities were kept out of training. Pooled over all sites "
-        f"they are {count(report.open_set.identities, 'identity', 'identities')} with "
-        f"{count(report.open_set.images, 'image')}; every probe is compared with every gallery "
-        "image, once with each final model.</p>\n"
-        + _table(["Model", "EER", "Genuine pairs", "Impostor pairs"], rows)
-        + f'<p class="note">No federation: each site\u2019s own model on the same pairs, then the '
-        f"mean ({by_site}).</p>\n"
-        f'<div class="pair wide"><figure>{plots["roc"]}<figcaption>ROC. The false match rate is on a '
-        "logarithmic scale; for no federation, the mean of the sites\u2019 curves at "
-        f"equal false match rate.</figcaption></figure><figure>{plots['convergence']}"
-        f"<figcaption>Open-set EER while training. {_convergence_note(report)}</figcaption>"
-        "</figure></div>\n</section>\n"
-    )
-
-
-def _convergence_note(report: Report) -> str:
-    if report.settings.method != "fedpalm":
-        return "One point per evaluated round."
-    return (
-        "FedPalm\u2019s line is the global model by itself; the diamond is the same model with the "
-        "exchanged experts."
-    )
-
-
-def _closed_set(report: Report) -> str:
-    names = list(report.contenders)
-    rows = [
-        [escape(site.site), *(_rate(site.closed[name]) for name in names)] for site in report.sites
-    ]
-    mean = ["Mean"] + [
-        percent(sum(site.closed[name].eer for site in report.sites) / len(report.sites))
-        for name in names
-    ]
-    head = ["Site", *(_key(name) + escape(LABELS[name]) for name in names)]
-    return (
-        "<section>\n<h2>People a site trained on</h2>\n"
-        "<p>Each site verifies its own people with its personal model: half of their images were "
-        f"trained on and are the gallery, the other half are probes. {_people_per_site(report)} "
-        "EER with interval.</p>\n"
-        + _table(head, rows, mean)
-        + '<p class="note">With this few identities a site an EER moves in coarse steps; the '
-        "interval says how coarse.</p>\n</section>\n"
-    )
-
-
-def _people_per_site(report: Report) -> str:
-    numbers = [site.training_identities for site in report.sites]
-    few, many = min(numbers), max(numbers)
-    return f"{few} identities a site." if few == many else f"{few} to {many} identities a site."
 
 
 def _in_use(report: Report) -> str:
@@ -169,8 +104,8 @@ def _in_use(report: Report) -> str:
         return ""
     return (
         f"<section>\n<h2>Verification in daily use</h2>\n<p>{escape(said)}</p>\n"
-        '<p class="note">Two claims show how it works, not how well: that is what the rates above say. '
-        "Nothing looks for a living hand.</p>\n</section>\n"
+        '<p class="note">Single claims show how it works, not how well: that is what the rates above '
+        f"say. {words_of(report.settings).not_looked_for}</p>\n</section>\n"
     )
 
 
@@ -202,7 +137,7 @@ def _egress(report: Report) -> str:
         "written before it is sent: how many, and their bytes. The coordinator\u2019s signed "
         "receipts were held against each log. Every site had approved the plan with its own "
         "signature before anything was trained under it.</p>\n"
-        + _table(["Site", *labels, "Together"], rows)
+        + table(["Site", *labels, "Together"], rows)
         + f"{expert}<h3>What never did</h3>\n"
         f'<ul class="never">\n{stayed}</ul>\n'
         '<p class="note">Protocol messages carry names of sites and runs, versions, hashes and '
@@ -230,7 +165,7 @@ def _privacy(report: Report) -> str:
     return (
         "<section>\n<h2>What differential privacy cost</h2>\n"
         f"<p>{first}</p>\n"
-        + _table(
+        + table(
             ["Site", "Epsilon spent", "Budget", "Delta", "People declared", "Steps charged"], rows
         )
         + f'<p class="note">{" ".join(others)}</p>\n</section>\n'
@@ -239,8 +174,8 @@ def _privacy(report: Report) -> str:
 
 def _how(report: Report) -> str:
     settings = report.settings
-    names = {**LABELS, "local": "training alone"}
-    comparisons = " and ".join(names[name] for name in report.contenders[1:])
+    compared = words_of(settings).compared
+    comparisons = " and ".join(compared[name] for name in report.contenders[1:])
     verb = "were" if len(report.contenders) > 2 else "was"
     timings = " \u00b7 ".join(
         f"{escape(name.replace('_', ' '))} {duration(seconds)}"
@@ -261,10 +196,11 @@ def _how(report: Report) -> str:
         "<section>\n<h2>How it was run</h2>\n"
         f"<p>One coordinator and {settings.sites} sites, each a process with its own keys and "
         "store, spoke over mutually authenticated TLS 1.3 on this machine. The demo typed every "
-        "command: it played the operator, and each site\u2019s person where the exchange asks for "
-        f"consent. {comparisons[0].upper() + comparisons[1:]} {verb} simulated beside it, each in "
-        "one process without a network, by the same method objects on the same split and seed.</p>\n"
-        f"{_facts(facts)}"
+        "command: it played the operator, and each site\u2019s person where the protocol asks for "
+        f"their approval. {comparisons[0].upper() + comparisons[1:]} {verb} simulated beside it, each "
+        "in one process without a network, by the same method objects on the same split and "
+        "seed.</p>\n"
+        f"{fact_list(facts)}"
         "<h3>Read this before quoting a figure</h3>\n<ul>\n"
         + _limits(report)
         + "</ul>\n</section>\n"
@@ -293,12 +229,8 @@ def _limits(report: Report) -> str:
         items.append(
             "Noise and draws are secret and never the same again: the same command gives another model."
         )
-    if report.settings.data == SYNTHETIC:
-        items.insert(
-            0,
-            "The palms are drawn by a program. They show that the federation works; error rates on "
-            "real palms differ.",
-        )
+    if report.settings.drawn:
+        items.insert(0, words_of(report.settings).real)
     if report.resumed:
         items.append("The run was cut off and taken up again; times are sums over its parts.")
     if report.lost_rounds:
@@ -314,7 +246,7 @@ def _files(report: Report) -> str:
     return (
         "<section>\n<h2>Where everything is</h2>\n"
         "<p>Paths below the folder of this report.</p>\n"
-        f"{_facts(facts)}"
+        f"{fact_list(facts)}"
         "<h3>The same run again</h3>\n"
         f"<pre>{escape(report.command)}</pre>\n</section>\n"
     )
@@ -324,52 +256,9 @@ def _data(report: Report) -> str:
     settings = report.settings
     people = sum(site.training_identities + site.open_identities for site in report.sites)
     images = sum(site.images for site in report.sites)
-    source = "synthetic palms" if settings.data == SYNTHETIC else settings.data
+    words = words_of(settings)
+    source = words.drawn if settings.drawn else settings.data
     return (
-        f"{source}, {settings.sites} sites, {count(people, 'identity', 'identities')}, "
-        f"{count(images, 'image')}"
-    )
-
-
-def _averaged(name: str) -> str:
-    return LABELS[name] + (", mean of sites" if name == "local" else "")
-
-
-def _in_order(report: Report, estimates: Mapping[str, Estimate]) -> Iterable[tuple[str, Estimate]]:
-    return [(name, estimates[name]) for name in report.contenders]
-
-
-def _key(name: str) -> str:
-    return f'<span class="swatch {name}"></span>'
-
-
-def _rate(estimate: Estimate) -> str:
-    return f'{percent(estimate.eer)}<span class="range">{interval(estimate)}</span>'
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>\n" for name, value in facts.items())
-    return f'<dl class="facts">\n{items}</dl>\n'
-
-
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] | None = None
-) -> str:
-    """Cells are HTML already."""
-
-    def line(cells: Sequence[str], kind: str = "") -> str:
-        first, *rest = cells
-        return (
-            f'<tr{kind}><th scope="row">{first}</th>'
-            + "".join(f"<td>{cell}</td>" for cell in rest)
-            + "</tr>\n"
-        )
-
-    return (
-        '<div class="scroll"><table>\n<thead><tr>'
-        + "".join(f'<th scope="col">{cell}</th>' for cell in head)
-        + "</tr></thead>\n<tbody>\n"
-        + "".join(line(row) for row in rows)
-        + (line(total, ' class="sum"') if total else "")
-        + "</tbody></table></div>\n"
+        f"{source}, {settings.sites} sites, {count(people, *words.owner)}, "
+        f"{count(images, words.image)}"
     )

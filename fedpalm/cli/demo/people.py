@@ -13,10 +13,11 @@ from ...data.palms import cache_root, synthetic_palms
 from ...data.readers import open_source
 from ...data.records import ImageRecord, by_identity
 from ...data.roi import preflight
+from ...data.signature_sets import open_signatures, signature_layout
 from ...data.splits import SiteSplit, partition_sites, split_site, write_list
 from ...errors import DataError
 from ...methods.base import SiteImages
-from .settings import SYNTHETIC, DemoSettings
+from .settings import DemoSettings
 from .workspace import Workspace
 
 SPLIT_SEED = 0
@@ -44,11 +45,11 @@ def choose_people(settings: DemoSettings) -> list[list[ImageRecord]]:
 
 def _people(settings: DemoSettings) -> list[list[ImageRecord]]:
     per_site = 2 * settings.identities
-    if settings.data == SYNTHETIC:
+    if settings.drawn:
         return synthetic_palms(
             cache_root(), settings.sites, per_site, settings.images, settings.seed
         )
-    records = open_source(settings.data, cap_per_identity=settings.images, seed=settings.seed)
+    records = _palms(settings.data, settings.images, settings.seed)
     people = partition_sites(records, settings.sites, per_site, settings.seed)
     preflight([record for site in people for record in site])
     return people
@@ -60,7 +61,7 @@ def largest_fit(source: str, sites: int) -> int:
     Raises:
         DataError: fewer than two.
     """
-    people = len(by_identity(open_source(source)))
+    people = len(by_identity(_palms(source)))
     fit = people // sites // 2
     if fit < 2:
         raise DataError(
@@ -68,6 +69,28 @@ def largest_fit(source: str, sites: int) -> int:
             next_step="use fewer --sites or a larger folder",
         )
     return fit
+
+
+def _palms(source: str, cap: int | None = None, seed: int = 0) -> list[ImageRecord]:
+    """What a real source holds. Raises DataError: it cannot be used, or is of signatures."""
+    path = Path(source)
+    layout = signature_layout(path) if path.is_dir() else None
+    if layout is None and path.is_file() and _lists_signatures(path):
+        layout = "signature-list"
+    if layout is not None:
+        raise DataError(
+            f"{source} is laid out as signatures ({layout}), and this demo is of palms",
+            next_step="for signatures use --method fedmh",
+        )
+    return open_source(source, cap_per_identity=cap, seed=seed)
+
+
+def _lists_signatures(path: Path) -> bool:
+    try:
+        open_signatures(path, "signature-list")
+    except DataError:
+        return False
+    return True
 
 
 def write_people(

@@ -14,14 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .figures import LABELS, Report
+from . import plots_signatures
+from .figures import Report
+from .plot_style import FAINT, INK, STYLES
+from .words import words_of
 
-INK, FAINT = "#1d2329", "#c9ced3"
-STYLES: dict[str, tuple[str, str | tuple[int, tuple[float, ...]]]] = {
-    "fedpalm": ("#0072b2", "-"),
-    "fedavg": ("#d55e00", (0, (5.0, 2.0))),
-    "local": ("#6a6a6a", (0, (1.2, 1.6))),
-}
 _VARIABLES = {
     INK: "var(--ink)",
     FAINT: "var(--rule)",
@@ -48,25 +45,34 @@ _RC: Any = {
     "lines.solid_capstyle": "round",
     "svg.fonttype": "none",
 }
-PLOTS = ("roc", "convergence")
+Draw = Callable[[Report, Axes], None]
+
+
+def drawings(report: Report) -> dict[str, tuple[Draw, str]]:
+    """What is drawn of a report, and what each plot shows, by the plot's name."""
+    if report.settings.modality == "signature":
+        return plots_signatures.DRAWINGS
+    return {
+        "roc": (
+            _draw_roc,
+            "ROC curves of the open set: true match rate against false match rate.",
+        ),
+        "convergence": (_draw_convergence, "Open-set equal error rate after each round."),
+    }
 
 
 def write_plots(report: Report, folder: Path) -> dict[str, str]:
     """Write ``<plot>.svg`` and ``<plot>.png`` for every plot; return inline SVG by plot."""
-    draw: dict[str, Callable[[Report, Axes], None]] = {
-        "roc": _draw_roc,
-        "convergence": _draw_convergence,
-    }
     folder.mkdir(parents=True, exist_ok=True)
     inline: dict[str, str] = {}
-    for name in PLOTS:
+    for name, (draw, about) in drawings(report).items():
         with mpl.rc_context({**_RC, "svg.hashsalt": name}):
             figure = Figure(figsize=(5.4, 3.7), layout="constrained")
-            draw[name](report, figure.subplots())
+            draw(report, figure.subplots())
             svg = _svg(figure)
             figure.savefig(folder / f"{name}.png", dpi=200, facecolor="white")
         (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-        inline[name] = _inline(svg, name)
+        inline[name] = _inline(svg, about)
     return inline
 
 
@@ -80,7 +86,7 @@ def _draw_roc(report: Report, axes: Axes) -> None:
             [1.0 - fnmr for fnmr in curve.fnmr],
             color=color,
             linestyle=dash,
-            label=LABELS[contender],
+            label=words_of(report.settings).labels[contender],
         )
     axes.set_xscale("log")
     axes.set_xlim(floor, 1.0)
@@ -104,7 +110,7 @@ def _draw_convergence(report: Report, axes: Axes) -> None:
             linestyle=dash,
             marker="o",
             markersize=4,
-            label=LABELS[contender],
+            label=words_of(report.settings).labels[contender],
         )
     if report.expert_parameters:
         axes.plot(
@@ -139,11 +145,11 @@ def _svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def _inline(svg: str, name: str) -> str:
+def _inline(svg: str, about: str) -> str:
     """The ``<svg>`` element for a page: its size and font set by the page, colours by variables."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'^<svg[^>]*?viewBox="([^"]+)"[^>]*>', _opening(name), body, count=1)
+    body = re.sub(r'^<svg[^>]*?viewBox="([^"]+)"[^>]*>', _opening(about), body, count=1)
     body = re.sub(r' id="((?:figure|axes|patch|line2d|text|matplotlib)[^"]*)"', "", body)
     body = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1", body)
     for color, variable in _VARIABLES.items():
@@ -151,9 +157,5 @@ def _inline(svg: str, name: str) -> str:
     return body
 
 
-def _opening(name: str) -> Callable[[re.Match[str]], str]:
-    about = {
-        "roc": "ROC curves of the open set: true match rate against false match rate.",
-        "convergence": "Open-set equal error rate after each round.",
-    }[name]
+def _opening(about: str) -> Callable[[re.Match[str]], str]:
     return lambda found: f'<svg viewBox="{found[1]}" role="img" aria-label="{about}">'

@@ -93,13 +93,22 @@ class SitePerson:
     home: Path
     supervisor: Supervisor
 
-    def join(self, invitation: Path, images: Path, policy: Path | None = None) -> dict[str, Any]:
+    def join(
+        self,
+        invitation: Path,
+        images: Path,
+        modality: str,
+        backbone: str | None = None,
+        policy: Path | None = None,
+    ) -> dict[str, Any]:
         """Ask to join, or fetch the answer: ``state`` is waiting (with the fingerprint) or member."""
         limits: Argv = [] if policy is None else ["--policy", policy]
+        chosen: Argv = [] if backbone is None else ["--backbone", backbone]
+        data: Argv = ["--data", images, "--modality", modality, *chosen]
         return dict(
             self.supervisor.run_json(
                 f"{self.name}-person",
-                self._argv("join", invitation, "--data", images, *limits, "--no-wait"),
+                self._argv("join", invitation, *data, *limits, "--no-wait"),
                 timeout_s=COMMAND_TIMEOUT_S,
                 also_fine=(StateError.exit_code,),
             )

@@ -7,15 +7,26 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ...plan import MAX_SITES, PlanDraft, PrivacySettings, TrainingSettings
-from ...secagg.terms import MIN_MASKED_SITES
+from ...data.modality import Modality, modality_of
+from ...fedmh_settings import SIGNATURE_TRAINING, FedMHSettings
+from ...plan import MAX_SITES, FamilyName, PlanDraft, PrivacySettings, TrainingSettings
+from ...secagg.terms import MIN_MASKED_SITES, group_survivors
 from ...settings import Settings
 
-Method = Literal["fedpalm", "fedavg"]
+Method = Literal["fedpalm", "fedavg", "fedmh"]
 Masking = Literal["secagg", "none"]
 Privacy = Literal["none", "subject"]
 SYNTHETIC = "synthetic-palm"
+SYNTHETIC_SIGNATURES = "synthetic-signature"
+DRAWN: dict[str, Modality] = {SYNTHETIC: "palm", SYNTHETIC_SIGNATURES: "signature"}
+"""Sources that are drawn, and what they show."""
 FEDERATION = "demo"
+SIGNATURE_SIZES = {"sites": 6, "identities": 16, "images": 8, "rounds": 6}
+"""What a demo of signatures has where nothing is said; ``images`` of each kind, genuine and forged."""
+MOST_SIGNATURES = 20
+"""``images`` of a folder of signatures, where nothing is said."""
+BLOCK: tuple[FamilyName, ...] = ("signet", "signet", "signet", "resnet", "resnet", "compnet")
+"""Backbones of six sites of a demo of signatures."""
 PRIVATE_SIZES = {"identities": 40, "images": 4, "rounds": 6}
 """What a demo with differential privacy has where nothing is said: noise needs people to hide in."""
 WARM_START = {"sensors": 8, "people": 12, "images": 4, "rounds": 4}
@@ -31,7 +42,7 @@ class DemoSettings(Settings):
 
     ``identities`` train at each site and as many are kept for the open-set test (about so many where
     ``privacy`` lets everybody's own hash decide); ``images`` is how many of each identity are used, half
-    of them for training and gallery.
+    of them for training and gallery. For signatures ``images`` counts genuine ones and forgeries apart.
     """
 
     data: str = SYNTHETIC
@@ -62,6 +73,34 @@ class DemoSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _what_the_method_trains_on(self) -> DemoSettings:
+        if (shows := DRAWN.get(self.data)) not in (None, self.modality):
+            raise ValueError(
+                f"{self.data} are {shows}s, and --method {self.method} trains on {self.modality}s: take "
+                "another --data or --method"
+            )
+        if self.private and self.method == "fedmh":
+            raise ValueError(
+                "a plan of FedMH promises no differential privacy: how far a site goes towards a received "
+                "model follows from its own signatures, and that is not noised. Take --privacy none, or "
+                "--method fedpalm"
+            )
+        return self
+
+    @property
+    def modality(self) -> Modality:
+        """What the method trains on."""
+        found = modality_of(self.method)
+        if found is None:
+            raise ValueError(f"method {self.method} trains on nothing")
+        return found
+
+    @property
+    def drawn(self) -> bool:
+        """No image is of a person."""
+        return self.data in DRAWN
+
     @property
     def private(self) -> bool:
         """Trained with differential privacy, from a warm start."""
@@ -82,11 +121,34 @@ class DemoSettings(Settings):
         """What is compared, the federation itself first."""
         return tuple(dict.fromkeys((self.method, "fedavg", "local")))
 
-    def draft(self) -> PlanDraft:
-        """The plan: reproducible unless it is private, and nobody may be missing from a round."""
+    @property
+    def backbones(self) -> dict[str, FamilyName]:
+        """By site, where each has one of its own.
+
+        Each six have those of ``BLOCK``; whoever is left over has the commonest. A sum over the sites
+        without a shared trunk must hide each of them, too: of twelve, six sites have each of the others.
+        """
+        if self.modality != "signature":
+            return {}
+        blocks, left = divmod(self.sites, len(BLOCK))
+        families = [name for name in BLOCK for _ in range(blocks)]
+        if 0 < families.count(BLOCK[-1]) < group_survivors(1) <= families.count("resnet"):
+            families[families.index(BLOCK[-1]) - 1] = BLOCK[-1]
+        dealt = [BLOCK[0]] * left + families
+        return dict(zip(self.site_names, dealt, strict=True))
+
+    def draft(self, fedmh: FedMHSettings | None = None) -> PlanDraft:
+        """The plan: reproducible unless it is private, and nobody may be missing from a round.
+
+        Args:
+            fedmh: other settings than the default, of a plan for signatures.
+        """
+        own = {} if not self.backbones else {"fedmh": fedmh or FedMHSettings()}
         return PlanDraft(
             name="demo",
             method=self.method,
+            backbones=self.backbones,
+            **own,
             rounds=self.rounds,
             seed=self.seed,
             reproducible=not self.private,
@@ -98,6 +160,8 @@ class DemoSettings(Settings):
         )
 
     def _training(self) -> TrainingSettings:
+        if self.modality == "signature":
+            return TrainingSettings.model_validate(SIGNATURE_TRAINING)
         if not self.private:
             return TrainingSettings()
         privacy = PrivacySettings(

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
-from pathlib import Path
 from typing import Any
 
-from ...data.palms import contact_sheet
-from ...data.records import by_identity
 from ...plan import Plan
 from ..narrator import Narrator
-from .comparison import bound_plan, checkpoints, warm_start
 from .federation import Federation
 from .figures import Report
 from .in_use import verify_a_newcomer
 from .page import page
-from .people import choose_people, split_of, write_open_lists, write_people
+from .plans import bound_plan, warm_start
 from .plots import write_plots
-from .results import IN_USE, build_report, converge, score_warm_start
+from .results import IN_USE, build_report
 from .roles import SitePerson
-from .settings import SYNTHETIC, DemoSettings
+from .settings import DemoSettings
+from .subject import Subject, subject_of
 from .supervisor import Supervisor
 from .workspace import Workspace, write_durably
-
-_SAMPLE_ROWS, _SAMPLE_COLUMNS, _SAMPLE_SIDE_PX = 2, 10, 96
 
 
 def tell(settings: DemoSettings, workspace: Workspace, narrator: Narrator, command: str) -> Report:
@@ -34,8 +29,9 @@ def tell(settings: DemoSettings, workspace: Workspace, narrator: Narrator, comma
         FedPalmError: with what is kept and what to do next.
         KeyboardInterrupt: no process is left, and the same command continues.
     """
+    subject = subject_of(settings)
     # Inputs are looked at before anything is made.
-    people = None if workspace.begun else choose_people(settings)
+    chosen = None if workspace.begun else subject.choose(settings)
     resumed = workspace.open(settings)
     with workspace.alone():
         if workspace.done("reported"):
@@ -44,32 +40,28 @@ def tell(settings: DemoSettings, workspace: Workspace, narrator: Narrator, comma
         if resumed:
             narrator.note(f"going on with {workspace.root}")
         with workspace.timed("whole demo"):
-            workspace.once(
-                "people",
-                lambda: write_people(workspace, settings, people or choose_people(settings)),
-            )
+            workspace.once("people", lambda: (chosen or subject.choose(settings))(workspace))
             with Supervisor(workspace.logs) as supervisor:
                 federation = Federation(settings, workspace, supervisor, narrator)
                 federation.prepare()
                 plan = bound_plan(settings, warm_start(workspace, settings))
+                federation.payload_bytes = 4 * (plan.model_layout.size + len(plan.groups))
                 federation.start_comparisons()
-                _federate(federation, settings, workspace, plan)
+                _federate(federation, subject, workspace, plan)
                 with workspace.timed("waiting for comparisons"):
                     federation.finish_comparisons()
-        return _write(workspace, settings, plan, command, resumed)
+        return _write(workspace, subject, plan, command, resumed)
 
 
-def _federate(
-    federation: Federation, settings: DemoSettings, workspace: Workspace, plan: Plan
-) -> None:
+def _federate(federation: Federation, subject: Subject, workspace: Workspace, plan: Plan) -> None:
     """Everything that needs the coordinator, and beside it the comparisons."""
-    narrator = federation.narrator
+    narrator, settings = federation.narrator, federation.settings
     if workspace.done("logged"):
         return
     with workspace.timed("enrolment"):
         federation.serve()
         federation.enrol()
-        run_id = federation.submit()
+        federation.submit()
     if not workspace.done("exchanged"):
         federation.run_sites()
         if not workspace.done("trained"):
@@ -81,19 +73,17 @@ def _federate(
         if plan.expert_layout:
             with workspace.timed("exchange"):
                 federation.exchange()
+        federation.hear()
         workspace.record("exchanged")
         federation.stop_sites()
     with workspace.timed("evaluation"):
         narrator.note("every site evaluates, with its own state, at home")
-        _evaluate(federation, settings, workspace)
-        federation.export(run_id, checkpoints(settings.rounds))
-        workspace.once("convergence", lambda: converge(workspace, plan))
-        if settings.private:
-            workspace.once("warm start", lambda: score_warm_start(workspace, plan))
+        subject.evaluate(federation, workspace, plan)
     first, second, *_ = federation.people
     with workspace.timed("verification in use"):
-        narrator.note(f"{first.name} calibrates, enrols somebody new, and verifies two claims")
-        told = workspace.once(IN_USE, lambda: verify_a_newcomer(first, workspace, second.name))
+        narrator.note(f"{first.name} calibrates, enrols somebody new, and verifies claims")
+        newcomer = functools.partial(subject.newcomer, workspace, settings, second.name)
+        told = workspace.once(IN_USE, lambda: verify_a_newcomer(first, newcomer()))
         if "refused" in told:
             narrator.note(f"{first.name} sets no threshold: {told['refused']}")
     for person in federation.people:
@@ -104,24 +94,6 @@ def _federate(
     federation.stop_coordinator()
 
 
-def _evaluate(federation: Federation, settings: DemoSettings, workspace: Workspace) -> None:
-    """Each site its closed set; the first one also scores the pooled open set of all sites.
-
-    After the exchange all sites hold the same experts, so the open-set templates of any of them are
-    those of all.
-    """
-    gallery, probe = workspace.images("open-gallery"), workspace.images("open-probe")
-    write_open_lists([split_of(workspace, site) for site in settings.site_names], gallery, probe)
-    for number, person in enumerate(federation.people):
-        pooled: list[str | Path] = ["--open-set", gallery, probe] if number == 0 else []
-        workspace.once(
-            f"evaluated {person.name}",
-            functools.partial(person.evaluate, "--seed", str(settings.seed), *pooled),
-        )
-        federation.narrator.track("sites evaluated", settings.sites, number + 1)
-        federation.show_comparisons()
-
-
 def _egress(person: SitePerson) -> dict[str, Any]:
     """Totals of the site's log, after every link and signature of it was checked."""
     listed = person.egress()
@@ -129,26 +101,13 @@ def _egress(person: SitePerson) -> dict[str, Any]:
 
 
 def _write(
-    workspace: Workspace, settings: DemoSettings, plan: Plan, command: str, resumed: bool
+    workspace: Workspace, subject: Subject, plan: Plan, command: str, resumed: bool
 ) -> Report:
-    report = build_report(workspace, settings, plan, command, resumed=resumed)
+    settings = workspace.load()
+    report = build_report(workspace, settings, subject, plan, command, resumed=resumed)
     plots = write_plots(report, workspace.plots)
-    html = page(report, plots, _sample(workspace, settings))
+    html = page(report, plots, subject.sample(workspace, settings))
     write_durably(workspace.page, html.encode())
     workspace.write_json(workspace.report, json.loads(report.model_dump_json()))
     workspace.record("reported")
     return report
-
-
-def _sample(workspace: Workspace, settings: DemoSettings) -> bytes | None:
-    """A strip of training images: of synthetic palms only, for a report holds no biometric image."""
-    if settings.data != SYNTHETIC:
-        return None
-    groups = list(by_identity(split_of(workspace, settings.site_names[0]).train).values())
-    each = min(_SAMPLE_COLUMNS, *(len(group) for group in groups))
-    abreast = max(1, _SAMPLE_COLUMNS // each)
-    people = groups[: abreast * max(1, min(_SAMPLE_ROWS, len(groups) // abreast))]
-    records = [record for group in people for record in group[:each]]
-    columns = each * min(abreast, len(people))
-    contact_sheet(records, workspace.sample, columns, _SAMPLE_SIDE_PX)
-    return workspace.sample.read_bytes()

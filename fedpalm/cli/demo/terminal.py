@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..narrator import duration
-from .figures import LABELS, Estimate, Report
+from .figures import Estimate, Report
 from .wording import (
     egress_labels,
     egress_rows,
@@ -20,6 +20,7 @@ from .wording import (
     size,
     who_reads_updates,
 )
+from .words import words_of
 from .workspace import Workspace
 
 
@@ -41,20 +42,32 @@ def summary(report: Report, workspace: Workspace) -> RenderableType:
 
 
 def _error_rates(report: Report) -> Table:
+    words = words_of(report.settings)
     confidence = f"{100 * report.confidence:.0f} %"
-    table = _table(f"Equal error rates, with {confidence} bootstrap intervals over identities")
+    table = _table(
+        f"Equal error rates, with {confidence} bootstrap intervals over {words.resampled}"
+    )
     table.add_column("")
     for name in report.contenders:
-        table.add_column(LABELS[name], justify="right")
+        table.add_column(words.labels[name], justify="right")
     for site in report.sites:
-        table.add_row(
-            f"closed set, {site.site}", *(_rate(site.closed[name]) for name in report.contenders)
-        )
+        backbone = f" ({site.backbone})" if site.backbone else ""
+        for kind, closed in {"random": site.closed, **site.closed_forgeries}.items():
+            against = f", {kind}" if words.against[kind] else ""
+            table.add_row(
+                f"closed set, {site.site}{backbone}{against}",
+                *(_rate(closed[name]) for name in report.contenders),
+            )
     table.add_section()
-    table.add_row(
-        Text(f"open set, {report.open_set.identities} identities", style="bold"),
-        *(_rate(report.open_set.estimates[name]) for name in report.contenders),
-    )
+    for kind, estimates in report.by_forgery.items():
+        against = f", {words.against[kind]}" if words.against[kind] else ""
+        table.add_row(
+            Text(f"open set, {report.open_set.identities} {words.owner[1]}{against}", style="bold"),
+            *(_rate(estimates[name]) for name in report.contenders),
+        )
+        if pooled := report.open_set.one_threshold.get(kind):
+            shown = (percent(pooled[name].eer).replace("\u00a0", " ") for name in report.contenders)
+            table.add_row("  under one threshold for all sites", *shown)
     return table
 
 

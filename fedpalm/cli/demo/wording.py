@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .figures import LABELS, Claim, Egress, Estimate, Report
+from collections.abc import Mapping
+
+from .figures import Claim, Egress, Estimate, Report
+from .words import words_of
 
 KINDS = {
     "update": "Round updates",
@@ -21,16 +24,6 @@ KINDS = {
 PROTOCOL = "Protocol messages"
 
 _NEAR_CHANCE = 0.45
-
-NEVER = (
-    ("Images", "read from the site\u2019s own list, never written or sent elsewhere"),
-    ("Names of identities", "the label list stays at the site; no message has a field for one"),
-    ("Templates", "computed and compared at the site"),
-    ("Classification heads", "their rows are prototypes of identities"),
-    ("The closed-set embedding", "the personal model beyond its textural expert"),
-    ("Losses and metrics", "told at the site while it trains, and not kept"),
-    ("Private keys", "made at the site, in files only its user can read"),
-)
 
 
 def percent(rate: float, digits: int = 2) -> str:
@@ -80,22 +73,24 @@ def egress_labels(report: Report) -> list[str]:
 
 def never(report: Report) -> tuple[tuple[str, str], ...]:
     """What left no site, and why not."""
+    stays = words_of(report.settings).stays
     if not report.settings.masked:
-        return NEVER
-    return (("A site\u2019s update by itself", "it left masked; alone it reads like noise"), *NEVER)
+        return stays
+    return (("A site\u2019s update by itself", "it left masked; alone it reads like noise"), *stays)
 
 
 def who_reads_updates(report: Report) -> str:
     """What the coordinator could see of the rounds, in two sentences."""
+    images = words_of(report.settings).images
     if report.settings.masked:
         return (
             f"Every update left masked: the coordinator opened sums over all {report.settings.sites} "
-            "sites, and could read no site\u2019s own update or its number of training images. "
+            f"sites, and could read no site\u2019s own update or its number of training {images}. "
             'A site\u2019s policy can require this: masking = "required".'
         )
     return (
-        "This plan did not mask: a site\u2019s round update, and its number of training images as the "
-        "weight inside it, can be read by the coordinator, and by nobody on the way. A site\u2019s "
+        f"This plan did not mask: a site\u2019s round update, and its number of training {images} as "
+        "the weight inside it, can be read by the coordinator, and by nobody on the way. A site\u2019s "
         'policy can refuse such plans: masking = "required".'
     )
 
@@ -127,37 +122,59 @@ def privacy(report: Report) -> tuple[str, ...]:
 
 
 def in_use(report: Report) -> str:
-    """A threshold and two claims in a paragraph; empty if there was no threshold."""
+    """A threshold and some claims in a paragraph; empty if there was no threshold."""
     one = report.in_use
     if one is None:
         return ""
+    words = words_of(report.settings)
     low, high = (percent(rate, 1) for rate in one.fmr_interval)
 
     def said(claim: Claim, who: str) -> str:
         verdict = "matches" if claim.match else "does not match"
         return f"{who} scores {claim.score:.3f} and {verdict}"
 
+    claims = [
+        said(one.genuine, f"Another {words.image} of them"),
+        said(one.impostor, f"{_a(words.image)} of somebody else under that name"),
+    ]
+    if one.forgery is not None:
+        claims.append(said(one.forgery, f"a {one.forgery_kind} forgery"))
     return (
-        f"{one.site} set its threshold at {one.threshold:.3f} on its own open identities, for a false "
-        f"match rate of {percent(one.target_fmr, 0)}: measured there {percent(one.fmr, 1)} ({low} to "
-        f"{high}, {one.impostor_pairs:,} impostor comparisons), at a false non-match rate of "
+        f"{one.site} set its threshold at {one.threshold:.3f} on its own open {words.owner[1]}, for a "
+        f"false match rate of {percent(one.target_fmr, 0)}: measured there {percent(one.fmr, 1)} "
+        f"({low} to {high}, {one.impostor_pairs:,} impostor comparisons), at a false non-match rate of "
         f"{percent(one.fnmr, 1)}. "
         "It then enrolled somebody whom no site trained on, under a key of their own. "
-        f"{said(one.genuine, 'Another image of them')}; "
-        f"{said(one.impostor, 'an image of somebody else under that name')}."
+        f"{'; '.join(claims)}."
     )
 
 
 def finding(report: Report) -> str:
     """The result in a few sentences, whichever way it went; nothing is claimed inside an interval."""
-    estimates = report.open_set.estimates
+    words = words_of(report.settings)
+    people = f"{report.open_set.identities} {words.strangers}"
+    sentences = []
+    for kind, estimates in report.by_forgery.items():
+        against = words.against[kind]
+        if kind == "random":
+            sentences += _together(report, estimates, people, against)
+        else:
+            sentences.append(_against(report, estimates, against))
+    return " ".join(sentences)
+
+
+def _together(
+    report: Report, estimates: Mapping[str, Estimate], people: str, against: str
+) -> list[str]:
+    words = words_of(report.settings)
     ours, alone = estimates[report.settings.method], estimates["local"]
-    label = LABELS[report.settings.method]
-    people = f"{report.open_set.identities} people that no site trained on"
+    label = words.labels[report.settings.method]
+    how = f" against {against}" if against else ""
+    on_average = "" if against else " on average"
     if report.federation_helps or not _apart(ours, alone):
         sentences = [
             f"Trained together, the sites verify {people} with an equal error rate of "
-            f"{percent(ours.eer, 1)}; trained alone, with {percent(alone.eer, 1)} on average."
+            f"{percent(ours.eer, 1)}{how}; trained alone, with {percent(alone.eer, 1)}{on_average}."
         ]
         if not _apart(ours, alone):
             sentences.append(
@@ -166,13 +183,13 @@ def finding(report: Report) -> str:
     else:
         sentences = [
             f"In this run training together did not pay: on {people} the equal error rate is "
-            f"{percent(ours.eer, 1)}, and {percent(alone.eer, 1)} on average for sites that train "
+            f"{percent(ours.eer, 1)}{how}, and {percent(alone.eer, 1)}{on_average} for sites that train "
             "alone."
         ]
     if "fedavg" in estimates and report.settings.method != "fedavg":
         average = estimates["fedavg"]
         sentences.append(
-            f"{label} and FedAvg ({percent(average.eer, 1)}) "
+            f"{label} and {words.labels['fedavg']} ({percent(average.eer, 1)}) "
             + (
                 "differ by more than their intervals."
                 if _apart(ours, average)
@@ -182,9 +199,24 @@ def finding(report: Report) -> str:
     if ours.high > _NEAR_CHANCE:
         sentences.append(
             f"Rates near {percent(0.5, 0)} are chance: so short a training did not learn to "
-            "verify these images."
+            f"verify these {words.images}."
         )
-    return " ".join(sentences)
+    return sentences
+
+
+def _against(report: Report, estimates: Mapping[str, Estimate], against: str) -> str:
+    ours = estimates[report.settings.method]
+    labels = words_of(report.settings).labels
+    others = {name: one for name, one in estimates.items() if one is not ours}
+    said = ", ".join(f"{labels[name]} {percent(one.eer, 1)}" for name, one in others.items())
+    near = [labels[name] for name, one in others.items() if not _apart(ours, one)]
+    doubt = f"; its interval overlaps that of {' and that of '.join(near)}" if near else ""
+    chance = "; this is near chance" if ours.high > _NEAR_CHANCE else ""
+    return f"Against {against} it is {percent(ours.eer, 1)} ({said}){doubt}{chance}."
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def _apart(one: Estimate, other: Estimate) -> bool:

@@ -78,8 +78,12 @@ class Workspace:
         return self.invitations / f"{name}.invitation"
 
     def images(self, name: str) -> Path:
-        """The site's ``path label`` list."""
+        """The site's list of images."""
         return self.root / "data" / f"{name}.txt"
+
+    def claims(self, site: str) -> Path:
+        """Scores of a site's own claims, of signatures; written by the site."""
+        return self.root / "results" / f"claims-{site}.json"
 
     def model(self, round_number: int) -> Path:
         return self.root / "models" / self.model_name(round_number)

@@ -12,12 +12,14 @@ from fedpalm.cli.demo.figures import (
     Egress,
     Estimate,
     InUse,
+    LearningPoint,
     OpenReport,
     Point,
     Report,
     SiteReport,
+    SiteRound,
 )
-from fedpalm.cli.demo.settings import DemoSettings
+from fedpalm.cli.demo.settings import SIGNATURE_SIZES, SYNTHETIC_SIGNATURES, DemoSettings
 
 
 def estimate(eer: float, pairs: int = 1000) -> Estimate:
@@ -100,6 +102,75 @@ def canned_report(eers: dict[str, float], method: str = "fedpalm", rounds: int =
         ),
         timings_s={"training": 151.0, "exchange": 6.2, "comparisons": 80.0, "whole demo": 243.0},
         files={"figures": "report.json", "global models": "models/round-12.safetensors"},
+    )
+
+
+def canned_signatures(
+    eers: dict[str, dict[str, float]], data: str = SYNTHETIC_SIGNATURES
+) -> Report:
+    """``eers`` by kind of forgery, then contender."""
+    plain = canned_report({"fedpalm": 0.1, "fedavg": 0.1, "local": 0.1})
+    settings = DemoSettings(method="fedmh", data=data, **SIGNATURE_SIZES)
+    rates = {
+        kind: {name: estimate(eer, 200) for name, eer in own.items()} for kind, own in eers.items()
+    }
+    others = {kind: own for kind, own in rates.items() if kind != "random"}
+    groups = {"trunk.signet": settings.site_names[:3], "projection": settings.site_names}
+    rounds = tuple(
+        SiteRound(
+            round=number,
+            user_loss=20.0 - number,
+            forged_loss=0.7,
+            etas={"projection": 0.75},
+            cosine=-0.125,
+            user_weight=0.375,
+            opposed=0.5,
+        )
+        for number in range(1, settings.rounds + 1)
+    )
+    sites = tuple(
+        SiteReport(
+            site=site,
+            backbone=settings.backbones[site],
+            training_identities=6,
+            open_identities=6,
+            images=288,
+            closed=rates["random"],
+            closed_forgeries=others,
+            open=rates["random"],
+            open_forgeries=others,
+            rounds=rounds,
+            egress=plain.sites[0].egress[:5],
+        )
+        for site in settings.site_names
+    )
+    learning = tuple(
+        LearningPoint(round=one.round, user=20.0 - one.round, forged=0.7) for one in rounds
+    )
+    open_set = OpenReport(
+        identities=36,
+        images=864,
+        references=3,
+        estimates=rates["random"],
+        forgeries=others,
+        one_threshold={
+            kind: {name: estimate(eer + 0.05, 200) for name, eer in own.items()}
+            for kind, own in eers.items()
+        },
+        learning=dict.fromkeys(settings.contenders, learning),
+    )
+    assert plain.in_use is not None
+    forgery = {"forgery": Claim(score=0.6543, match=True), "forgery_kind": list(eers)[-1]}
+    return plain.model_copy(
+        update={
+            "settings": settings,
+            "parameters": 655_945,
+            "expert_parameters": 0,
+            "groups": groups,
+            "sites": sites,
+            "open_set": open_set,
+            "in_use": plain.in_use.model_copy(update=forgery),
+        }
     )
 
 

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from fedpalm.cli.demo.command import default_folder, resolve
-from fedpalm.cli.demo.comparison import bound_plan
 from fedpalm.cli.demo.figures import Budget, Report
 from fedpalm.cli.demo.page import page
 from fedpalm.cli.demo.people import split_of
+from fedpalm.cli.demo.plans import bound_plan
 from fedpalm.cli.demo.plots import write_plots
 from fedpalm.cli.demo.settings import (
     DELTA,

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fedpalm.cli.demo.figures import Report
 from fedpalm.cli.demo.page import page
-from fedpalm.cli.demo.plots import PLOTS, write_plots
+from fedpalm.cli.demo.plots import drawings, write_plots
 from fedpalm.cli.demo.terminal import summary
 from fedpalm.cli.demo.wording import egress_labels, egress_rows, finding, size
 from fedpalm.cli.demo.workspace import Workspace
@@ -129,7 +129,7 @@ def test_inline_plots_take_their_colours_from_the_page(report: Report, tmp_path:
 
 def test_plots_are_written_as_files_too(report: Report, tmp_path: Path):
     write_plots(report, tmp_path)
-    for name in PLOTS:
+    for name in drawings(report):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         ET.parse(tmp_path / f"{name}.svg")
 

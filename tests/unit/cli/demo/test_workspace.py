@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedpalm.cli.demo.command import default_folder, resolve
-from fedpalm.cli.demo.comparison import bound_plan
+from fedpalm.cli.demo.plans import bound_plan
 from fedpalm.cli.demo.settings import SYNTHETIC, DemoSettings, plan_toml
 from fedpalm.cli.demo.tail import Tail
 from fedpalm.cli.demo.workspace import Workspace
