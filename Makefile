@@ -7,7 +7,7 @@ PACKAGES := coordinator participant fedpalm
 PROTO := $(wildcard proto/fedpalm/wire/v1/*.proto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg fuzz-audit fuzz-sealed bench-audit bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-audit-attack bench-dp bench-dp-accounting bench-dp-cost bench-verify bench-templates
+.PHONY: env demo test unit check proto fmt clean fuzz-wire soak-hostile fuzz-secagg fuzz-audit fuzz-sealed bench-audit bench-round bench-secagg bench-peers-secagg bench-palm bench-train bench-audit-attack bench-dp bench-dp-accounting bench-dp-cost bench-verify bench-templates bench-signature
 
 env: $(STAMP)
 
@@ -19,9 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: env
 	$(BIN)/fedpalm demo $(ARGS)
 
-# In two processes, each with one thread: most of the time goes to waiting for real processes.
+# In three processes, each with one thread: much of the time goes to waiting for real processes.
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 unit: env
 	$(BIN)/python -m pytest tests/unit tests/machines $(ARGS)
@@ -73,6 +73,10 @@ bench-peers-secagg: env
 # Every method on synthetic palms, tables and plots; ARGS="--preset smoke" takes a few minutes.
 bench-palm: env
 	$(BIN)/fedpalm bench palm $(ARGS)
+
+# FedMH, its parts and its baselines on signatures (cross-media ones from FEDPALM_DATA), tables and a plot.
+bench-signature: env
+	$(BIN)/fedpalm bench signature $(ARGS)
 
 # A FedPalm round at a site against a plain PyTorch loop of the same mathematics.
 bench-train: env
