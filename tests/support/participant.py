@@ -241,7 +241,7 @@ class Site:
         self.gate = EgressGate(self.store, self.log, self.live, self.desk.policy)
         self.methods: list[ToyMethod] = []
         self.trainer = Trainer(self.config, self.store, self._build)
-        self.trainer._images = lambda plan: SiteImages(  # type: ignore[method-assign]
+        self.trainer._images = lambda run_id, plan: SiteImages(  # type: ignore[method-assign]
             np.empty((0, 1, 128, 128), np.float32), np.empty(0, np.int64), 0
         )
         self.lines: list[str] = []

@@ -58,7 +58,7 @@ def test_both_hands_of_somebody_in_the_iitd_set_train_together_and_are_one_perso
 )
 def test_a_run_is_trained_and_evaluated_on_the_split_of_its_plan(iitd, monkeypatch, plan, unit):
     config, store = _config(iitd), cast(SiteStore, None)
-    trained = Trainer(config, store)._images(plan)
+    trained = Trainer(config, store)._images("run", plan)
     expected = split_records(iitd, "a", unit)
     assert len(trained.labels) == len(expected.train)
     assert trained.classes == len(expected.classes)
