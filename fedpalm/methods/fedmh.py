@@ -15,9 +15,12 @@ sites' weights and those of the groups are the codec's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ..data.adaptive_augmentation import adaptive_augmentation
 from ..data.signatures import SignatureImages
@@ -35,11 +38,14 @@ from .guided import GuidedSteps
 from .linear_probe import LinearProbe
 from .pareto import ProbeLosses, Receipt, distance, receive
 from .training import check_names, derive_seed, drawn_head, import_into, named_tensors
-from .two_tasks import Signatures, held_out, task_losses
+from .two_tasks import Signatures, held_out, outputs_of
 
 HEAD, PRIVATE, _OWN = "head.user.", "private.", "own.model"
 _DETECTION = "task"
 """The group of the detection head."""
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+"""(n,) rows of what a round trains on, and (n, D) factors of dropout before the head of writers."""
 
 
 class FedMHSite:
@@ -209,25 +215,36 @@ class FedMHSite:
     # --- training ---------------------------------------------------------------------------------
 
     def _train(self, context: RoundContext) -> dict[str, float]:
-        training, settings = self.training, self.settings
+        views, batches = self._drawn(context)
+        signatures = Signatures(views, self.model)
+        steps = GuidedSteps(self.model, self.head, self.training.learning_rate, self.settings)
+        for rows, keep in batches:
+            embeddings = self.model(signatures.inputs(rows))
+            steps.take(outputs_of(self.model, self.head, signatures, rows, embeddings, keep).losses)
+        return steps.metrics() | {
+            "augmentation.copies": float(signatures.size - len(self._fit.writers))
+        }
+
+    def _drawn(self, context: RoundContext) -> tuple[SignatureImages, Batches]:
+        """What a round trains on, and its batches; all that is random in a round is drawn here."""
+        settings = self.settings
         rng = np.random.Generator(np.random.PCG64(self._seed(context, "batches")))
         views = adaptive_augmentation(
             self._fit, mode=settings.augmentation, target=settings.augmentation_quantile,
             strength_max=settings.augmentation_strength, rng=rng,
         )  # fmt: skip
-        signatures = Signatures(views, self.model)
+        return views, self._batches(context, rng, len(views.writers))
+
+    def _batches(self, context: RoundContext, rng: np.random.Generator, size: int) -> Batches:
+        training = self.training
         dropout = torch.Generator().manual_seed(self._seed(context, "dropout"))
-        steps = GuidedSteps(self.model, self.head, training.learning_rate, settings)
         for _ in range(training.local_epochs):
-            order = torch.from_numpy(rng.permutation(signatures.size))
-            for rows in order.tensor_split(-(-signatures.size // training.batch_size)):
+            order = torch.from_numpy(rng.permutation(size))
+            for rows in order.tensor_split(-(-size // training.batch_size)):
                 keep = torch.empty(len(rows), TEMPLATE_LENGTH)
                 keep.bernoulli_(1 - training.dropout, generator=dropout)
                 keep /= 1 - training.dropout
-                steps.take(task_losses(self.model, self.head, signatures, rows, keep))
-        return steps.metrics() | {
-            "augmentation.copies": float(signatures.size - len(self._fit.writers))
-        }
+                yield rows, keep
 
     def _seed(self, context: RoundContext, purpose: str) -> int:
         return derive_seed(self.seed, self.site, context.round, purpose)

@@ -21,7 +21,7 @@ from ..models.arcface import ArcFace
 from ..models.signature import SignatureModel
 from .pareto import ProbeLosses
 from .training import TEMPLATE_BATCH
-from .two_tasks import Signatures, losses_of
+from .two_tasks import Signatures, outputs_of
 
 FIT_STEPS, FIT_RATE = 30, 0.02
 """Of Adam on prototypes of length 1, all signatures in every step."""
@@ -49,7 +49,7 @@ class LinearProbe:
         fit_head(self._head, fit, self._fit.writers[self._rows])
         with torch.no_grad():
             rows = torch.arange(self._aside.size)
-            losses = losses_of(self._model, self._head, self._aside, rows, aside)
+            losses = outputs_of(self._model, self._head, self._aside, rows, aside).losses
         return ProbeLosses(*(0.0 if one is None else one.item() for one in losses))
 
     def _features(self) -> tuple[Tensor, Tensor]:

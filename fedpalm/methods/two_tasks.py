@@ -30,6 +30,16 @@ class TaskLosses(NamedTuple):
     forged: Tensor | None
 
 
+class Outputs(NamedTuple):
+    """Of n signatures, g of them genuine: (n, D) ``embeddings``, (g, C) logits of the head of writers, (n,)
+    logits of the detection head, and both losses."""
+
+    embeddings: Tensor
+    writers: Tensor
+    genuine: Tensor
+    losses: TaskLosses
+
+
 class Balance(NamedTuple):
     """What a genuine and a forged signature count in the detection loss, 1 on average."""
 
@@ -61,41 +71,31 @@ class Signatures:
         return self._model.take(self._prepared, rows)
 
 
-def task_losses(
-    model: SignatureModel,
-    head: ArcFace,
-    signatures: Signatures,
-    rows: Tensor,
-    keep: Tensor | None = None,
-) -> TaskLosses:
-    """Both losses of the signatures at (n,) rows.
-
-    Args:
-        keep: (n, D) factors of dropout before the writers' head.
-    """
-    return losses_of(model, head, signatures, rows, model(signatures.inputs(rows)), keep)
-
-
-def losses_of(
+def outputs_of(
     model: SignatureModel,
     head: ArcFace,
     signatures: Signatures,
     rows: Tensor,
     embeddings: Tensor,
     keep: Tensor | None = None,
-) -> TaskLosses:
-    """The same from the (n, D) embeddings of these signatures."""
+) -> Outputs:
+    """What both tasks make of the (n, D) embeddings of the signatures at (n,) rows.
+
+    Args:
+        keep: (n, D) factors of dropout before the writers' head.
+    """
     real = signatures.genuine[rows]
+    of_writers = embeddings[real] if keep is None else (embeddings * keep)[real]
+    logits = model.task(embeddings)
     user = forged = None
     if real.any():
         writers = signatures.writers[rows][real]
-        seen = embeddings[real] if keep is None else (embeddings * keep)[real]
-        user = F.cross_entropy(head(seen, writers), writers)
+        of_writers = head(of_writers, writers)
+        user = F.cross_entropy(of_writers, writers)
     if (balance := signatures.balance) is not None:
         weights = torch.where(real, balance.genuine, balance.forged)
-        logits = model.task(embeddings)
         forged = F.binary_cross_entropy_with_logits(logits, real.float(), weights)
-    return TaskLosses(user, forged)
+    return Outputs(embeddings, of_writers, logits, TaskLosses(user, forged))
 
 
 def held_out(images: SignatureImages, share: float, seed: int) -> tuple[Rows, Rows]:

@@ -30,11 +30,11 @@ from ...methods.training import (
     import_into,
     named_tensors,
 )
-from ...methods.two_tasks import TaskLosses
+from ...methods.two_tasks import Outputs, TaskLosses
 from ...models.signature import SignatureModel
 from ...models.signature_spec import TEMPLATE_LENGTH, initial_model
 from ...plan import Plan
-from .plain_site import Learner, Outputs, PlainSite
+from .plain_site import Learner, PlainSite
 
 TASK_SHARE = 0.5
 """alpha and beta."""

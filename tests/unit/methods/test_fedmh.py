@@ -15,7 +15,7 @@ from fedpalm.methods.base import RoundContext
 from fedpalm.methods.guided import GuidedSteps
 from fedpalm.methods.linear_probe import LinearProbe
 from fedpalm.methods.site import build_site_method
-from fedpalm.methods.two_tasks import Signatures, held_out, task_losses
+from fedpalm.methods.two_tasks import Signatures, held_out, outputs_of
 from fedpalm.plan import Plan
 from participant.private_content import refuse_private_content
 
@@ -309,7 +309,8 @@ def test_the_two_probe_losses_are_those_of_a_plain_loop_with_the_head_that_was_f
     assert found.user == pytest.approx(np.mean(user), rel=1e-4)
     halves = [np.mean([loss for loss, real in forged if real == kind]) for kind in (True, False)]
     assert found.forged == pytest.approx(np.mean(halves), rel=1e-4)
-    together = task_losses(model, head, aside, torch.arange(aside.size))
+    rows = torch.arange(aside.size)
+    together = outputs_of(model, head, aside, rows, model(aside.inputs(rows))).losses
     assert [one.item() for one in together] == pytest.approx(list(found), rel=1e-4)
 
 
@@ -345,7 +346,7 @@ def test_a_step_gives_the_optimiser_the_guided_gradient(guided):
     # The same head, upside down for one writer: whoever is told apart is told wrong.
     rows = torch.arange(signatures.size)
     steps = GuidedSteps(model, head, 1e-3, plan.draft.fedmh)
-    losses = task_losses(model, head, signatures, rows)
+    losses = outputs_of(model, head, signatures, rows, model(signatures.inputs(rows))).losses
     opposed = losses._replace(forged=losses.forged - 0.2 * losses.user)
     u = torch.autograd.grad(opposed.user, shared, retain_graph=True)
     f = torch.autograd.grad(opposed.forged, shared, retain_graph=True)

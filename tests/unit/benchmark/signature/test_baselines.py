@@ -12,10 +12,9 @@ from fedpalm.benchmark.signature.config import BenchConfig, Job
 from fedpalm.benchmark.signature.contenders import CONTENDERS, REFERENCE
 from fedpalm.benchmark.signature.federation import federation
 from fedpalm.benchmark.signature.fml import mutual_losses
-from fedpalm.benchmark.signature.plain_site import Outputs
 from fedpalm.benchmark.simulate import run_rounds, simulate
 from fedpalm.fedmh_settings import FedMHSettings
-from fedpalm.methods.two_tasks import TaskLosses
+from fedpalm.methods.two_tasks import Outputs, TaskLosses
 from fedpalm.models.signature_spec import TEMPLATE_LENGTH
 from tests.unit.methods.signature_sites import tiny_signatures
 
@@ -55,13 +54,13 @@ def test_a_prototype_is_the_mean_unit_embedding_of_a_writer_and_comes_from_one_s
     ended = run(one)
     prototypes = ended.shared.reshape(-1, TEMPLATE_LENGTH)
     assert len(prototypes) == sum(own.classes for own in images.values())
-    for at, (name, site) in enumerate(ended.sites.items()):
+    assert list(ended.sites) == list(job.config.backbones)
+    for at, site in enumerate(ended.sites.values()):
         kept = site._fit
         for writer in range(2):
             own = kept.of((kept.writers == writer) & kept.genuine)
             expected = site.open_templates(own.images, ended.shared).mean(axis=0)
             np.testing.assert_allclose(prototypes[2 * at + writer], expected, atol=1e-5)
-        assert name == list(job.config.backbones)[at]
 
 
 def test_each_family_is_a_federation_of_its_own():
