@@ -15,7 +15,8 @@ from .trained_on import trained_on
 from .trainer import Trainer
 
 if TYPE_CHECKING:
-    from fedpalm.evaluation.signatures import ClaimScores, ForgeryKind, ForgeryReport
+    from fedpalm.data.signatures import ForgeryKind
+    from fedpalm.evaluation.signatures import ClaimScores, ForgeryReport
 
 USUAL_REFERENCES = 5
 """Of a signature, where nothing else is asked for and there are as many of each."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,12 @@ import numpy.typing as npt
 from ..errors import DataError
 from .records import SIDE_PX, ImageRecord
 
-SignatureKind = Literal["genuine", "skilled", "simple", "random"]
-"""``skilled``: practised on the original; ``simple``: the name, without its shape (the same name by
-another writer); ``random``: another writer's own signature, given as this one's."""
+ForgeryKind = Literal["random", "simple", "skilled"]
+"""``random``: another writer's own signature, given as this one's; ``simple``: the name, without its shape
+(the same name by another writer); ``skilled``: practised on the original."""
+
+SignatureKind = Literal["genuine", ForgeryKind]
+FORGERY_KINDS: tuple[ForgeryKind, ...] = get_args(ForgeryKind)
 
 
 class Claimed(NamedTuple):

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.signatures import FORGERY_KINDS
 from ..errors import DataError
-from .signatures import KINDS, ClaimScores, Forged
+from .signatures import ClaimScores, Forged
 
 
 def claims_to_json(claims: ClaimScores) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def claims_from_json(values: Mapping[str, Any]) -> ClaimScores:
         genuine = _from_json(values["genuine"], writers)
         forged = {
             kind: _from_json(values["forged"][kind], writers)
-            for kind in KINDS
+            for kind in FORGERY_KINDS
             if kind in values["forged"]
         }
     except (KeyError, TypeError, ValueError) as error:

@@ -17,19 +17,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..data.signature_image import load_signatures
 from ..data.signature_splits import SignatureTrial
-from ..data.signatures import Claimed, SignatureRecord
+from ..data.signatures import FORGERY_KINDS, Claimed, ForgeryKind, SignatureRecord
 from ..errors import DataError
 from .metrics import check_scores, crossing, eer
 
-ForgeryKind = Literal["random", "simple", "skilled"]
-KINDS: tuple[ForgeryKind, ...] = ("random", "simple", "skilled")
 CONFIDENCE = 0.95
 
 Scores = npt.NDArray[np.float64]
@@ -168,7 +166,7 @@ def pool_claims(sets: Sequence[ClaimScores]) -> ClaimScores:
     shift = np.cumsum([0, *(one.writers for one in sets)]).astype(np.int32)
     shifted = list(zip(sets, shift, strict=False))
     forged: dict[ForgeryKind, Forged] = {}
-    for kind in KINDS:
+    for kind in FORGERY_KINDS:
         parts = [(one.forged[kind], by) for one, by in shifted if kind in one.forged]
         if parts:
             forged[kind] = Forged(
@@ -209,10 +207,10 @@ def evaluate_claims(
 
 
 def judged(scores: ClaimScores) -> list[ForgeryKind]:
-    """The kinds that :func:`evaluate_claims` reports, in the order of KINDS."""
+    """The kinds that :func:`evaluate_claims` reports, in the order of FORGERY_KINDS."""
     return [
         kind
-        for kind in KINDS
+        for kind in FORGERY_KINDS
         if kind in scores.forged
         and np.intersect1d(scores.forged[kind].writer, scores.genuine_writer).size
     ]

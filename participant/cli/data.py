@@ -179,6 +179,7 @@ def _palms(data: DataSettings, site: str) -> dict[str, Any]:
 
 def _signatures(data: DataSettings, site: str) -> dict[str, Any]:
     from fedpalm.data.signature_image import preflight_signatures as look
+    from fedpalm.data.signatures import FORGERY_KINDS
 
     from ..images import list_signatures, split_signature_records
 
@@ -194,7 +195,7 @@ def _signatures(data: DataSettings, site: str) -> dict[str, Any]:
         "closed_writers": len(split.writers),
         "open_writers": len(split.open_writers),
         "forgeries_tried": {
-            name: {kind: len(getattr(trial, kind)) for kind in ("random", "simple", "skilled")}
+            name: {kind: len(getattr(trial, kind)) for kind in FORGERY_KINDS}
             for name, trial in (("closed", split.closed), ("open", split.open))
         },
         "input": "one signature an image; lines, stamps and printed text on the paper count as ink",

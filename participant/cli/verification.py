@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fedpalm.cli.console import command_errors, emit, err, home_option, json_option
 from fedpalm.cli.narrator import Narrator, ticker
+from fedpalm.data.signatures import FORGERY_KINDS
 
 from .site import open_site
 
@@ -127,7 +128,7 @@ def renew_references(
 @click.option("--fmr", type=float, default=1e-3, show_default=True, help="Target false match rate.")
 @click.option(
     "--against",
-    type=click.Choice(["random", "simple", "skilled"]),
+    type=click.Choice(FORGERY_KINDS),
     default="random",
     show_default=True,
     help="Of signatures: whose claims the rate is of. random: another writer with what is theirs; simple: "

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpalm.canonical import domain_hash
+from fedpalm.data.signatures import ForgeryKind
 from fedpalm.errors import ConfigError, DataError
 from fedpalm.evaluation.bootstrap import rate_intervals
 from fedpalm.evaluation.metrics import least_threshold, roc
@@ -28,7 +29,7 @@ from fedpalm.protection import Transform, scores
 from ..config import ParticipantConfig
 from .gallery import Mode, fuse
 from .model import StoredModel, VerificationModel
-from .sensor import ForgeryKind, Sample, Sensor
+from .sensor import Sample, Sensor
 from .thresholds import Passing, Threshold
 
 RESAMPLES = 500

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fedpalm.data.records import ImageRecord
 from fedpalm.data.roi import read_roi, standardise
+from fedpalm.data.signatures import ForgeryKind
 from fedpalm.data.trained_signatures import TrainedSignatures
 from fedpalm.plan import Plan
 
@@ -17,7 +18,7 @@ from ..config import DataSettings
 from ..images import split_records
 from .gallery import Mode
 from .quality import PALM_NEXT_STEP, Quality, assess_palm
-from .sensor import DevelopmentImages, ForgeryKind, Grey, Sample, Source
+from .sensor import DevelopmentImages, Grey, Sample, Source
 
 
 class PalmSensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fedpalm.data.signatures import ForgeryKind
+
 from .gallery import Mode
 from .model import ModelId
 from .quality import Quality
-from .sensor import ForgeryKind
 
 
 @dataclass(frozen=True)

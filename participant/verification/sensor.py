@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpalm.data.modality import modality_of
+from fedpalm.data.signatures import ForgeryKind
 from fedpalm.data.trained_signatures import TrainedSignatures
 from fedpalm.plan import Plan
 
 from ..config import DataSettings
 from .gallery import Mode
 from .quality import Quality
-
-ForgeryKind = Literal["random", "simple", "skilled"]
-"""Who claims to be somebody else: anybody with what is their own; with the name that is claimed in their
-own hand; with a forgery that was practised."""
 
 Grey = npt.NDArray[np.uint8]
 Source = Path | bytes | npt.NDArray[Any]

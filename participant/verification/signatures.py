@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpalm.data.signature_image import read_signature, standardise_ink
-from fedpalm.data.signatures import SignatureRecord
+from fedpalm.data.signatures import FORGERY_KINDS, ForgeryKind, SignatureRecord
 from fedpalm.data.trained_signatures import TrainedSignatures
 from fedpalm.plan import Plan
 
@@ -17,7 +17,7 @@ from ..config import DataSettings
 from ..images import split_signature_records
 from .gallery import Mode
 from .quality import Quality
-from .sensor import DevelopmentImages, ForgeryKind, Grey, Sample, Source
+from .sensor import DevelopmentImages, Grey, Sample, Source
 from .signature_quality import SIGNATURE_NEXT_STEP, assess_signature
 
 
@@ -27,7 +27,7 @@ class SignatureSensor:
     noun = "signature"
     stranger = "another writer"
     next_step = SIGNATURE_NEXT_STEP
-    forgeries: tuple[ForgeryKind, ...] = ("random", "simple", "skilled")
+    forgeries: tuple[ForgeryKind, ...] = FORGERY_KINDS
 
     def look(self, source: Source, name: str) -> tuple[Grey, Quality]:
         signature = read_signature(source)

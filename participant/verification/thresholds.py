@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fedpalm.data.signatures import ForgeryKind
 from fedpalm.errors import NotCalibratedError
 
 from ..store import SiteStore
 from .gallery import MODES, Mode
-from .sensor import ForgeryKind
 
 THRESHOLD = "verification-threshold"
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedpalm.data.names import one_spelling
 from fedpalm.data.roi import Grey
+from fedpalm.data.signatures import ForgeryKind
 from fedpalm.errors import (
     DataError,
     EnrolledError,
@@ -39,7 +40,7 @@ from .gallery import MODES, Gallery, Mode, Reference, fuse, subject_name
 from .looks import ImageSource, Looks, require_files
 from .model import ModelId, StoredModel, Templates, training_identities
 from .results import Enrolment, Identification, Renewal, Verification
-from .sensor import ForgeryKind, sensor_of
+from .sensor import sensor_of
 from .thresholds import Threshold, Thresholds
 
 MAX_IMAGES = 20

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from ...canonical import canonical_json, domain_hash
 from ...data.palms import PRESETS
@@ -16,6 +16,7 @@ from ...errors import ConfigError
 from ...methods.template import model_template
 from ...plan import MAX_SITES, Plan, PlanDraft, TrainingSettings
 from ...settings import Settings, parse_settings
+from ..jobs.choices import Seeds, among
 from ..simulate import LOCAL, plan_for
 from .variants import METHODS, VARIANTS, Variant
 
@@ -52,28 +53,13 @@ class BenchConfig(Settings):
     data: DataSettings = DataSettings()
     sites: int = Field(8, ge=2, le=MAX_SITES)
     rounds: int = Field(20, ge=1, le=10_000)
-    seeds: tuple[int, ...] = (0,)
-    variants: tuple[str, ...] = METHODS
+    seeds: Seeds = (0,)
+    variants: Annotated[tuple[str, ...], AfterValidator(among(VARIANTS))] = METHODS
     training: TrainingSettings = TrainingSettings()
     evaluate_every: int = Field(5, ge=1, le=10_000)
     """Rounds between two looks at the open set on the way."""
     resamples: int = Field(500, ge=20, le=100_000)
     """Draws of identities behind every interval."""
-
-    @field_validator("variants")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        foreign = [name for name in names if name not in VARIANTS]
-        if foreign or not names:
-            raise ValueError(f"{', '.join(foreign) or 'none'}: known are {', '.join(VARIANTS)}")
-        return tuple(dict.fromkeys(names))
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if not seeds or min(seeds) < 0 or max(seeds) >= 2**53:
-            raise ValueError("name one seed or more, each 0 or more")
-        return tuple(dict.fromkeys(seeds))
 
     @property
     def site_names(self) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from ...canonical import canonical_json, domain_hash
 from ...errors import ConfigError
@@ -16,6 +16,7 @@ from ...fedmh_settings import SIGNATURE_TRAINING, FedMHSettings
 from ...methods.fedmh_template import fedmh_template
 from ...plan import MAX_SITES, Plan, PlanDraft, TrainingSettings
 from ...settings import Settings, parse_settings
+from ..jobs.choices import Seeds, among
 from .contenders import CONTENDERS, Contender
 
 BENCHMARK_VERSION = 1
@@ -57,27 +58,12 @@ class BenchConfig(Settings):
     real: RealSettings = RealSettings()
     sites: int = Field(6, ge=3, le=MAX_SITES)
     rounds: int = Field(10, ge=1, le=10_000)
-    seeds: tuple[int, ...] = (0,)
-    variants: tuple[str, ...] = tuple(CONTENDERS)
+    seeds: Seeds = (0,)
+    variants: Annotated[tuple[str, ...], AfterValidator(among(CONTENDERS))] = tuple(CONTENDERS)
     training: TrainingSettings = TrainingSettings(**SIGNATURE_TRAINING)
     references: tuple[int, ...] = (1, 5, 10)
     resamples: int = Field(200, ge=20, le=100_000)
     """Draws of writers behind every interval."""
-
-    @field_validator("variants")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        foreign = [name for name in names if name not in CONTENDERS]
-        if foreign or not names:
-            raise ValueError(f"{', '.join(foreign) or 'none'}: known are {', '.join(CONTENDERS)}")
-        return tuple(dict.fromkeys(names))
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if not seeds or min(seeds) < 0 or max(seeds) >= 2**53:
-            raise ValueError("name one seed or more, each 0 or more")
-        return tuple(dict.fromkeys(seeds))
 
     @field_validator("references")
     @classmethod

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...canonical import domain_hash
+from ...data.signatures import ForgeryKind
 from ...evaluation.signatures import (
     ClaimScores,
     Embed,
     Forged,
-    ForgeryKind,
     claim_interval,
     claim_resamples,
     error_rates,

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...evaluation.signatures import KINDS, claim_interval
+from ...data.signatures import FORGERY_KINDS
+from ...evaluation.signatures import claim_interval
 from ..jobs.results import Result
 from .contenders import CONTENDERS, HETEROGENEOUS, REFERENCE
 from .scoring import shown
@@ -83,7 +84,7 @@ def _sets(by_seed: Mapping[int, Result], reference: Mapping[int, Result]) -> dic
             others = {
                 seed: one["figures"][which][count] for seed, one in reference.items() if seed in own
             }
-            kinds = [kind for kind in KINDS if kind in by_kind]
+            kinds = [kind for kind in FORGERY_KINDS if kind in by_kind]
             found[which][count] = {
                 kind: {rate: _rate(own, others, of, rate) for rate in RATES}
                 for kind, of in [(kind, [kind]) for kind in kinds] + [(MEAN, kinds)]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...canonical import domain_hash
+from ...data.signatures import FORGERY_KINDS
 from ...evaluation.signatures import (
-    KINDS,
     ClaimScores,
     claim_interval,
     claim_resamples,
@@ -39,7 +39,7 @@ def mean_of_sites(sites: Mapping[str, ClaimScores], seed: int) -> dict[str, Esti
     Writers are drawn at every site by itself, and alike for every method.
     """
     found: dict[str, Estimate] = {}
-    for kind in KINDS:
+    for kind in FORGERY_KINDS:
         if not all(kind in judged(one) for one in sites.values()):
             continue
         drawn = [
