@@ -36,7 +36,8 @@ class FedMHSettings(Settings):
     """Of a site's signatures of each (writer, name): kept from training, to judge what is received."""
     augmentation: Literal["off", "uniform", "adaptive"] = "adaptive"
     augmentation_quantile: float = Field(1.0, ge=0, le=1)
-    """Of the sizes of a site's subsets, the genuine or the forged ones of a (writer, name): the size that
-    all are filled up to."""
+    """Of the sizes of a site's subsets, the genuine or the forged ones of a (writer, name)."""
+    augmentation_times: float = Field(2.0, ge=0, le=10)
+    """All subsets are filled up to this many times that size. Above 1 no subset is without copies."""
     augmentation_strength: float = Field(1.0, ge=0, le=1)
     """Of the copies that a subset without any sample would get."""

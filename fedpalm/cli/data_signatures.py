@@ -10,7 +10,7 @@ import click
 import numpy as np
 from rich.text import Text
 
-from ..data.adaptive_augmentation import AugmentationMode, growth
+from ..data.adaptive_augmentation import AugmentationMode, Target, growth
 from ..data.palms import cache_root
 from ..data.records import by_identity
 from ..data.signature_image import load_signatures, preflight_signatures
@@ -20,11 +20,12 @@ from ..data.signature_splits import found_forgeries
 from ..data.signatures import SignatureRecord
 from ..data.splits import partition_sites
 from ..data.synthetic_signatures import synthetic_signatures
-from ..errors import DataError
+from ..fedmh_settings import FedMHSettings
 from .console import command_errors, emit, json_option
 
 SYNTHETIC = "synthetic-signature"
 MOST = 50
+_FEDMH = FedMHSettings()
 
 _out_option = click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
 _seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -132,8 +133,26 @@ def sample_command(
     default="adaptive",
     show_default=True,
 )
-@click.option("--target", default="max", show_default=True, help="max, or a quantile 0 to 1.")
-@click.option("--strength-max", type=click.FloatRange(0, 1), default=0.8, show_default=True)
+@click.option(
+    "--quantile",
+    type=click.FloatRange(0, 1),
+    default=_FEDMH.augmentation_quantile,
+    show_default=True,
+    help="Of the subsets' sizes; 1 is the largest.",
+)
+@click.option(
+    "--times",
+    type=click.FloatRange(0, 10),
+    default=_FEDMH.augmentation_times,
+    show_default=True,
+    help="All subsets are filled up to this many times that size.",
+)
+@click.option(
+    "--strength-max",
+    type=click.FloatRange(0, 1),
+    default=_FEDMH.augmentation_strength,
+    show_default=True,
+)
 @_seed_option
 @_kind_option
 @json_option
@@ -144,7 +163,8 @@ def augmented_command(
     writers: int,
     copies: int,
     mode: AugmentationMode,
-    target: str,
+    quantile: float,
+    times: float,
     strength_max: float,
     seed: int,
     kind: SignatureSet | Literal["auto"],
@@ -165,15 +185,6 @@ def augmented_command(
             subset = [record for record in group if record.genuine == genuine]
             kept += subset[: max(1, len(subset) >> at)]
     images = load_signatures(kept)
-    subsets = growth(images, mode, _quantile(target), strength_max)
+    subsets = growth(images, mode, Target(quantile, times), strength_max)
     page_of_copies(images, subsets, copies, out, np.random.default_rng(seed))
     emit({"out": str(out), "subsets": [asdict(subset) for subset in subsets]}, as_json)
-
-
-def _quantile(target: str) -> Literal["max"] | float:
-    if target == "max":
-        return "max"
-    try:
-        return float(target)
-    except ValueError:
-        raise DataError(f"the target {target!r} is neither max nor a number") from None

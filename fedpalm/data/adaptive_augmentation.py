@@ -2,6 +2,9 @@
 
 A subset is one writer's genuine signatures, or the forgeries of that writer. A subset of n samples gets
 ceil((T - n)+) copies of strength s_max (1 - n/T); a copy keeps the writer and the truth of its original.
+T is a multiple of the largest subset's size, or of a quantile of the sizes. With twice the largest every
+subset has copies; with the largest itself, where forgeries are few, only forgeries have any, and whatever
+changes a copy tells a forgery.
 Hold samples out before, never after: a copy of a held-out sample is that sample.
 """
 
@@ -10,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +44,13 @@ _ROOM_PX = 24  # around the original, so that nothing of it is lost before it is
 Image32 = npt.NDArray[np.float32]
 
 
+class Target(NamedTuple):
+    """T: ``times`` (>= 0) the ``quantile`` (0..1) of the sizes of a site's subsets; 1 is the largest."""
+
+    quantile: float = 1.0
+    times: float = 1.0
+
+
 @dataclass(frozen=True)
 class SubsetGrowth:
     """What one subset is given: its size before, how many copies, of what strength."""
@@ -52,26 +62,27 @@ class SubsetGrowth:
     strength: float
 
 
-def target_size(images: SignatureImages, target: Literal["max"] | float) -> float:
-    """T: the largest of the site's subsets, or a quantile (0..1) of their sizes.
+def target_size(images: SignatureImages, target: Target) -> float:
+    """T of these images.
 
     A subset without a sample is not one: nothing can be copied into it. 0 if there is none at all.
 
     Raises:
-        DataError: a quantile outside 0..1.
+        DataError: a quantile outside 0..1, or not a multiple.
     """
-    if target != "max" and not 0.0 <= target <= 1.0:
-        raise DataError(f"the target {target} is neither max nor a quantile between 0 and 1")
+    if not (0.0 <= target.quantile <= 1.0 and 0.0 <= target.times < math.inf):
+        raise DataError(
+            f"{target.times} times the quantile {target.quantile} is no size: a quantile is between 0 and "
+            "1, a multiple 0 or more"
+        )
     sizes = [size for _, _, size in _subsets(images)]
-    if not sizes:
-        return 0.0
-    return float(max(sizes) if target == "max" else np.quantile(sizes, target))
+    return target.times * float(np.quantile(sizes, target.quantile)) if sizes else 0.0
 
 
 def growth(
     images: SignatureImages,
     mode: AugmentationMode,
-    target: Literal["max"] | float,
+    target: Target,
     strength_max: float,
 ) -> tuple[SubsetGrowth, ...]:
     """How each subset grows, by writer, genuine ones first.
@@ -80,7 +91,7 @@ def growth(
     mean strength of its copies: what differs between the two is only where the effort goes.
 
     Raises:
-        DataError: another mode, a quantile outside 0..1 or a strength outside 0..1.
+        DataError: another mode, a target that is none or a strength outside 0..1.
     """
     if mode not in get_args(AugmentationMode):
         raise DataError(f"{mode!r} is not one of {', '.join(get_args(AugmentationMode))}")
@@ -93,7 +104,7 @@ def growth(
             genuine,
             n,
             max(0, math.ceil(size - n)),
-            strength_max * max(0.0, 1.0 - n / size),
+            strength_max * max(0.0, 1.0 - n / size) if size else 0.0,
         )
         for writer, genuine, n in _subsets(images)
     ]
@@ -114,7 +125,7 @@ def adaptive_augmentation(
     images: SignatureImages,
     *,
     mode: AugmentationMode,
-    target: Literal["max"] | float,
+    target: Target,
     strength_max: float,
     rng: np.random.Generator,
 ) -> SignatureImages:

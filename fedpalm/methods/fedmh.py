@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..data.adaptive_augmentation import adaptive_augmentation
+from ..data.adaptive_augmentation import Target, adaptive_augmentation
 from ..data.signatures import SignatureImages
 from ..errors import ConfigError
 from ..fedmh_settings import FedMHSettings
@@ -230,8 +230,8 @@ class FedMHSite:
         settings = self.settings
         rng = np.random.Generator(np.random.PCG64(self._seed(context, "batches")))
         views = adaptive_augmentation(
-            self._fit, mode=settings.augmentation, target=settings.augmentation_quantile,
-            strength_max=settings.augmentation_strength, rng=rng,
+            self._fit, mode=settings.augmentation, strength_max=settings.augmentation_strength, rng=rng,
+            target=Target(settings.augmentation_quantile, settings.augmentation_times),
         )  # fmt: skip
         return views, self._batches(context, rng, len(views.writers))
 

@@ -91,11 +91,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "resamples": 20,
         "training": SIGNATURE_TRAINING | {"local_epochs": 1},
     },
-    "quick": {"synthetic": {"writers": 24, "forged": 6}, "rounds": 6},
+    # Not seed 0: on its writers ``augmentation_times`` was chosen.
+    "quick": {"synthetic": {"writers": 24, "forged": 6}, "rounds": 4, "seeds": (1,)},
     "full": {
         "synthetic": {"writers": 60, "genuine": 20, "forged": 20},
         "rounds": 40,
-        "seeds": (0, 1, 2),
+        "seeds": (1, 2, 3),
         "resamples": 1000,
     },
 }

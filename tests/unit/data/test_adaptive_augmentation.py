@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpalm.data.adaptive_augmentation import (
+    Target,
     adaptive_augmentation,
     growth,
     redrawn,
@@ -24,7 +25,7 @@ from fedpalm.errors import DataError
 sizes_of_subsets = st.lists(
     st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=4
 ).filter(lambda sizes: any(map(any, sizes)))
-targets = st.one_of(st.just("max"), st.floats(0.0, 1.0))
+targets = st.builds(Target, st.floats(0.0, 1.0), st.sampled_from((0.0, 0.5, 1.0, 1.5, 2.0)))
 
 
 def _signature(seed: int) -> np.ndarray:
@@ -80,7 +81,7 @@ def test_every_subset_reaches_the_target_exactly_and_none_is_made_of_nothing(siz
     )
     size = target_size(images, target)
     present = [n for pair in sizes for n in pair if n]
-    assert size == (max(present) if target == "max" else np.quantile(present, target))
+    assert size == target.times * np.quantile(present, target.quantile)
     for writer, pair in enumerate(sizes):
         for genuine, n in zip((True, False), pair, strict=True):
             assert _count(more, writer, genuine) == (max(n, math.ceil(size)) if n else 0)
@@ -93,10 +94,24 @@ def test_strength_is_s_max_times_what_is_missing(sizes, target, strength):
     images = _images(sizes)
     size = target_size(images, target)
     for subset in growth(images, "adaptive", target, strength):
-        missing = max(0.0, 1.0 - subset.samples / size)
+        missing = max(0.0, 1.0 - subset.samples / size) if size else 0.0
         assert subset.strength == pytest.approx(strength * missing)
         assert subset.copies == max(0, math.ceil(size - subset.samples))
         assert 0.0 <= subset.strength <= strength
+
+
+def test_with_a_target_above_the_largest_subset_no_kind_is_told_by_having_copies():
+    """Else only the few forgeries would be changed ones, and to be changed would mean to be forged."""
+    images = _images([(6, 2), (6, 2)])
+    by_kind = {
+        times: {
+            one.genuine
+            for one in growth(images, "adaptive", Target(times=times), 1.0)
+            if one.copies
+        }
+        for times in (1.0, 2.0)
+    }
+    assert by_kind == {1.0: {False}, 2.0: {True, False}}
 
 
 @given(sizes=sizes_of_subsets, target=targets)
@@ -131,7 +146,7 @@ def test_a_copy_stays_what_its_original_is(monkeypatch):
     )
     for mode in ("uniform", "adaptive"):
         more = adaptive_augmentation(
-            marked, mode=mode, target="max", strength_max=1.0, rng=np.random.default_rng(1)
+            marked, mode=mode, target=Target(), strength_max=1.0, rng=np.random.default_rng(1)
         )
         assert len(more.images) > len(images.images)
         original = more.images[:, 0, 0, 0].astype(int)
@@ -147,7 +162,7 @@ def test_a_copy_stays_what_its_original_is(monkeypatch):
 def test_off_changes_nothing():
     images = _images([(4, 1), (2, 0)])
     same = adaptive_augmentation(
-        images, mode="off", target="max", strength_max=1.0, rng=np.random.default_rng(0)
+        images, mode="off", target=Target(), strength_max=1.0, rng=np.random.default_rng(0)
     )
     assert same is images
 
@@ -158,7 +173,7 @@ def test_the_same_generator_state_gives_the_same_copies_and_another_gives_others
     def drawn(seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
         return adaptive_augmentation(
-            images, mode="adaptive", target="max", strength_max=0.7, rng=rng
+            images, mode="adaptive", target=Target(), strength_max=0.7, rng=rng
         ).images
 
     np.testing.assert_array_equal(drawn(1), drawn(1))
@@ -214,10 +229,13 @@ def test_a_stronger_copy_is_further_from_its_original():
 @pytest.mark.parametrize(
     ("mode", "target", "strength"),
     [
-        ("more", "max", 0.5),
-        ("adaptive", 1.5, 0.5),
-        ("adaptive", -0.1, 0.5),
-        ("adaptive", "max", 1.1),
+        ("more", Target(), 0.5),
+        ("adaptive", Target(quantile=1.5), 0.5),
+        ("adaptive", Target(quantile=-0.1), 0.5),
+        ("adaptive", Target(times=-0.5), 0.5),
+        ("adaptive", Target(times=float("inf")), 0.5),
+        ("adaptive", Target(times=float("nan")), 0.5),
+        ("adaptive", Target(), 1.1),
     ],
 )
 def test_settings_out_of_range_are_refused(mode, target, strength):
