@@ -139,6 +139,10 @@ async def _amended(
     check_admitted(roster, admitted)
     if settings is None:
         rounds = before.draft.rounds - header.round
+        staying = {
+            site: own for site, own in before.draft.backbones.items() if site not in set(removed)
+        }
+        settings = before.draft.model_copy(update={"backbones": staying})
     else:
         rounds = settings.rounds - header.round - before.rounds_before
     if rounds < 1:
@@ -151,7 +155,7 @@ async def _amended(
         Plan,
         {
             **before.model_dump(),
-            "draft": {**(settings or before.draft).model_dump(), "rounds": rounds},
+            "draft": {**settings.model_dump(), "rounds": rounds},
             "roster": roster,
             "initial_model": header.model_hash.hex(),
             "continues": {

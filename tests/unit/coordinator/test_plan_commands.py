@@ -139,6 +139,32 @@ async def test_a_plan_with_backbones_is_for_the_sites_that_it_names_unless_other
 
 
 @in_loop
+async def test_a_site_that_is_removed_takes_its_backbone_out_of_the_plan_and_one_that_comes_has_to_name_it(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path / "home", A, B, C)
+    own = {A: "signet", B: "signet", C: "resnet"}
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(world.running())
+        conductor = hub.coordinator.conductor
+        without = {name: backbone for name, backbone in own.items() if name != C}
+        desk = Desk(world, tmp_path, rehearsal_plan(sites=2, rounds=3, backbones=without))
+        draft = desk.draft(3)
+        text = draft.read_text()
+        listed = "".join(f'{name} = "{backbone}"\n' for name, backbone in own.items())
+        draft.write_text(f"{text}[backbones]\n{listed}")
+        # No layout names a trunk of resnets, so C shares nothing but the projection.
+        run_id = (await desk.ask("plan", "submit", draft, "--model", desk.model))["run_id"]
+        fewer = await desk.ask("plan", "amend", run_id, "--remove", C)
+        assert conductor.plan(fewer["run_id"]).draft.backbones == without
+        assert fewer["roster"] == [A, B]
+        why = await desk.fail(ConfigError, "plan", "amend", fewer["run_id"], "--add", C)
+        assert f"backbones and roster differ in {C}" in why
+        back = await desk.ask("plan", "amend", fewer["run_id"], draft, "--add", C)
+        assert conductor.plan(back["run_id"]).draft.backbones == own
+
+
+@in_loop
 async def test_an_amended_run_goes_on_from_its_newest_model_with_another_roster(
     tmp_path: Path,
 ) -> None:
