@@ -120,6 +120,7 @@ class VerificationService(VerificationServicer):
                     target_fmr=one.target_fmr,
                     fmr_upper=one.fmr_interval[1],
                     calibrated_ms=one.calibrated_ms,
+                    against=one.against,
                 )
                 for one in thresholds
                 if one.model == model.hash

@@ -84,18 +84,20 @@ class DescribeVerifierRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class CalibratedMode(_message.Message):
-    __slots__ = ("mode", "threshold", "target_fmr", "fmr_upper", "calibrated_ms")
+    __slots__ = ("mode", "threshold", "target_fmr", "fmr_upper", "calibrated_ms", "against")
     MODE_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     TARGET_FMR_FIELD_NUMBER: _ClassVar[int]
     FMR_UPPER_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_MS_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_FIELD_NUMBER: _ClassVar[int]
     mode: str
     threshold: float
     target_fmr: float
     fmr_upper: float
     calibrated_ms: int
-    def __init__(self, mode: _Optional[str] = ..., threshold: _Optional[float] = ..., target_fmr: _Optional[float] = ..., fmr_upper: _Optional[float] = ..., calibrated_ms: _Optional[int] = ...) -> None: ...
+    against: str
+    def __init__(self, mode: _Optional[str] = ..., threshold: _Optional[float] = ..., target_fmr: _Optional[float] = ..., fmr_upper: _Optional[float] = ..., calibrated_ms: _Optional[int] = ..., against: _Optional[str] = ...) -> None: ...
 
 class DescribeVerifierReply(_message.Message):
     __slots__ = ("site", "run_id", "model_hash", "modes", "enrolment")

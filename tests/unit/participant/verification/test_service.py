@@ -106,7 +106,10 @@ async def test_an_application_verifies_and_identifies(ready: VerifyingSite, imag
             who = await connection.unary(call, request, deadline_s=DEADLINE_S)
             assert who.subject == "" and not who.HasField("score")
         about = await described(address, tls)
-        assert [one.mode for one in about.modes] == ["closed", "open"]
+        assert [(one.mode, one.against) for one in about.modes] == [
+            ("closed", "random"),
+            ("open", "random"),
+        ]
         assert (about.site, about.run_id, about.enrolment) == ("north", "toy-1", False)
     rows = ready.store.rows("SELECT kind, caller, outcome FROM verification_attempts ORDER BY seq")
     assert [tuple(row) for row in rows] == [
