@@ -9,7 +9,7 @@ from fedpalm.data.modality import Modality, modality_of
 from fedpalm.data.readers import SourceKind, open_source
 from fedpalm.data.records import ImageRecord, problems_error
 from fedpalm.data.signature_sets import SignatureSet, open_signatures
-from fedpalm.data.signature_splits import SignatureSplit, split_signatures
+from fedpalm.data.signature_splits import SignatureSplit, require_aside, split_signatures
 from fedpalm.data.signatures import Claimed, SignatureImages, SignatureRecord
 from fedpalm.data.splits import SiteSplit, Unit, split_site
 from fedpalm.data.trained_signatures import TrainedSignatures
@@ -93,6 +93,17 @@ def split_signature_records(
         DataError: as :func:`list_signatures`, or too few writers.
     """
     return split_signatures(list_signatures(data), data.split_seed, site, trained)
+
+
+def trainable_signatures(data: DataSettings, site: str) -> SignatureSplit:
+    """The split of a run that has not begun, if FedMH can train on it.
+
+    Raises:
+        ConfigError, DataError: as :func:`split_signature_records`, or no signature could be kept aside.
+    """
+    split = split_signature_records(data, site)
+    require_aside(split.train)
+    return split
 
 
 def training_images(data: DataSettings, site: str, unit: Unit) -> SiteImages:

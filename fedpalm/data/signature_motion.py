@@ -20,7 +20,7 @@ from scipy.special import erf
 
 Array = npt.NDArray[np.float64]
 
-MIN_STROKES, MAX_STROKES = 8, 20
+MIN_STROKES, MAX_STROKES = 10, 20
 STEP_S = 0.002
 _NEARLY_STRAIGHT = 1e-3
 
@@ -69,7 +69,7 @@ def draw_plan(rng: np.random.Generator) -> Plan:
     clockwise = -1.0 if rng.random() < 0.3 else 1.0
     capital = int(rng.integers(2, 5))
     flourish = int(rng.integers(0, 3))
-    letters = max(MIN_STROKES, int(rng.integers(10, MAX_STROKES + 1))) - capital - flourish
+    letters = int(rng.integers(MIN_STROKES, MAX_STROKES + 1)) - capital - flourish
     strokes: list[tuple[float, float, float, bool]] = []
     baseline = 0.0
 

@@ -169,6 +169,22 @@ def split_signatures(
     )
 
 
+def require_aside(train: Sequence[SignatureRecord]) -> None:
+    """Raises DataError: of no (writer, name) do two genuine signatures train, as FedMH needs."""
+    if not any(len(same) > 1 for same in by_claim([r for r in train if r.genuine]).values()):
+        raise nothing_aside()
+
+
+def nothing_aside() -> DataError:
+    return DataError(
+        "of no name do two genuine signatures train at this site, so none can be kept aside to judge a "
+        "received model by",
+        safe="nothing was trained or sent",
+        next_step="give one writer at least, better all, three genuine signatures of the same name: half "
+        "of them train, and of these a part is kept aside",
+    )
+
+
 def _halves(
     groups: Mapping[str, object], found: Found | None, seed: int, scope: str
 ) -> tuple[list[str], list[str]]:

@@ -100,7 +100,7 @@ class FedMHSite:
             images, self.settings.probe_share, derive_seed(draft.seed, site, 0, "probe")
         )
         self._fit = images.of(rows[0])
-        self._knows_forgeries = not self._fit.genuine.all()
+        self._judges_forgeries = not images.genuine[rows[1]].all()
         self._probe = LinearProbe(
             self.model, self.head, *(Signatures(images.of(one), self.model) for one in rows)
         )
@@ -114,7 +114,7 @@ class FedMHSite:
         torch.set_num_threads(self.training.threads)
         receipt = self.receipt(shared)
         self._judge(receipt.model)  # and with the model, the head that suits it
-        metrics = _receipt_metrics(receipt) | self._train(context)
+        metrics = self._receipt_metrics(receipt) | self._train(context)
         self._own, self._last = self._vector(), None
         delta = np.zeros_like(shared)
         for name, part in self._groups.items():
@@ -183,14 +183,14 @@ class FedMHSite:
             distances = {n: distance(own[at], aggregate[at]) for n, at in self._groups.items()}
             return Receipt(model, etas, distances, self._judge(own), self._judge(model))
         begin, detection = own.copy(), self._groups[_DETECTION]
-        if not self._knows_forgeries:
+        if not self._judges_forgeries:
             begin[detection] = aggregate[detection]
         found = receive(
             begin, aggregate, self._groups, self._judge,
             tolerance=self.settings.probe_tolerance,
             detection_weight=self.settings.detection_weight,
         )  # fmt: skip
-        if self._knows_forgeries:
+        if self._judges_forgeries:
             return found
         way = distance(own[detection], aggregate[detection])
         return found._replace(
@@ -253,13 +253,13 @@ class FedMHSite:
         torch.set_num_threads(self.training.threads)
         self._load(self.receipt(shared).model)
 
-
-def _receipt_metrics(receipt: Receipt) -> dict[str, float]:
-    found = {
-        "probe.user_before": receipt.before.user,
-        "probe.user_after": receipt.after.user,
-        "probe.forged_before": receipt.before.forged,
-        "probe.forged_after": receipt.after.forged,
-    }
-    found |= {f"eta.{name}": eta for name, eta in receipt.etas.items()}
-    return found | {f"distance.{name}": one for name, one in receipt.distances.items()}
+    def _receipt_metrics(self, receipt: Receipt) -> dict[str, float]:
+        found = {
+            "probe.user_before": receipt.before.user,
+            "probe.user_after": receipt.after.user,
+        }
+        if self._judges_forgeries:
+            found["probe.forged_before"] = receipt.before.forged
+            found["probe.forged_after"] = receipt.after.forged
+        found |= {f"eta.{name}": eta for name, eta in receipt.etas.items()}
+        return found | {f"distance.{name}": one for name, one in receipt.distances.items()}

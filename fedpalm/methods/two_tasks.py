@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.signature_splits import nothing_aside
 from ..data.signatures import SignatureImages
-from ..errors import DataError
 from ..models.arcface import ArcFace
 from ..models.signature import SignatureModel
 
@@ -105,7 +105,7 @@ def held_out(images: SignatureImages, share: float, seed: int) -> tuple[Rows, Ro
     Of two or more at least one is kept aside and at least one is left; a single one is trained on.
 
     Raises:
-        DataError: no (writer, name) has two genuine signatures, so nothing could judge what is received.
+        DataError: no (writer, name) has two genuine ones to train on, so none could be kept aside.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     aside = np.zeros(len(images.writers), dtype=np.bool_)
@@ -115,10 +115,5 @@ def held_out(images: SignatureImages, share: float, seed: int) -> tuple[Rows, Ro
             if len(rows) > 1:
                 aside[rng.permutation(rows)[: max(1, int(share * len(rows)))]] = True
     if not (aside & images.genuine).any():
-        raise DataError(
-            "no writer of this site has two genuine signatures: none can be kept aside to judge a "
-            "received model by",
-            safe="nothing was trained",
-            next_step="add signatures of the same writers",
-        )
+        raise nothing_aside()
     return np.flatnonzero(~aside), np.flatnonzero(aside)

@@ -181,9 +181,9 @@ def _signatures(data: DataSettings, site: str) -> dict[str, Any]:
     from fedpalm.data.signature_image import preflight_signatures as look
     from fedpalm.data.signatures import FORGERY_KINDS
 
-    from ..images import list_signatures, split_signature_records
+    from ..images import list_signatures, trainable_signatures
 
-    split, records = split_signature_records(data, site), list_signatures(data)
+    split, records = trainable_signatures(data, site), list_signatures(data)
     training = sum(record.genuine for record in split.train)
     return {
         "source": data.source,

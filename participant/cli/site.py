@@ -106,10 +106,10 @@ def settings_of(
 
 def look_at(data: DataSettings, site: str) -> None:
     """Fail now, not in round 1, if the images are not there. Pixels are looked at by ``preflight``."""
-    from ..images import list_palms, split_signature_records
+    from ..images import list_palms, trainable_signatures
 
     if data.modality == "signature":
-        split_signature_records(data, site)
+        trainable_signatures(data, site)
     else:
         list_palms(data)
 

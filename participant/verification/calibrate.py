@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpalm.canonical import domain_hash
-from fedpalm.data.signatures import ForgeryKind
+from fedpalm.data.signatures import FORGERY_KINDS, ForgeryKind
 from fedpalm.errors import ConfigError, DataError
 from fedpalm.evaluation.bootstrap import rate_intervals
 from fedpalm.evaluation.metrics import least_threshold, roc
@@ -187,7 +187,13 @@ def require_enough(
     what = _IN_WORDS[against].claims
     steps = [f"add {_IN_WORDS[against].missing} to the site's data"]
     fewest = min(few.values())
-    if fewest and (least := _up(_LEAST_ERRORS / fewest)) <= WEAK_FMR:
+    if not fewest:
+        steps += [
+            f"set it against claims that there are: --against {kind}"
+            for kind in FORGERY_KINDS
+            if all(pairs.claims(kind) >= needed for pairs in wanted)
+        ]
+    elif (least := _up(_LEAST_ERRORS / fewest)) <= WEAK_FMR:
         steps.append(f"ask for --fmr {least:g} at the least")
     steps += [f"set {mode} alone, which can: --mode {mode}" for mode in counts if mode not in few]
     raise DataError(

@@ -105,22 +105,30 @@ class StoredModel:
 
     def _trained(self) -> SettlingMethod:
         """The method as it trained, images included."""
+        try:
+            return cast(SettlingMethod, self._loaded(self._trained_on()))
+        except (ConfigError, DataError) as error:
+            raise type(error)(
+                f"what this site takes of the last model of run {self.run.run_id} is not settled yet, and "
+                f"the signatures that it trained on judge that: {error.what}",
+                safe="nothing was settled, and nothing is lost",
+                next_step=error.next_step,
+            ) from error
+
+    def _trained_on(self) -> SignatureImages:
         if self.config.data is None:
             raise ConfigError(
-                f"what this site takes of the last model of run {self.run.run_id} is not settled yet: its "
-                "own signatures judge that, and participant.toml has no [data]",
+                "participant.toml has no [data]",
                 next_step='name them there: [data] modality = "signature", source = "PATH"',
             )
         images = training_signatures(self.config.data, self.config.site, self.trained)
         trained = len(self.state[_WRITERS])
         if images.classes != trained:
             raise DataError(
-                f"{images.classes} writers train in the site's data, {trained} did in run "
-                f"{self.run.run_id}: they cannot judge its last model",
-                safe="nothing was settled",
+                f"{images.classes} writers train in the site's data, {trained} did in the run",
                 next_step="put the writers of that run back into the data folder, once",
             )
-        return cast(SettlingMethod, self._loaded(images))
+        return images
 
     def _loaded(self, images: SiteImages | SignatureImages) -> SiteMethod:
         from fedpalm.methods.site import build_site_method

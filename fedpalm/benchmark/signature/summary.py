@@ -123,10 +123,13 @@ def _rate(
 def _lowest(contenders: Mapping[str, Any]) -> dict[str, Any]:
     """By set: the method of lowest mean error, and where FedMH stands among the methods.
 
-    Ablations are no methods of their own.
+    Ablations are no methods of their own; a method that has not all the seeds of FedMH is left out.
     """
-    names = [name for name in HETEROGENEOUS if name in contenders]
-    if REFERENCE not in names or len(names) < 2:
+    if REFERENCE not in contenders:
+        return {}
+    seeds = contenders[REFERENCE]["seeds"]
+    names = [n for n in HETEROGENEOUS if n in contenders and contenders[n]["seeds"] == seeds]
+    if len(names) < 2:
         return {}
     found = {}
     for which, by_count in contenders[REFERENCE]["sets"].items():

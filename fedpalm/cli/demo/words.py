@@ -72,7 +72,7 @@ PALMS = Words(
 )
 
 SIGNATURES = Words(
-    labels={"fedmh": "FedMH", "fedavg": "FedAvg in families", "local": "No federation"},
+    labels={"fedmh": "FedMH", "fedavg": "FedAvg by group", "local": "No federation"},
     shared="models of their own, no shared signatures",
     drawn="synthetic signatures",
     owner=("writer", "writers"),
@@ -87,9 +87,9 @@ SIGNATURES = Words(
     alone="every site trained by itself. All are means over the sites, each with its own model, its own "
     "writers and its own threshold",
     compared={
-        "fedavg": "FedAvg within each family of backbones (averages replace what a site has, no "
-        "guidance, no augmentation)",
-        "local": "every site alone (nothing is taken from averages)",
+        "fedavg": "FedAvg of each group of parameters (trunks in families, the rest over all sites; "
+        "averages replace what a site has, no guidance, no augmentation)",
+        "local": "every site alone (guidance and augmentation as in FedMH, nothing is taken from averages)",
     },
     sample="What a site trains on here: synthetic signatures, a writer a row, genuine ones and then "
     "skilled forgeries. No signature of a person is in this report.",

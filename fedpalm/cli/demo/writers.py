@@ -9,7 +9,7 @@ from ...data.palms import cache_root
 from ...data.records import by_identity, order_key, seeded_order
 from ...data.signature_image import load_signatures, preflight_signatures
 from ...data.signature_sets import EXPECTED, open_signatures, signature_layout
-from ...data.signature_splits import SignatureSplit, split_signatures
+from ...data.signature_splits import SignatureSplit, require_aside, split_signatures
 from ...data.signatures import Claimed, SignatureImages, SignatureRecord, by_claim
 from ...data.splits import partition_sites, write_signature_list
 from ...data.synthetic_signatures import synthetic_signatures
@@ -35,6 +35,15 @@ def choose_writers(settings: DemoSettings) -> list[list[SignatureRecord]]:
         )
     records = capped(_signatures(settings.data), settings.images, settings.seed)
     writers = partition_sites(records, settings.sites, per_site, settings.seed)
+    for site, own in zip(settings.site_names, writers, strict=True):
+        split = split_signatures(own, SPLIT_SEED, site)
+        require_aside(split.train)
+        if not (split.closed.random and split.open.random):
+            raise DataError(
+                f"{settings.data}: at {site} everybody writes the same name, so nobody's own "
+                "signature could be given as somebody else's",
+                next_step="use a set in which writers have names of their own",
+            )
     preflight_signatures([record for site in writers for record in site])
     return writers
 

@@ -14,6 +14,7 @@ from fedpalm.data.signature_splits import (
     SignatureSplit,
     SignatureTrial,
     found_forgeries,
+    require_aside,
     split_signatures,
 )
 from fedpalm.data.signatures import SignatureRecord, by_claim
@@ -177,3 +178,11 @@ def test_claims_are_capped_by_writer_and_the_fewer_are_among_the_more():
 def test_too_few_writers_or_genuine_signatures_are_refused(records):
     with pytest.raises(DataError):
         split_signatures(records, 0, "a")
+
+
+def test_a_site_where_nothing_could_be_kept_aside_is_told_what_is_missing():
+    """Two genuine signatures are enough to be tried, of which one trains."""
+    require_aside(split_signatures(_source(genuine=3), 0, "north").train)
+    with pytest.raises(DataError, match="of no name do two genuine") as refused:
+        require_aside(split_signatures(_source(genuine=2), 0, "north").train)
+    assert "three genuine signatures" in refused.value.next_step

@@ -290,6 +290,18 @@ def test_a_site_without_forgeries_takes_the_detection_head_as_it_comes_and_gives
     assert receipt.model[task].tobytes() == (-shared[spans["task"]]).tobytes()
 
 
+def test_who_trains_on_forgeries_and_keeps_none_aside_judges_no_detection_head():
+    """Of one forgery a writer none is kept: a probe loss of 0 would call every head perfect."""
+    site = build("ebony", images=tiny_signatures(0, writers=2, genuine=8, forged=1))
+    shared = site.initial_vector()
+    metrics = site.train_round(RoundContext(1, 2), shared).metrics
+    again = site.train_round(RoundContext(2, 2), shared)
+    for found in (metrics, again.metrics):
+        assert found["eta.task"] == 1 and "probe.user_after" in found
+        assert not [name for name in found if name.startswith("probe.forged")]
+    assert again.metrics["distance.task"] > 0 and again.metrics["loss.forged"] > 0
+
+
 def test_the_two_probe_losses_are_those_of_a_plain_loop_with_the_head_that_was_fitted():
     site = build("ebony", images=tiny_signatures(3, writers=2, genuine=5, forged=3))
     images = tiny_signatures(4, writers=2, genuine=3, forged=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -119,11 +120,19 @@ def test_a_site_joins_with_signatures_by_one_option(signatures, tmp_path: Path):
     lines = Path(signatures.source).read_text().splitlines(keepends=True)
     few = tmp_path / "few.txt"
     few.write_text("".join(line for line in lines if "w0003" not in line))
+    pairs, seen = tmp_path / "pairs.txt", Counter[str]()
+    for line in lines:
+        writer, truth = line.split("\t")[1:3]
+        seen[writer] += truth.strip() == "genuine"
+        if truth.strip() == "genuine" and seen[writer] <= 2:
+            pairs.write_text((pairs.read_text() if pairs.exists() else "") + line)
     for more in (
         ("--modality", "signature", "--cap", "3"),
+        ("--modality", "signature", "--data", str(pairs)),
         ("--modality", "palm"),
         ("--modality", "signature", "--data", str(few)),
     ):
         refused = ask(tmp_path / "other", *more)
-        assert refused.exit_code and json.loads(refused.stdout)["error"]["what"]
+        assert refused.exit_code and (what := json.loads(refused.stdout)["error"]["what"])
+        assert (str(pairs) in more) == ("of no name do two genuine signatures train" in what)
         assert not (tmp_path / "other").exists()

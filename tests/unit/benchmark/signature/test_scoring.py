@@ -81,3 +81,17 @@ def test_who_is_lowest_is_what_the_figures_say(gaps, said):
     gap = against["random"]["eer"]["against"]
     assert np.sign(gap["mean"]) == np.sign(gaps["fedmh"] - gaps["local"])
     assert gap["interval"][0] <= gap["mean"] <= gap["interval"][1]
+
+
+def test_a_method_that_lacks_a_seed_is_not_ranked_and_breaks_no_table():
+    results = [result("fedmh", 1.0), result("fedmh", 1.0, 1), result("local", 3.0, 1)]
+    results += [result("fml", 9.0), result("fedproto", 2.0), result("fedproto", 2.0, 1)]
+    summary = summarise(results, [])
+    assert "number 2 of 2 methods" in markdown(summary)
+    assert summary["trained_on"]["synthetic"]["lowest"]["open"]["rival"] == "fedproto"
+    assert (
+        summarise([result("fedmh", 1.0), result("fml", 9.0, 1)], [])["trained_on"]["synthetic"][
+            "lowest"
+        ]
+        == {}
+    )

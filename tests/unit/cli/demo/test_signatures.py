@@ -202,6 +202,16 @@ def test_the_demo_looks_at_the_split_that_its_sites_make(tmp_path: Path):
         seen |= writers
 
 
+def test_a_set_of_one_name_alone_is_refused_before_anything_trains(tmp_path: Path):
+    made = [replace(one, text="the same") for one in records(tmp_path, 12, 1, 4)]
+    write_signature_list(made, tmp_path / "list.txt")
+    settings = MIXED.model_copy(
+        update={"sites": 3, "identities": 2, "images": 4, "data": str(tmp_path / "list.txt")}
+    )
+    with pytest.raises(DataError, match="everybody writes the same name"):
+        choose_writers(settings)
+
+
 @pytest.mark.parametrize("kind", ["skilled", "simple", ""])
 def test_a_newcomer_is_claimed_by_themselves_by_another_and_by_a_forger(tmp_path: Path, kind: str):
     made = records(tmp_path, 6, 2 if kind == "simple" else 1, 4)
@@ -256,7 +266,7 @@ def test_page_and_terminal_speak_of_signatures_and_never_of_palms(shown: tuple[s
     for text in shown:
         for word in (r"\bpalms?\b", r"\bhand\b", r"\bexperts?\b", r"\btextural\b"):
             assert not re.search(word, text, re.IGNORECASE), word
-        assert "FedMH" in text and "FedAvg in families" in text
+        assert "FedMH" in text and "FedAvg by group" in text
 
 
 def test_every_rate_is_shown_by_kind_of_forgery_with_its_interval(shown: tuple[str, str]):
@@ -307,12 +317,12 @@ def test_the_finding_names_every_kind_and_claims_nothing_inside_an_interval():
         in said
     )
     assert "does not show that training together pays" in said
-    assert "Against skilled forgeries it is 22.3 % (FedAvg in families 23.4 %, No feder" in said
-    assert "; its interval overlaps that of FedAvg in families and that of No federation." in said
+    assert "Against skilled forgeries it is 22.3 % (FedAvg by group 23.4 %, No feder" in said
+    assert "; its interval overlaps that of FedAvg by group and that of No federation." in said
     clear = {"fedmh": 0.1, "fedavg": 0.11, "local": 0.3}
     simple = finding(canned_signatures({**EERS, "simple": clear})).replace("\u00a0", " ")
     assert "Against simple forgeries it is 10.0 %" in simple
-    assert simple.endswith("; its interval overlaps that of FedAvg in families.")
+    assert simple.endswith("; its interval overlaps that of FedAvg by group.")
 
 
 def test_three_claims_are_told_as_they_went(shown: tuple[str, str]):

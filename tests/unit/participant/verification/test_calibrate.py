@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedpalm.errors import ConfigError, DataError, NotCalibratedError
-from participant.verification.calibrate import _key, development_pairs
+from participant.verification.calibrate import (
+    DevelopmentPairs,
+    _key,
+    development_pairs,
+    require_enough,
+)
+from participant.verification.sensor import Sample
 from participant.verification.thresholds import Threshold
 from participant.verification.verifier import Verifier
 from tests.support.verification import VerifyingSite, palm
@@ -147,3 +154,20 @@ def test_two_signatures_never_share_a_key_however_they_are_named():
     pairs = [("a/b", "c"), ("a", "b/c"), ("a/b/c", ""), ("a", ""), ("", "a")]
     assert len({_key(0, *pair) for pair in pairs}) == len(pairs)
     assert _key(0, "a", "b") != _key(1, "a", "b")
+
+
+def test_where_nobody_could_claim_a_kind_the_kinds_that_can_be_claimed_are_named():
+    """Everybody has the same name, so whoever claims to be somebody else forges simply."""
+
+    def samples(count: int) -> tuple[Sample, ...]:
+        return tuple(
+            Sample(Path(f"{who}-{at}.png"), f"writer {who}", "the same")
+            for who in range(6)
+            for at in range(count)
+        )
+
+    pairs = DevelopmentPairs("open", samples(1), samples(2))
+    with pytest.raises(DataError, match="from 0 comparisons") as refused:
+        require_enough([pairs], 0.1, "random", safe="")
+    assert "--against simple" in refused.value.next_step
+    assert "--against skilled" not in refused.value.next_step

@@ -310,14 +310,19 @@ def test_a_model_that_cannot_be_settled_says_what_is_missing(signed: Signed, tmp
     without = replace(stored, config=site.config.model_copy(update={"data": None}))
     with pytest.raises(ConfigError, match=r"not settled yet.*no \[data\]"):
         without.build(site.store)
+    gone = site.config.data.model_copy(update={"source": str(tmp_path / "gone")})
+    with pytest.raises(DataError, match=r"not settled yet.*no such file"):
+        replace(stored, config=site.config.model_copy(update={"data": gone})).build(site.store)
     palms = DataSettings(source=str(tmp_path), modality="palm")
-    with pytest.raises(ConfigError, match="names palms"):
+    with pytest.raises(ConfigError, match=r"not settled yet.*names palms"):
         replace(stored, config=site.config.model_copy(update={"data": palms})).build(site.store)
     fewer = tmp_path / "fewer.txt"
     lines = Path(site.config.data.source).read_text().splitlines()
     fewer.write_text("\n".join(lines[: 8 * 6]))
     data = site.config.data.model_copy(update={"source": str(fewer)})
-    with pytest.raises(DataError, match="signatures that this run trains on") as refused:
+    with pytest.raises(
+        DataError, match=r"not settled yet.*signatures that this run trains on"
+    ) as refused:
         replace(stored, config=site.config.model_copy(update={"data": data})).build(site.store)
     assert "put them back" in refused.value.next_step
 
