@@ -102,7 +102,7 @@ def trainable_signatures(data: DataSettings, site: str) -> SignatureSplit:
         ConfigError, DataError: as :func:`split_signature_records`, or no signature could be kept aside.
     """
     split = split_signature_records(data, site)
-    require_aside(split.train)
+    require_aside(split.train, site)
     return split
 
 

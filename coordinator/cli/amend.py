@@ -10,6 +10,7 @@ import numpy as np
 
 from fedpalm.cli.console import command_errors, emit, home_option, json_option
 from fedpalm.errors import ConfigError, NotFoundError, StateError
+from fedpalm.groups import TRUNK
 from fedpalm.layout import FloatVector
 from fedpalm.plan import Plan, PlanDraft
 from fedpalm.settings import load_toml, parse_settings
@@ -150,6 +151,14 @@ async def _amended(
             f"run {run_id} has committed round {header.round}: no round is left to do",
             safe="nothing was changed",
             next_step="give a DRAFT with more rounds",
+        )
+    trunks = {name.removeprefix(TRUNK) for name in before.groups if name.startswith(TRUNK)}
+    if gone := sorted(trunks - set(settings.backbones.values())):
+        raise ConfigError(
+            f"the model of run {run_id} holds a trunk of {', '.join(gone)}, and no site of the new roster "
+            "has that backbone",
+            safe="nothing was changed",
+            next_step="keep such a site, or begin anew without that trunk: fedpalm-coordinator plan submit",
         )
     bound = parse_settings(
         Plan,

@@ -47,8 +47,8 @@ Image32 = npt.NDArray[np.float32]
 class Target(NamedTuple):
     """T: ``times`` (>= 0) the ``quantile`` (0..1) of the sizes of a site's subsets; 1 is the largest."""
 
-    quantile: float = 1.0
-    times: float = 1.0
+    quantile: float
+    times: float
 
 
 @dataclass(frozen=True)

@@ -169,19 +169,19 @@ def split_signatures(
     )
 
 
-def require_aside(train: Sequence[SignatureRecord]) -> None:
+def require_aside(train: Sequence[SignatureRecord], site: str) -> None:
     """Raises DataError: of no (writer, name) do two genuine signatures train, as FedMH needs."""
     if not any(len(same) > 1 for same in by_claim([r for r in train if r.genuine]).values()):
-        raise nothing_aside()
+        raise nothing_aside(f"site {site}")
 
 
-def nothing_aside() -> DataError:
+def nothing_aside(where: str) -> DataError:
     return DataError(
-        "of no name do two genuine signatures train at this site, so none can be kept aside to judge a "
+        f"{where}: of no name do two genuine signatures train, so none can be kept aside to judge a "
         "received model by",
         safe="nothing was trained or sent",
-        next_step="give one writer at least, better all, three genuine signatures of the same name: half "
-        "of them train, and of these a part is kept aside",
+        next_step="give every writer three genuine signatures of the same name: half of the writers train, "
+        "with half of their signatures, and of these a part is kept aside",
     )
 
 

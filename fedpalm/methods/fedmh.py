@@ -5,8 +5,9 @@ Signature Verification" (OpenReview, 2025); what it leaves open is our reading, 
 
 A round at a site: go towards the shared groups that it has as far as both probe losses allow
 (:mod:`.pareto`); fill small subsets with augmented copies; train both tasks, guided where they oppose each
-other (:mod:`.guided`); give n_i (w_i - w) of its groups and zeros elsewhere. A site without forgeries to
-train on can neither judge nor train the detection head: it takes that as it comes, and gives zeros there.
+other (:mod:`.guided`); give n_i (w_i - w) of its groups and zeros elsewhere. A site that keeps no
+forgery aside cannot judge the detection head: it takes that as it comes. Without any to train on, it gives
+zeros there.
 
 Shared: the trunk, with the sites that have the same one, if the layout names it; projection and detection
 head, with all. Stays at the site: the head of writers, and how far it went towards what it received. The
@@ -100,12 +101,18 @@ class FedMHSite:
             images, self.settings.probe_share, derive_seed(draft.seed, site, 0, "probe")
         )
         self._fit = images.of(rows[0])
-        self._judges_forgeries = not images.genuine[rows[1]].all()
+        self.judges_forgeries = not images.genuine[rows[1]].all()
         self._probe = LinearProbe(
             self.model, self.head, *(Signatures(images.of(one), self.model) for one in rows)
         )
         self._own: FloatVector | None = None
         self._last: tuple[bytes, Receipt] | None = None
+
+    @property
+    def judged_groups(self) -> frozenset[str]:
+        """The groups that the search on receipt is over."""
+        blind = () if self.judges_forgeries else (_DETECTION,)
+        return frozenset(self._groups).difference(blind)
 
     def initial_vector(self) -> FloatVector:
         return self._initial.copy()
@@ -183,19 +190,30 @@ class FedMHSite:
             distances = {n: distance(own[at], aggregate[at]) for n, at in self._groups.items()}
             return Receipt(model, etas, distances, self._judge(own), self._judge(model))
         begin, detection = own.copy(), self._groups[_DETECTION]
-        if not self._judges_forgeries:
+        if not self.judges_forgeries:
             begin[detection] = aggregate[detection]
         found = receive(
             begin, aggregate, self._groups, self._judge,
             tolerance=self.settings.probe_tolerance,
             detection_weight=self.settings.detection_weight,
         )  # fmt: skip
-        if self._judges_forgeries:
+        if self.judges_forgeries:
             return found
         way = distance(own[detection], aggregate[detection])
         return found._replace(
             etas=found.etas | {_DETECTION: 1.0}, distances=found.distances | {_DETECTION: way}
         )
+
+    def _receipt_metrics(self, receipt: Receipt) -> dict[str, float]:
+        found = {
+            "probe.user_before": receipt.before.user,
+            "probe.user_after": receipt.after.user,
+        }
+        if self.judges_forgeries:
+            found["probe.forged_before"] = receipt.before.forged
+            found["probe.forged_after"] = receipt.after.forged
+        found |= {f"eta.{name}": eta for name, eta in receipt.etas.items()}
+        return found | {f"distance.{name}": one for name, one in receipt.distances.items()}
 
     def _judge(self, vector: FloatVector) -> ProbeLosses:
         """Both probe losses of an own (P_own,) model, which is loaded, and the head fitted to it."""
@@ -219,8 +237,7 @@ class FedMHSite:
         signatures = Signatures(views, self.model)
         steps = GuidedSteps(self.model, self.head, self.training.learning_rate, self.settings)
         for rows, keep in batches:
-            embeddings = self.model(signatures.inputs(rows))
-            steps.take(outputs_of(self.model, self.head, signatures, rows, embeddings, keep).losses)
+            steps.take(outputs_of(self.model, self.head, signatures, rows, keep).losses)
         return steps.metrics() | {
             "augmentation.copies": float(signatures.size - len(self._fit.writers))
         }
@@ -252,14 +269,3 @@ class FedMHSite:
     def _load_received(self, shared: FloatVector) -> None:
         torch.set_num_threads(self.training.threads)
         self._load(self.receipt(shared).model)
-
-    def _receipt_metrics(self, receipt: Receipt) -> dict[str, float]:
-        found = {
-            "probe.user_before": receipt.before.user,
-            "probe.user_after": receipt.after.user,
-        }
-        if self._judges_forgeries:
-            found["probe.forged_before"] = receipt.before.forged
-            found["probe.forged_after"] = receipt.after.forged
-        found |= {f"eta.{name}": eta for name, eta in receipt.etas.items()}
-        return found | {f"distance.{name}": one for name, one in receipt.distances.items()}

@@ -49,7 +49,7 @@ class LinearProbe:
         fit_head(self._head, fit, self._fit.writers[self._rows])
         with torch.no_grad():
             rows = torch.arange(self._aside.size)
-            losses = outputs_of(self._model, self._head, self._aside, rows, aside).losses
+            losses = outputs_of(self._model, self._head, self._aside, rows, embeddings=aside).losses
         return ProbeLosses(*(0.0 if one is None else one.item() for one in losses))
 
     def _features(self) -> tuple[Tensor, Tensor]:

@@ -31,12 +31,12 @@ class TaskLosses(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Of n signatures, g of them genuine: (n, D) ``embeddings``, (g, C) logits of the head of writers, (n,)
-    logits of the detection head, and both losses."""
+    """Of n signatures, g of them genuine: (n, D) ``embeddings``, (g, C) logits of the head of ``writers``,
+    (n,) of ``detection``, and both losses."""
 
     embeddings: Tensor
     writers: Tensor
-    genuine: Tensor
+    detection: Tensor
     losses: TaskLosses
 
 
@@ -76,14 +76,18 @@ def outputs_of(
     head: ArcFace,
     signatures: Signatures,
     rows: Tensor,
-    embeddings: Tensor,
     keep: Tensor | None = None,
+    *,
+    embeddings: Tensor | None = None,
 ) -> Outputs:
-    """What both tasks make of the (n, D) embeddings of the signatures at (n,) rows.
+    """What both tasks make of the signatures at (n,) rows.
 
     Args:
         keep: (n, D) factors of dropout before the writers' head.
+        embeddings: (n, D) of these signatures; left out, the model makes them.
     """
+    if embeddings is None:
+        embeddings = model(signatures.inputs(rows))
     real = signatures.genuine[rows]
     of_writers = embeddings[real] if keep is None else (embeddings * keep)[real]
     logits = model.task(embeddings)
@@ -115,5 +119,5 @@ def held_out(images: SignatureImages, share: float, seed: int) -> tuple[Rows, Ro
             if len(rows) > 1:
                 aside[rng.permutation(rows)[: max(1, int(share * len(rows)))]] = True
     if not (aside & images.genuine).any():
-        raise nothing_aside()
+        raise nothing_aside("this site")
     return np.flatnonzero(~aside), np.flatnonzero(aside)

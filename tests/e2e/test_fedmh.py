@@ -63,7 +63,7 @@ def run(federation: Callable[..., RealFederation], tmp_path: Path) -> RealFedera
     made = federation("signatures", *BACKBONES)
     made.found()
     made.serve()
-    drawn = synthetic_signatures(tmp_path / "drawn", 6, 4, 4, 2, seed=3)
+    drawn = synthetic_signatures(tmp_path / "drawn", 6, 4, 4, 3, seed=3)
     options: dict[str, Sequence[str | Path]] = {}
     for (site, backbone), records in zip(BACKBONES.items(), drawn, strict=True):
         images = tmp_path / f"{site}.txt"

@@ -19,7 +19,7 @@ from ...settings import Settings, parse_settings
 from ..jobs.choices import Seeds, among
 from .contenders import CONTENDERS, Contender
 
-BENCHMARK_VERSION = 2
+BENCHMARK_VERSION = 1
 """Raised whenever the same job would give another result; it is part of every job's hash."""
 
 Preset = Literal["smoke", "quick", "full"]
@@ -85,7 +85,7 @@ class BenchConfig(Settings):
 # Not seed 0: on its writers ``augmentation_times`` was chosen.
 _PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
-        "synthetic": {"writers": 4, "genuine": 4, "forged": 2},
+        "synthetic": {"writers": 4, "genuine": 4, "forged": 3},
         "real": {"writers": 4},
         "rounds": 2,
         "references": (1, 2),

@@ -100,7 +100,7 @@ def mutual_losses(mine: Outputs, other: Outputs) -> TaskLosses:
         user = TASK_SHARE * user + (1 - TASK_SHARE) * _divergence(*logs)
     if forged is not None:
         logs = [
-            torch.stack([F.logsigmoid(one.genuine), F.logsigmoid(-one.genuine)], dim=1)
+            torch.stack([F.logsigmoid(one.detection), F.logsigmoid(-one.detection)], dim=1)
             for one in (mine, other)
         ]
         forged = TASK_SHARE * forged + (1 - TASK_SHARE) * _divergence(*logs)

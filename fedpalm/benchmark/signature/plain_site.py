@@ -31,8 +31,7 @@ class Learner:
 
     def outputs(self, rows: Tensor, keep: Tensor) -> Outputs:
         """As :func:`~fedpalm.methods.two_tasks.outputs_of`, of this model."""
-        embeddings = self.model(self.signatures.inputs(rows))
-        return outputs_of(self.model, self.head, self.signatures, rows, embeddings, keep)
+        return outputs_of(self.model, self.head, self.signatures, rows, keep)
 
 
 class PlainSite(FedMHSite, ABC):

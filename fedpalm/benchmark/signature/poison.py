@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,7 +12,6 @@ from ...evaluation.signatures import error_rates, judged
 from ...layout import FloatVector
 from ...methods.base import SiteMethod
 from ...methods.fedmh import FedMHSite
-from ...methods.pareto import Receipt
 from ...plan import Plan
 from .data import Claims
 from .scoring import score_sets, shown
@@ -44,7 +43,7 @@ def poison_figures(
     ``before``: rates of the sites' own models, which received nothing since they trained, by kind of
     forgery, means over the sites; ``after`` likewise. ``probe``: means of both losses on what the sites
     keep aside. ``refused_groups``: the share of which nothing was taken; ``refused_sites``: of the sites
-    that took nothing at all.
+    that took nothing at all, of what they can judge.
     """
     searching = {name: one for name, one in sites.items() if isinstance(one, FedMHSite)}
     twins = {
@@ -58,8 +57,7 @@ def poison_figures(
     for kind in get_args(Aggregate):
         values = poisoned(shared, kind, plan.draft.seed)
         found["aggregates"][kind] = {
-            which: _receipts([one.receipt(values) for one in group.values()])
-            | {"after": _errors(group, values, claims)}
+            which: _receipts(group.values(), values) | {"after": _errors(group, values, claims)}
             for which, group in (("searched", searching), ("taken", twins["replace"]))
         }
     return found
@@ -75,20 +73,25 @@ def _twin(plan: Plan, site: FedMHSite, images: SignatureImages, receipt: str) ->
     return twin
 
 
-def _receipts(receipts: list[Receipt]) -> dict[str, Any]:
-    refused = [[eta == 0 for eta in one.etas.values()] for one in receipts]
+def _receipts(sites: Collection[FedMHSite], shared: FloatVector) -> dict[str, Any]:
+    """Of the groups and losses that a site can judge: without forgeries aside, neither of detection."""
+    receipts = [(one, one.receipt(shared)) for one in sites]
+    refused = [
+        [eta == 0 for name, eta in received.etas.items() if name in one.judged_groups]
+        for one, received in receipts
+    ]
+    seeing = [received for one, received in receipts if one.judges_forgeries]
+    judges = {"user": [received for _, received in receipts], "forged": seeing}
     return {
         "refused_groups": float(np.mean(np.concatenate(refused))),
         "refused_sites": float(np.mean([all(one) for one in refused])),
         "probe": {
             when: {
-                task: float(np.mean([getattr(losses, task) for losses in every]))
-                for task in ("user", "forged")
+                task: float(np.mean([getattr(getattr(one, when), task) for one in every]))
+                for task, every in judges.items()
+                if every
             }
-            for when, every in (
-                ("before", [one.before for one in receipts]),
-                ("after", [one.after for one in receipts]),
-            )
+            for when in ("before", "after")
         },
     }
 

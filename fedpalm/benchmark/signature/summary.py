@@ -123,7 +123,7 @@ def _rate(
 def _lowest(contenders: Mapping[str, Any]) -> dict[str, Any]:
     """By set: the method of lowest mean error, and where FedMH stands among the methods.
 
-    Ablations are no methods of their own; a method that has not all the seeds of FedMH is left out.
+    Ablations are no methods of their own; a method with other seeds than FedMH is in ``unranked``.
     """
     if REFERENCE not in contenders:
         return {}
@@ -141,6 +141,7 @@ def _lowest(contenders: Mapping[str, Any]) -> dict[str, Any]:
         best = order[0]
         rival = next(name for name in order if name != REFERENCE)
         found[which] = {
+            "unranked": [n for n in HETEROGENEOUS if n in contenders and n not in names],
             "lowest": [name for name in names if rates[name] == rates[best]],
             "place": 1 + sum(rate < rates[REFERENCE] for rate in rates.values()),
             "of": len(names),

@@ -85,10 +85,12 @@ def _verdicts(lowest: Mapping[str, Any], names: Mapping[str, str]) -> str:
             place = f"FedMH has **not** the lowest mean error, it is number {one['place']}"
             next_best = "lowest"
         doubt = "; the interval holds 0, so it may be chance" if low <= 0 <= high else ""
+        left_out = ", ".join(CONTENDERS[name].label for name in one["unranked"])
+        unranked = f" Not ranked, having other seeds: {left_out}." if left_out else ""
         lines.append(
             f"- {_title(which, names)}: {place} of {one['of']} methods, {percent(one['fedmh'])}; "
             f"{next_best} is {rival} with {percent(one['rival_eer'])}, {signed(against['mean'])} "
-            f"{signed_range(against['interval'])} against FedMH{doubt}."
+            f"{signed_range(against['interval'])} against FedMH{doubt}.{unranked}"
         )
     return "\n".join(lines)
 
@@ -159,13 +161,14 @@ def _poison(found: Mapping[str, Any] | None) -> str:
                     ),
                     *(
                         f"{probe['before'][task]:.2f} -> {probe['after'][task]:.2f}"
-                        for task in ("user", "forged")
+                        for task in probe["before"]
                     ),
                 ]
             )
+    told = {"user": "probe loss, writers", "forged": "probe loss, forgeries"}
     head = [
         "", "sites that refuse all, %", "groups refused, %", *(f"EER, {kind}" for kind in before),
-        "probe loss, writers", "probe loss, forgeries",
+        *(told[task] for task in found["aggregates"]["honest"]["taken"]["probe"]["before"]),
     ]  # fmt: skip
     return "### Poisoned aggregates at trained FedMH sites, open writers\n\n" + grid(head, rows)
 

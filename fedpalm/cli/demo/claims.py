@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -86,14 +87,20 @@ def rounds_of(metrics: Mapping[str, Mapping[str, float | None]]) -> list[SiteRou
 
 
 def learning(sites: Sequence[Sequence[SiteRound]]) -> tuple[LearningPoint, ...]:
-    """Mean over sites of both probe losses, in rounds of which every site has both."""
-    by_round: dict[int, list[tuple[float, float]]] = {}
-    for one in (one for rounds in sites for one in rounds):
-        if one.user_loss is not None and one.forged_loss is not None:
-            by_round.setdefault(one.round, []).append((one.user_loss, one.forged_loss))
+    """Means of both probe losses in rounds that every site tells; detection's of those who can judge it."""
+    by_round: dict[int, list[SiteRound]] = {}
+    for one in (one for rounds in sites for one in rounds if one.user_loss is not None):
+        by_round.setdefault(one.round, []).append(one)
     points = []
-    for number, losses in sorted(by_round.items()):
-        if len(losses) == len(sites):
-            user, forged = np.mean(losses, axis=0)
-            points.append(LearningPoint(round=number, user=float(user), forged=float(forged)))
+    for number, told in sorted(by_round.items()):
+        if len(told) == len(sites):
+            user = [one.user_loss for one in told if one.user_loss is not None]
+            forged = [one.forged_loss for one in told if one.forged_loss is not None]
+            points.append(
+                LearningPoint(
+                    round=number,
+                    user=statistics.fmean(user),
+                    forged=statistics.fmean(forged) if forged else None,
+                )
+            )
     return tuple(points)

@@ -39,7 +39,8 @@ class LearningPoint(Settings):
 
     round: int
     user: float
-    forged: float
+    forged: float | None
+    """None: no site keeps a forgery aside."""
 
 
 class SiteRound(Settings):

@@ -103,7 +103,7 @@ def _learning(report: Report, plots: Mapping[str, str]) -> str:
         "<section>\n<h2>While it trained</h2>\n"
         "<p>Some of every site\u2019s training signatures are kept aside to judge what it receives, the "
         "same ones for every method. After each round\u2019s receipt, before training, the mean over sites "
-        "of both tasks\u2019 losses on them:</p>\n"
+        "of both tasks\u2019 losses on them (of detection, those that keep forgeries aside):</p>\n"
         f'<div class="pair wide"><figure>{plots["writers"]}<figcaption>Telling writers (ArcFace '
         f"cross-entropy, nats).</figcaption></figure><figure>{plots['forgeries']}<figcaption>Telling "
         "forgeries from genuine ones (balanced binary cross-entropy, nats).</figcaption></figure></div>\n"

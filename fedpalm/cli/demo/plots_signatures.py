@@ -52,12 +52,19 @@ def _draw_rates(report: Report, axes: Axes) -> None:
 
 def _draw_losses(task: Literal["user", "forged"], report: Report, axes: Axes) -> None:
     labels = words_of(report.settings).labels
-    for name in report.contenders:
-        points = report.open_set.learning.get(name, ())
+    told = {
+        name: [
+            (point.round, loss)
+            for point in report.open_set.learning.get(name, ())
+            if (loss := getattr(point, task)) is not None
+        ]
+        for name in report.contenders
+    }
+    for name, points in told.items():
         color, dash = STYLES[name]
         axes.plot(
-            [point.round for point in points],
-            [getattr(point, task) for point in points],
+            [number for number, _ in points],
+            [loss for _, loss in points],
             color=color,
             linestyle=dash,
             marker="o",
@@ -69,6 +76,9 @@ def _draw_losses(task: Literal["user", "forged"], report: Report, axes: Axes) ->
     axes.set_xlabel("Round")
     axes.set_ylabel("Held-out loss: " + ("writers" if task == "user" else "forgeries"))
     axes.grid(visible=True, axis="y")
+    if not any(told.values()):
+        axes.text(0.5, 0.5, "no site keeps a forgery aside", ha="center", transform=axes.transAxes)
+        return
     axes.legend(loc="best", handlelength=2.6)
 
 

@@ -37,12 +37,15 @@ def choose_writers(settings: DemoSettings) -> list[list[SignatureRecord]]:
     writers = partition_sites(records, settings.sites, per_site, settings.seed)
     for site, own in zip(settings.site_names, writers, strict=True):
         split = split_signatures(own, SPLIT_SEED, site)
-        require_aside(split.train)
+        require_aside(split.train, site)
         if not (split.closed.random and split.open.random):
             raise DataError(
-                f"{settings.data}: at {site} everybody writes the same name, so nobody's own "
-                "signature could be given as somebody else's",
-                next_step="use a set in which writers have names of their own",
+                f"{settings.data}: with {settings.images} signatures a writer, those who train at {site}, "
+                "or those who do not, all write the same name: nobody's own signature can be given as "
+                "somebody else's",
+                safe="nothing was trained or sent",
+                next_step="use more --images, so that each writer has several names, or a set in which "
+                "writers have names of their own",
             )
     preflight_signatures([record for site in writers for record in site])
     return writers

@@ -160,6 +160,10 @@ async def test_a_site_that_is_removed_takes_its_backbone_out_of_the_plan_and_one
         assert fewer["roster"] == [A, B]
         why = await desk.fail(ConfigError, "plan", "amend", fewer["run_id"], "--add", C)
         assert f"backbones and roster differ in {C}" in why
+        resnets = desk.folder / "resnets.toml"
+        resnets.write_text(draft.read_text().replace("signet", "resnet"))
+        why = await desk.fail(ConfigError, "plan", "amend", fewer["run_id"], resnets, "--add", C)
+        assert "holds a trunk of signet, and no site of the new roster" in why
         back = await desk.ask("plan", "amend", fewer["run_id"], draft, "--add", C)
         assert conductor.plan(back["run_id"]).draft.backbones == own
 

@@ -105,9 +105,7 @@ def test_with_a_target_above_the_largest_subset_no_kind_is_told_by_having_copies
     images = _images([(6, 2), (6, 2)])
     by_kind = {
         times: {
-            one.genuine
-            for one in growth(images, "adaptive", Target(times=times), 1.0)
-            if one.copies
+            one.genuine for one in growth(images, "adaptive", Target(1.0, times), 1.0) if one.copies
         }
         for times in (1.0, 2.0)
     }
@@ -146,7 +144,11 @@ def test_a_copy_stays_what_its_original_is(monkeypatch):
     )
     for mode in ("uniform", "adaptive"):
         more = adaptive_augmentation(
-            marked, mode=mode, target=Target(), strength_max=1.0, rng=np.random.default_rng(1)
+            marked,
+            mode=mode,
+            target=Target(1.0, 2.0),
+            strength_max=1.0,
+            rng=np.random.default_rng(1),
         )
         assert len(more.images) > len(images.images)
         original = more.images[:, 0, 0, 0].astype(int)
@@ -162,7 +164,7 @@ def test_a_copy_stays_what_its_original_is(monkeypatch):
 def test_off_changes_nothing():
     images = _images([(4, 1), (2, 0)])
     same = adaptive_augmentation(
-        images, mode="off", target=Target(), strength_max=1.0, rng=np.random.default_rng(0)
+        images, mode="off", target=Target(1.0, 2.0), strength_max=1.0, rng=np.random.default_rng(0)
     )
     assert same is images
 
@@ -173,7 +175,7 @@ def test_the_same_generator_state_gives_the_same_copies_and_another_gives_others
     def drawn(seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
         return adaptive_augmentation(
-            images, mode="adaptive", target=Target(), strength_max=0.7, rng=rng
+            images, mode="adaptive", target=Target(1.0, 2.0), strength_max=0.7, rng=rng
         ).images
 
     np.testing.assert_array_equal(drawn(1), drawn(1))
@@ -229,13 +231,13 @@ def test_a_stronger_copy_is_further_from_its_original():
 @pytest.mark.parametrize(
     ("mode", "target", "strength"),
     [
-        ("more", Target(), 0.5),
-        ("adaptive", Target(quantile=1.5), 0.5),
-        ("adaptive", Target(quantile=-0.1), 0.5),
-        ("adaptive", Target(times=-0.5), 0.5),
-        ("adaptive", Target(times=float("inf")), 0.5),
-        ("adaptive", Target(times=float("nan")), 0.5),
-        ("adaptive", Target(), 1.1),
+        ("more", Target(1.0, 2.0), 0.5),
+        ("adaptive", Target(1.5, 2.0), 0.5),
+        ("adaptive", Target(-0.1, 2.0), 0.5),
+        ("adaptive", Target(1.0, -0.5), 0.5),
+        ("adaptive", Target(1.0, float("inf")), 0.5),
+        ("adaptive", Target(1.0, float("nan")), 0.5),
+        ("adaptive", Target(1.0, 2.0), 1.1),
     ],
 )
 def test_settings_out_of_range_are_refused(mode, target, strength):

@@ -182,7 +182,7 @@ def test_too_few_writers_or_genuine_signatures_are_refused(records):
 
 def test_a_site_where_nothing_could_be_kept_aside_is_told_what_is_missing():
     """Two genuine signatures are enough to be tried, of which one trains."""
-    require_aside(split_signatures(_source(genuine=3), 0, "north").train)
-    with pytest.raises(DataError, match="of no name do two genuine") as refused:
-        require_aside(split_signatures(_source(genuine=2), 0, "north").train)
+    require_aside(split_signatures(_source(genuine=3), 0, "north").train, "north")
+    with pytest.raises(DataError, match="site north: of no name do two genuine") as refused:
+        require_aside(split_signatures(_source(genuine=2), 0, "north").train, "north")
     assert "three genuine signatures" in refused.value.next_step

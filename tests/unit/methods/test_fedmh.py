@@ -322,7 +322,7 @@ def test_the_two_probe_losses_are_those_of_a_plain_loop_with_the_head_that_was_f
     halves = [np.mean([loss for loss, real in forged if real == kind]) for kind in (True, False)]
     assert found.forged == pytest.approx(np.mean(halves), rel=1e-4)
     rows = torch.arange(aside.size)
-    together = outputs_of(model, head, aside, rows, model(aside.inputs(rows))).losses
+    together = outputs_of(model, head, aside, rows).losses
     assert [one.item() for one in together] == pytest.approx(list(found), rel=1e-4)
 
 
@@ -358,7 +358,7 @@ def test_a_step_gives_the_optimiser_the_guided_gradient(guided):
     # The same head, upside down for one writer: whoever is told apart is told wrong.
     rows = torch.arange(signatures.size)
     steps = GuidedSteps(model, head, 1e-3, plan.draft.fedmh)
-    losses = outputs_of(model, head, signatures, rows, model(signatures.inputs(rows))).losses
+    losses = outputs_of(model, head, signatures, rows).losses
     opposed = losses._replace(forged=losses.forged - 0.2 * losses.user)
     u = torch.autograd.grad(opposed.user, shared, retain_graph=True)
     f = torch.autograd.grad(opposed.forged, shared, retain_graph=True)

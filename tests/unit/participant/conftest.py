@@ -18,8 +18,8 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture(scope="session")
 def drawn_signatures(tmp_path_factory: pytest.TempPathFactory) -> list[SignatureRecord]:
-    """Four writers, two of whom train: four genuine signatures and two skilled forgeries each."""
-    return synthetic_signatures(tmp_path_factory.mktemp("signatures"), 1, 4, 4, 2, seed=3)[0]
+    """Four writers, two of whom train: four genuine signatures and three skilled forgeries each."""
+    return synthetic_signatures(tmp_path_factory.mktemp("signatures"), 1, 4, 4, 3, seed=3)[0]
 
 
 @pytest.fixture

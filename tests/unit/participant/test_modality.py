@@ -69,9 +69,9 @@ def test_both_modalities_have_a_layout_of_cross_media_signatures():
 
 def test_signatures_are_split_and_read_alike_by_whoever_needs_them(signatures):
     split = split_signature_records(signatures, "amber")
-    assert len(list_signatures(signatures)) == 24
+    assert len(list_signatures(signatures)) == 28
     read = training_signatures(signatures, "amber")
-    assert len(read.images) == len(split.train) == 2 * (2 + 1)
+    assert len(read.images) == len(split.train) == 2 * (2 + 2)
     order = list(by_claim(split.train))
     claims = [order[number] for number in read.writers]
     assert claims == [record.claimed for record in split.train]

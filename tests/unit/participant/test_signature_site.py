@@ -314,7 +314,7 @@ def test_a_run_is_not_evaluated_on_images_of_something_else(trained, tmp_path):
 def test_preflight_counts_signatures_by_use(north):
     done = CliRunner().invoke(main, ["preflight", "--home", str(north.home.path), "--json"])
     found = json.loads(done.stdout)
-    assert (found["modality"], found["images"], found["forged"]) == ("signature", 24, 8)
-    assert (found["training_signatures"], found["training_forgeries"]) == (4, 2)
+    assert (found["modality"], found["images"], found["forged"]) == ("signature", 28, 12)
+    assert (found["training_signatures"], found["training_forgeries"]) == (4, 4)
     assert (found["closed_writers"], found["open_writers"]) == (2, 2)
-    assert found["forgeries_tried"]["open"] == {"random": 4, "simple": 0, "skilled": 4}
+    assert found["forgeries_tried"]["open"] == {"random": 4, "simple": 0, "skilled": 6}

@@ -115,15 +115,15 @@ def test_mutual_losses_are_half_the_task_and_half_the_divergence():
 
     def drawn():
         writers = torch.randn(4, 3, generator=generator)
-        genuine = torch.randn(6, generator=generator)
+        detection = torch.randn(6, generator=generator)
         losses = TaskLosses(torch.tensor(2.0), torch.tensor(3.0))
-        return Outputs(torch.empty(0), writers, genuine, losses)
+        return Outputs(torch.empty(0), writers, detection, losses)
 
     mine, other = drawn(), drawn()
     user, forged = mutual_losses(mine, other)
     p, q = F.softmax(other.writers, dim=1), F.softmax(mine.writers, dim=1)
     assert user.item() == pytest.approx(1.0 + 0.5 * (p * (p / q).log()).sum(1).mean().item())
-    p, q = torch.sigmoid(other.genuine), torch.sigmoid(mine.genuine)
+    p, q = torch.sigmoid(other.detection), torch.sigmoid(mine.detection)
     divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
     assert forged.item() == pytest.approx(1.5 + 0.5 * divergence.mean().item(), rel=1e-5)
 

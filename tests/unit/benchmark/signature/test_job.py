@@ -26,7 +26,7 @@ from fedpalm.errors import ConfigError
 
 def tiny(**changes):
     values = {
-        "synthetic": {"writers": 4, "genuine": 4, "forged": 2},
+        "synthetic": {"writers": 4, "genuine": 4, "forged": 3},
         "sites": 3,
         "rounds": 2,
         "references": (1, 2),

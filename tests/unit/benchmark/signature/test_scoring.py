@@ -87,7 +87,8 @@ def test_a_method_that_lacks_a_seed_is_not_ranked_and_breaks_no_table():
     results = [result("fedmh", 1.0), result("fedmh", 1.0, 1), result("local", 3.0, 1)]
     results += [result("fml", 9.0), result("fedproto", 2.0), result("fedproto", 2.0, 1)]
     summary = summarise(results, [])
-    assert "number 2 of 2 methods" in markdown(summary)
+    said = markdown(summary)
+    assert "number 2 of 2 methods" in said and "Not ranked, having other seeds: local, FML." in said
     assert summary["trained_on"]["synthetic"]["lowest"]["open"]["rival"] == "fedproto"
     assert (
         summarise([result("fedmh", 1.0), result("fml", 9.0, 1)], [])["trained_on"]["synthetic"][

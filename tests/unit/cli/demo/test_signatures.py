@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fedpalm.cli.demo.claims import estimates_of, learning, mean_of_sites, rounds_of
 from fedpalm.cli.demo.command import default_folder, resolve
-from fedpalm.cli.demo.figures import Report
+from fedpalm.cli.demo.figures import LearningPoint, Report
 from fedpalm.cli.demo.page import page
 from fedpalm.cli.demo.people import choose_people
 from fedpalm.cli.demo.plans import bound_plan
@@ -208,7 +208,7 @@ def test_a_set_of_one_name_alone_is_refused_before_anything_trains(tmp_path: Pat
     settings = MIXED.model_copy(
         update={"sites": 3, "identities": 2, "images": 4, "data": str(tmp_path / "list.txt")}
     )
-    with pytest.raises(DataError, match="everybody writes the same name"):
+    with pytest.raises(DataError, match="all write the same name"):
         choose_writers(settings)
 
 
@@ -241,15 +241,29 @@ def test_a_newcomer_is_claimed_by_themselves_by_another_and_by_a_forger(tmp_path
         }
 
 
-def test_losses_are_averaged_in_rounds_of_which_every_site_tells_both():
-    def told(user: float | None) -> dict[str, float | None]:
-        return {"probe.user_after": user, "probe.forged_after": 0.5, "eta.task": 0.25}
+def test_losses_are_averaged_in_rounds_that_every_site_tells_and_of_detection_where_it_is_judged():
+    def told(user: float | None, forged: float | None = 0.5) -> dict[str, float | None]:
+        found = {"probe.user_after": user, "eta.task": 0.25}
+        return found if forged is None else found | {"probe.forged_after": forged}
 
     one = rounds_of({"1": told(3.0), "2": told(2.0), "10": told(1.0)})
     other = rounds_of({"1": told(5.0), "2": told(None)})
     assert [r.round for r in one] == [1, 2, 10] and one[0].etas == {"task": 0.25}
     (point,) = learning([one, other])
     assert (point.round, point.user, point.forged) == (1, 4.0, 0.5)
+    blind = rounds_of({"1": told(8.0, None)})
+    assert learning([one, blind]) == (LearningPoint(round=1, user=5.5, forged=0.5),)
+    assert learning([blind]) == (LearningPoint(round=1, user=8.0, forged=None),)
+
+
+def test_losses_of_a_task_that_no_site_judges_are_not_drawn_as_0(tmp_path: Path):
+    report = canned_signatures(EERS)
+    points = {"fedmh": (LearningPoint(round=1, user=8.0, forged=None),)}
+    blind = report.model_copy(
+        update={"open_set": report.open_set.model_copy(update={"learning": points})}
+    )
+    assert "no site keeps a forgery aside" in write_plots(blind, tmp_path)["forgeries"]
+    assert "no site keeps a forgery aside" not in write_plots(report, tmp_path)["forgeries"]
 
 
 @pytest.fixture(scope="module")
