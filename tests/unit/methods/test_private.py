@@ -115,7 +115,7 @@ def test_gradients_of_compnet_are_those_of_a_loop_over_people(monkeypatch):
 def test_gradients_of_both_models_and_teims_of_fedpalm_are_too(monkeypatch):
     unaugmented(monkeypatch)
     training = still({"teim_from_start": True})
-    site = built("fedpalm", training, tiny_images(0, people=2, each=2), Noiseless())
+    site = built("fedpalm", training, tiny_images(0, people=2, each=1), Noiseless())
     prefixes = {"open.": site.learner, "closed.": site.own}
     assert one_by_one(site, 1, prefixes, compnet_oracle.textural_feature, 0.1) == 56
 
@@ -175,7 +175,7 @@ def test_a_record_is_a_person_of_its_own():
 
 
 def test_a_step_that_draws_nobody_is_made_all_the_same():
-    training = private(sampling_rate=0.5, steps=2)
+    training = private(sampling_rate=0.5)
     for method in ("fedavg", "fedpalm"):
         site = built(method, training, PEOPLE, SeededRandom(1))
         site.randomness.chosen = lambda count, rate: np.zeros(count, bool)
