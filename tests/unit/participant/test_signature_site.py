@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageDraw
 
+from fedpalm.data.trained_signatures import TrainedImage, TrainedSignatures
 from fedpalm.errors import ConfigError, DataError, EgressRefusedError
 from fedpalm.evaluation.claim_file import read_claims
 from fedpalm.evaluation.signatures import evaluate_claims
@@ -23,7 +24,7 @@ from participant.cli import main
 from participant.evaluate import ModelChoice
 from participant.evaluate_signatures import evaluate_signatures
 from participant.images import split_signature_records, training_signatures
-from participant.trained_on import trained_on
+from participant.trained_on import keep_trained_on, trained_on
 from participant.trainer import Trainer
 from tests.support.participant import FEDERATION, Site
 from tests.support.rounds import RUN, Chain
@@ -103,6 +104,13 @@ def keep_model(site: Site, number: int, shared: np.ndarray) -> None:
     digest = hashlib.sha256(raw).digest()
     site.store.model_path(digest).write_bytes(raw)
     site.store.add_model(RUN, number, digest, keep=3)
+
+
+def test_what_a_run_trained_on_first_stays(north):
+    first, later = (TrainedSignatures((TrainedImage(2 * one, one, "", True),)) for one in "ab")
+    for trained in (first, later):
+        keep_trained_on(north.store, RUN, trained)
+    assert trained_on(north.store, RUN, manifest_plan(north)) == first
 
 
 def test_a_training_that_was_killed_is_repeated_bit_for_bit_from_what_is_stored(north, chain):
