@@ -60,7 +60,6 @@ def _examples(of: int) -> int:
 def _fuzz(examples: int) -> Callable[[Any], Any]:
     return settings(
         max_examples=examples,
-        deadline=None,
         database=None,
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),

@@ -405,7 +405,6 @@ def test_a_call_ends_with_a_status_that_means_something(name: str, target: Targe
 
     @settings(
         max_examples=EXAMPLES,
-        deadline=None,
         database=None,
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),

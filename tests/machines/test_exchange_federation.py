@@ -271,7 +271,7 @@ class Federation(RuleBasedStateMachine):
             assert not any(plain[at : at + 8] in held for at in range(0, len(plain) - 8, 8))
 
 
-Federation.TestCase.settings = settings(max_examples=20, stateful_step_count=45, deadline=None)
+Federation.TestCase.settings = settings(max_examples=20, stateful_step_count=45)
 TestExchangeFederation = Federation.TestCase
 
 
@@ -379,9 +379,7 @@ class LyingCoordinator(RuleBasedStateMachine):
             assert all((one == expert_of(name)).all() for name, one in site.experts.items())
 
 
-LyingCoordinator.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None
-)
+LyingCoordinator.TestCase.settings = settings(max_examples=30, stateful_step_count=25)
 TestLyingCoordinator = LyingCoordinator.TestCase
 
 

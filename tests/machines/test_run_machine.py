@@ -397,7 +397,7 @@ def _under_way(run: Run) -> bool:
 
 
 TestRunUnderFire = RunUnderFire.TestCase
-TestRunUnderFire.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestRunUnderFire.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 class MaskedRunUnderFire(RunUnderFire):
@@ -447,4 +447,4 @@ class MaskedRunUnderFire(RunUnderFire):
 
 
 TestMaskedRunUnderFire = MaskedRunUnderFire.TestCase
-TestMaskedRunUnderFire.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestMaskedRunUnderFire.settings = settings(max_examples=150, stateful_step_count=40)

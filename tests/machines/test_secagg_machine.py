@@ -590,7 +590,6 @@ def test_no_order_of_events_tells_more_than_one_sum() -> None:
             settings=settings(
                 max_examples=max(examples, FUZZ_STEPS // 100),
                 stateful_step_count=40,
-                deadline=None,
                 phases=phases,
                 suppress_health_check=list(HealthCheck),
                 database=None if FUZZ_STEPS else settings().database,

@@ -359,9 +359,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=ACTIONS, seed=st.integers(0, 2**16))
 def test_no_sequence_of_faults_changes_what_the_survivors_add_up_to(
     tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, int]], seed: int

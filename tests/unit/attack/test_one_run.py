@@ -41,7 +41,7 @@ def test_delta_adds_the_worst_share_of_the_lower_tail():
     epsilons=st.tuples(st.floats(0, 6), st.floats(0, 6)),
     deltas=st.tuples(st.floats(0, 1e-3), st.floats(0, 1e-3)),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_weaker_claim_is_never_easier_to_refute(made, share, epsilons, deltas):
     found = Guesses(2 * made, made, int(share * made))
     strict = p_value(found, min(epsilons), min(deltas))

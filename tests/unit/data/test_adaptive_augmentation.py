@@ -68,7 +68,7 @@ def _count(images: SignatureImages, writer: int, genuine: bool) -> int:
     return int(((images.writers == writer) & (images.genuine == genuine)).sum())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sizes=sizes_of_subsets, target=targets, seed=st.integers(0, 99))
 def test_every_subset_reaches_the_target_exactly_and_none_is_made_of_nothing(sizes, target, seed):
     images = _images(sizes)
@@ -182,7 +182,7 @@ def test_the_same_generator_state_gives_the_same_copies_and_another_gives_others
     assert (drawn(1) != drawn(2)).any()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(at=st.integers(0, 11), seed=st.integers(0, 10**6), strength=st.floats(0.01, 1.0))
 def test_a_copy_is_framed_and_weighed_as_a_prepared_signature_is(at, seed, strength):
     copy = redrawn(SCRIBBLES[at], strength, np.random.default_rng(seed))

@@ -48,7 +48,7 @@ def test_ink_is_framed_with_its_shape_kept():
     assert ink.max() == 255
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     left=st.integers(0, 130),
     top=st.integers(0, 55),

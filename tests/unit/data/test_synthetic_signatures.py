@@ -69,7 +69,7 @@ def test_a_stroke_that_hardly_turns_is_a_line():
     assert np.hypot(*path.xy[-1]) == pytest.approx(2.0, rel=0.005)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6))
 def test_a_forgery_is_slower_trembles_and_lifts_the_pen_elsewhere(seed):
     plan = draw_plan(np.random.default_rng(seed))

@@ -54,7 +54,7 @@ def test_two_gaussians_a_distance_apart_give_the_integral():
     assert found == pytest.approx(expected, abs=0.01)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     mated=st.lists(st.floats(-1, 1), min_size=1, max_size=40),
     others=st.lists(st.floats(-1, 1), min_size=1, max_size=40),

@@ -266,7 +266,7 @@ def test_a_salt_is_new_each_time():
 # --- bytes -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_flipped_byte_of_a_consent_goes_unnoticed(group: Group, data: st.DataObject):
     east, north, west = group.consents()

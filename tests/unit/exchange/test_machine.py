@@ -526,7 +526,7 @@ def likely(machine: ExchangeMachine) -> list[exchange.Input]:
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.booleans(), st.lists(st.none() | EVENTS, max_size=30), st.randoms(use_true_random=False))
 def test_random_inputs_never_break_what_must_hold(
     without: bool, events: Iterable[exchange.Input | None], rng

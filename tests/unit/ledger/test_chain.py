@@ -140,7 +140,7 @@ def test_a_changed_field_breaks_the_chain_where_it_was_changed(change):
 STORED = [entry.to_bytes() for entry in LOG]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_no_flipped_bit_of_a_stored_log_goes_unnoticed(data: st.DataObject):
     seq = data.draw(st.integers(0, 7))
@@ -152,7 +152,7 @@ def test_no_flipped_bit_of_a_stored_log_goes_unnoticed(data: st.DataObject):
         verify_chain([Entry.from_bytes(row) for row in stored], PUBLIC)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_no_byte_cut_from_or_put_into_a_stored_log_goes_unnoticed(data: st.DataObject):
     seq = data.draw(st.integers(0, 7))

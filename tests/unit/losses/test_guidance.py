@@ -21,7 +21,7 @@ def gradients(array):
 
 
 @given(VECTORS, VECTORS, st.floats(0.05, 0.95))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_combination_never_points_up_for_either_task_where_they_are_opposed(u, f, weight):
     guidance = guide(gradients(u), gradients(f), weight)
     d = torch.cat(guidance.combined(gradients(u), gradients(f))).numpy()

@@ -38,7 +38,7 @@ def landscape(seed, odd):
     st.floats(0.01, 3),
     st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_receipt_makes_either_probe_loss_worse_than_the_tolerance(seed, eps, weight, far, odd):
     rng = np.random.default_rng(seed + 1)
     own = rng.standard_normal(SIZE).astype(np.float32)
@@ -130,7 +130,7 @@ def test_a_model_of_another_length_is_refused():
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["negated", "scaled", "orthogonal", "nothing"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_an_aggregate_that_is_farther_than_zero_is_refused_whatever_the_probe_says(seed, kind):
     own, other = np.random.default_rng(seed).standard_normal((2, SIZE)).astype(np.float32)
     aggregate = own.copy()

@@ -43,7 +43,7 @@ def _update(plan, site="a", round_number=1):
     round_number=st.integers(1, 10_000),
     size=st.integers(1, 300),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_round_is_the_same_whenever_it_is_made_again(seed, site, round_number, size):
     plan = _plan(size, seed)
     one, two = (_update(plan, site, round_number) for _ in range(2))

@@ -52,7 +52,7 @@ def vaults(tmp_path_factory):
     return [by_key(make_home(folder / name)) for name in ("one", "other")]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(max_size=80), st.binary(max_size=2000))
 def test_what_was_sealed_comes_back_and_only_for_its_purpose_and_from_its_vault(
     vaults, purpose, data
@@ -72,7 +72,7 @@ def test_the_same_bytes_are_sealed_differently_every_time(vaults):
     assert len({vaults[0].seal("p", b"x") for _ in range(50)}) == 50
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_no_changed_or_cut_blob_opens(vaults, data):
     vault = vaults[0]

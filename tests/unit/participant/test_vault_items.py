@@ -419,7 +419,6 @@ class Records(RuleBasedStateMachine):
 Records.TestCase.settings = settings(
     max_examples=12,
     stateful_step_count=12,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 TestRecords = Records.TestCase

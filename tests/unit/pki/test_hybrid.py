@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpalm.errors import IntegrityError, KeyFileError, ProtocolError
@@ -32,7 +32,6 @@ SMALL_ORDER = [
 ]
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.binary(max_size=100))
 def test_what_is_sealed_opens_for_its_purpose(plaintext: bytes, info: bytes) -> None:
     sealed = seal(plaintext, KEY.public_bytes, info)
@@ -50,7 +49,6 @@ def test_it_opens_for_no_other_purpose_and_with_no_other_key() -> None:
             key.open(SEALED, info)
 
 
-@settings(deadline=None)
 @given(st.integers(0, len(SEALED) - 1), st.integers(1, 255))
 def test_nothing_altered_opens(at: int, flip: int) -> None:
     altered = bytearray(SEALED)
@@ -65,7 +63,6 @@ def test_nothing_cut_short_opens(length: int) -> None:
         KEY.open(SEALED[:length], b"one purpose")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=2000))
 def test_rubbish_does_not_open_and_raises_nothing_else(rubbish: bytes) -> None:
     with pytest.raises(IntegrityError):

@@ -103,7 +103,7 @@ def test_a_request_for_anything_else_than_one_identity_is_refused(changes):
         verify_request(rebuilt(**changes))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_flipped_byte_of_what_a_request_says_goes_unnoticed(data: st.DataObject):
     der = bytearray(GOOD.public_bytes(Encoding.DER))

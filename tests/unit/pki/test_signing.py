@@ -266,7 +266,7 @@ def test_a_leaf_outside_the_profile_is_refused_even_if_the_ca_signed_it(
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_no_flipped_byte_of_what_a_certificate_says_goes_unnoticed(
     federation, site, data: st.DataObject

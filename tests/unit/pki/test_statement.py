@@ -230,7 +230,7 @@ def test_bytes_that_are_no_statement_are_refused_even_if_signed(north: TlsIdenti
         Note.open(forged(north, text), north.anchors, now=NOW)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_no_changed_byte_of_a_signed_statement_goes_unnoticed(federation, signed, data):
     kept = bytearray(signed.to_bytes())

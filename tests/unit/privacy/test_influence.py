@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -95,7 +95,6 @@ def within_the_bound(everybody, at, cut=by_person):
     assert influence(everybody, at, cut) <= CLIP * ROUNDING
 
 
-@settings(deadline=None)
 @given(st.lists(PERSON, min_size=1, max_size=EVERYBODY), st.data())
 def test_one_person_moves_the_sum_by_the_clip_norm_at_most(everybody, data):
     within_the_bound(everybody, data.draw(st.integers(0, len(everybody) - 1)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
@@ -47,7 +47,6 @@ def gradients(scale, seed=0):
     return scale * torch.randn(40, 30, generator=drawn), scale * torch.randn((), generator=drawn)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 2.0**100, width=32), min_size=1, max_size=5))
 def test_each_person_is_clipped_over_all_parameters_and_divided_by_the_declared_number(scales):
     step, expected = Step(), np.zeros(1201)

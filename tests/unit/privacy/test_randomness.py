@@ -11,7 +11,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -67,7 +67,6 @@ def test_people_are_drawn_with_the_rate_and_independently():
     assert stats.binomtest(int(both), len(draws), 0.01).pvalue > UNLIKELY
 
 
-@settings(deadline=None)
 @given(st.integers(0, 20), st.floats(0, 1, exclude_min=True))
 def test_a_rate_of_one_draws_everybody(count, rate):
     randomness = SeededRandom(4)
@@ -76,7 +75,6 @@ def test_a_rate_of_one_draws_everybody(count, rate):
     assert not randomness.chosen(count, 2.0**-70).any()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 30), st.integers(0, 40), st.integers(0, 2**32))
 def test_a_subset_holds_nothing_twice(count, size, seed):
     found = SeededRandom(seed).subset(count, size)

@@ -99,7 +99,7 @@ def test_a_batch_is_transformed_as_its_rows_one_by_one():
     assert transform.apply(templates[:0]).shape == (0, SIZE)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     template=arrays.arrays(
         np.float32, 40, elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False)

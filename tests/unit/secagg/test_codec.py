@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpalm.errors import (
@@ -243,7 +243,6 @@ def test_a_value_that_encode_cannot_have_made_is_refused(
 # --- accuracy -------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     st.integers(3, 40),
     st.floats(0.01, 8.0),
@@ -303,7 +302,6 @@ def test_the_bias_is_below_three_standard_errors_over_ten_thousand_repetitions(
         assert abs(values.mean() - expected) <= 3 * error + 1e-9
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 200),
     st.floats(1e-30, 1e30),
@@ -329,7 +327,6 @@ def test_no_parameters_at_all_let_a_sum_wrap(
     assert max_weight * codec.stat_scale <= 2**53
 
 
-@settings(deadline=None)
 @given(st.floats(allow_nan=True, allow_infinity=True), st.integers(-5, 5))
 def test_a_clip_bound_that_is_no_positive_number_makes_no_codec(clip: float, n: int) -> None:
     if n >= 1 and 0 < clip < math.inf:
@@ -338,7 +335,6 @@ def test_a_clip_bound_that_is_no_positive_number_makes_no_codec(clip: float, n: 
         FixedPointCodec(n, 3, clip, 10)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(width=32), min_size=5, max_size=5), st.floats())
 def test_an_update_is_encoded_within_its_bounds_or_refused(
     values: list[float], weight: float

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpalm.errors import LayoutMismatchError, MaskingError, NonFiniteUpdateError, ProtocolError
@@ -98,7 +98,6 @@ def test_each_group_has_headroom_for_all_of_its_members_and_no_less_scale_than_e
         np.testing.assert_allclose(deltas, count * max_weight * clip, rtol=0, atol=step)
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.sets(st.sampled_from(SITES), min_size=1),

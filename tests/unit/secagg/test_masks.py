@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpalm.secagg import masks
@@ -36,7 +36,6 @@ modes_ctr = modes.CTR
 keys = st.lists(st.binary(min_size=32, max_size=32), max_size=4)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 300), keys, keys)
 def test_masks_are_the_plain_streams(length: int, add: list[bytes], subtract: list[bytes]) -> None:
     vector = vector_of(length)
@@ -77,7 +76,6 @@ def test_the_size_of_the_pieces_changes_nothing(
     np.testing.assert_array_equal(vector, expected)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 6), st.integers(1, 50), st.binary(min_size=32, max_size=32))
 def test_the_masks_of_all_pairs_cancel_in_the_sum(sites: int, length: int, seed: bytes) -> None:
     pair = {

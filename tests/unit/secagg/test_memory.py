@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpalm.errors import ContributionReuseError, MaskingError, ProtocolError, StaleRoundError
@@ -164,7 +164,6 @@ asks = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(asks)
 def test_in_any_order_there_is_one_reveal_for_each_round_and_for_each_model(
     asked: list[tuple[str, AttemptRef, str, str]],
@@ -205,7 +204,6 @@ def test_in_any_order_there_is_one_reveal_for_each_round_and_for_each_model(
     assert set(memory.given) == {models[ref] for ref in reveals}
 
 
-@settings(deadline=None)
 @given(asks)
 def test_a_memory_survives_json(asked: list[tuple[str, AttemptRef, str, str]]) -> None:
     memory = EMPTY

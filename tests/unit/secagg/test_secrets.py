@@ -6,7 +6,7 @@ import hashlib
 import hmac
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpalm.canonical import domain_hash
@@ -54,7 +54,6 @@ def test_our_derivation_without_a_label_is_that_of_rfc_5869(
     )
 
 
-@settings(deadline=None)
 @given(
     st.binary(min_size=32, max_size=64),
     st.text(st.characters(codec="ascii"), max_size=20),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpalm.errors import ProtocolError
@@ -44,7 +44,6 @@ def test_the_field_is_the_smallest_prime_field_that_holds_every_secret() -> None
     assert not any(is_prime(number) for number in range(2**256, PRIME))
 
 
-@settings(deadline=None)
 @given(secrets_, st.data())
 def test_any_threshold_of_shares_opens_the_secret(secret: bytes, data: st.DataObject) -> None:
     sites = data.draw(st.integers(1, 20))
@@ -56,7 +55,6 @@ def test_any_threshold_of_shares_opens_the_secret(secret: bytes, data: st.DataOb
     assert Interpolation(positions).open(given) == secret
 
 
-@settings(deadline=None)
 @given(secrets_, secrets_, st.data())
 def test_one_share_less_fits_every_other_secret_just_as_well(
     secret: bytes, other: bytes, data: st.DataObject

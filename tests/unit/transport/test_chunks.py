@@ -76,7 +76,7 @@ async def test_an_interrupted_payload_goes_on_where_it_stopped(target: Path) -> 
     assert partial_bytes(target, HASH) == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_whatever_the_cuts_and_restarts_the_payload_arrives(data: st.DataObject) -> None:
     payload = data.draw(st.binary(max_size=400))
